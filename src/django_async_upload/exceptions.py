@@ -1,0 +1,398 @@
+"""Every error an upload can end in, for hosts, for the server's shells and for the client.
+
+UploadError
+├── ProtocolViolation            the connection is closed
+│   ├── MalformedFrame           malformed_frame
+│   ├── CorruptFrame             corrupt_frame          (retryable)
+│   ├── UnexpectedMessage        unexpected_message
+│   ├── UnknownStream            unknown_stream
+│   ├── FlowControlViolation     flow_control
+│   ├── TooManyStreams           too_many_streams
+│   └── SubprotocolRequired      subprotocol_required
+├── ConnectionRefused            the connection is closed
+│   ├── AuthenticationRequired   authentication_required (retryable: after signing in again)
+│   ├── AuthenticationTimeout    authentication_timeout  (retryable)
+│   ├── TicketInvalid            ticket_invalid
+│   ├── TicketExpired            ticket_expired          (retryable: with a new ticket)
+│   ├── OriginRefused            origin_refused
+│   ├── TooManyConnections       too_many_connections    (retryable)
+│   ├── IdleTimeout              idle_timeout            (retryable)
+│   └── Draining                 draining                (retryable)
+├── UploadRefused                a rule of the host says no; nothing is kept
+│   ├── PermissionRefused        permission_denied
+│   ├── FileTooLarge             file_too_large
+│   ├── TypeRefused              type_refused
+│   ├── NameRefused              name_refused
+│   ├── MetadataInvalid          metadata_invalid
+│   ├── FileRefused              file_refused
+│   ├── SessionQuotaExceeded     session_quota           (retryable)
+│   └── ByteQuotaExceeded        byte_quota              (retryable)
+├── UploadInterrupted            this connection has lost the upload; the upload itself goes on
+│   ├── TakenOver                taken_over
+│   ├── WrongOffset              wrong_offset            (retryable)
+│   ├── SizeMismatch             size_mismatch           (retryable)
+│   ├── Busy                     busy                    (retryable)
+│   ├── StorageFull              storage_full            (retryable)
+│   ├── StorageFailed            storage_error           (retryable)
+│   ├── DatabaseUnavailable      database_unavailable    (retryable)
+│   └── InternalError            internal_error          (retryable)
+├── UploadFailed                 the upload is over
+│   ├── NotFound                 not_found
+│   ├── UploadOver               upload_over
+│   ├── KeyReused                key_reused
+│   ├── FileChanged              file_changed
+│   ├── DataLost                 data_lost
+│   ├── SizeExceeded             size_exceeded
+│   ├── CorruptChunks            corrupt_chunks
+│   └── DigestMismatch           digest_mismatch
+├── BindError                    a host bound a file that cannot be bound
+│   ├── NotCompleted             not_completed
+│   └── AlreadyBound             already_bound
+└── ConnectionLost               connection_lost         (client only; retryable)
+
+A domain error knows nothing of close codes or HTTP statuses: each shell has one table for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class UploadError(Exception):
+    """Base of every error of this package.
+
+    ``code`` is stable: programs may compare it. ``message`` is English for people and may change.
+    ``retryable`` says whether the same attempt can succeed later. ``facts`` holds the figures
+    (JSON values) behind the message.
+    """
+
+    code: ClassVar[str] = "upload_error"
+    retryable: ClassVar[bool] = False
+    template: ClassVar[str] = "The upload failed."
+
+    def __init__(self, message: str | None = None, /, **facts: Any) -> None:
+        self.facts = facts
+        self.message = message or self.template.format_map(_Facts(facts))
+        super().__init__(self.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.facts)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait before another attempt, where the server has an opinion."""
+        return self.facts.get("retry_after")
+
+
+class _Facts(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def _rebuild(cls: type[UploadError], message: str, facts: dict[str, Any]) -> UploadError:
+    return cls(message, **facts)
+
+
+# The connection is closed -------------------------------------------------------------------------
+
+
+class ProtocolViolation(UploadError):
+    """The peer broke the protocol; the connection is closed and nothing was changed."""
+
+    code = "protocol_violation"
+    template = "The peer broke the upload protocol."
+
+
+class MalformedFrame(ProtocolViolation):
+    code = "malformed_frame"
+    template = "Not a frame of this protocol: {reason}."
+
+
+class CorruptFrame(ProtocolViolation):
+    """A checksum did not match and the header cannot be trusted to say whose frame it was."""
+
+    code = "corrupt_frame"
+    retryable = True
+    template = "A frame was damaged on its way."
+
+
+class UnexpectedMessage(ProtocolViolation):
+    code = "unexpected_message"
+    template = "{type} is not expected here ({state})."
+
+
+class UnknownStream(ProtocolViolation):
+    code = "unknown_stream"
+    template = "Stream {stream} was never opened."
+
+
+class FlowControlViolation(ProtocolViolation):
+    code = "flow_control"
+    template = "Data up to {end} was sent; the limit is {limit}."
+
+
+class TooManyStreams(ProtocolViolation):
+    code = "too_many_streams"
+    template = "At most {max_streams} streams may be open at once."
+
+
+class SubprotocolRequired(ProtocolViolation):
+    code = "subprotocol_required"
+    template = "Offer the WebSocket subprotocol {subprotocol}."
+
+
+class ConnectionRefused(UploadError):
+    """The server does not talk (any longer) with this client on this connection."""
+
+    code = "connection_refused"
+    template = "The server refused the connection."
+
+
+class AuthenticationRequired(ConnectionRefused):
+    code = "authentication_required"
+    retryable = True
+    template = "Sign in, or send a ticket."
+
+
+class AuthenticationTimeout(ConnectionRefused):
+    code = "authentication_timeout"
+    retryable = True
+    template = "No ticket came within {seconds} s."
+
+
+class TicketInvalid(ConnectionRefused):
+    code = "ticket_invalid"
+    template = "The ticket is not valid here."
+
+
+class TicketExpired(ConnectionRefused):
+    code = "ticket_expired"
+    retryable = True
+    template = "The ticket has expired."
+
+
+class OriginRefused(ConnectionRefused):
+    code = "origin_refused"
+    template = "Pages of {origin} may not upload here."
+
+
+class TooManyConnections(ConnectionRefused):
+    code = "too_many_connections"
+    retryable = True
+    template = "At most {max_connections} connections may be open at once."
+
+
+class IdleTimeout(ConnectionRefused):
+    code = "idle_timeout"
+    retryable = True
+    template = "Nothing came for {seconds} s."
+
+
+class Draining(ConnectionRefused):
+    code = "draining"
+    retryable = True
+    template = "The server is about to restart."
+
+
+# A rule of the host says no -----------------------------------------------------------------------
+
+
+class UploadRefused(UploadError):
+    """A rule of the host refuses this upload. Hooks raise it, or one of its children."""
+
+    code = "upload_refused"
+    template = "This upload is not allowed."
+
+
+class PermissionRefused(UploadRefused):
+    code = "permission_denied"
+    template = "You may not upload here."
+
+
+class FileTooLarge(UploadRefused):
+    code = "file_too_large"
+    template = "The file has {size} bytes; at most {max_size} are allowed."
+
+
+class TypeRefused(UploadRefused):
+    code = "type_refused"
+    template = "Files of type {type} are not allowed."
+
+
+class NameRefused(UploadRefused):
+    code = "name_refused"
+    template = "This file name is not allowed."
+
+
+class MetadataInvalid(UploadRefused):
+    code = "metadata_invalid"
+    template = "The metadata is not valid: {reason}."
+
+
+class FileRefused(UploadRefused):
+    """The inspection hook looked at the whole file and refused it."""
+
+    code = "file_refused"
+    template = "The file was refused."
+
+
+class SessionQuotaExceeded(UploadRefused):
+    code = "session_quota"
+    retryable = True
+    template = "At most {max_sessions} uploads may be open at once."
+
+
+class ByteQuotaExceeded(UploadRefused):
+    code = "byte_quota"
+    retryable = True
+    template = "Open uploads may hold {max_bytes} bytes at most; {open_bytes} are in use."
+
+
+# This connection has lost the upload --------------------------------------------------------------
+
+
+class UploadInterrupted(UploadError):
+    """The stream is closed; the upload stays as it is and can be attached again."""
+
+    code = "upload_interrupted"
+    retryable = True
+    template = "The upload was interrupted."
+
+
+class TakenOver(UploadInterrupted):
+    """Another connection resumed the upload. Never retried automatically: two would steal for ever."""
+
+    code = "taken_over"
+    retryable = False
+    template = "Another connection has taken this upload over."
+
+
+class WrongOffset(UploadInterrupted):
+    code = "wrong_offset"
+    template = "Data came at offset {offset}; {expected} was expected."
+
+
+class SizeMismatch(UploadInterrupted):
+    code = "size_mismatch"
+    template = "The upload was finished at {size} bytes; {received} were received."
+
+
+class Busy(UploadInterrupted):
+    code = "busy"
+    template = "The server is busy."
+
+
+class StorageFull(UploadInterrupted):
+    code = "storage_full"
+    template = "The server has no room for this file."
+
+
+class StorageFailed(UploadInterrupted):
+    code = "storage_error"
+    template = "The server could not write the file."
+
+
+class DatabaseUnavailable(UploadInterrupted):
+    code = "database_unavailable"
+    template = "The server's database does not answer."
+
+
+class InternalError(UploadInterrupted):
+    code = "internal_error"
+    template = "The server made a mistake; its log says which."
+
+
+# The upload is over -------------------------------------------------------------------------------
+
+
+class UploadFailed(UploadError):
+    """The upload is over, or never was; sending the same thing again cannot help."""
+
+    code = "upload_failed"
+    template = "The upload failed."
+
+
+class NotFound(UploadFailed):
+    """There is no such upload, or it is somebody else's: the answer is the same."""
+
+    code = "not_found"
+    template = "There is no such upload."
+
+
+class UploadOver(UploadFailed):
+    code = "upload_over"
+    template = "The upload is over: {state}."
+
+
+class KeyReused(UploadFailed):
+    code = "key_reused"
+    template = "This key belongs to an upload with another {field}."
+
+
+class FileChanged(UploadFailed):
+    code = "file_changed"
+    template = "The file is not the one that was begun: its first {offset} bytes differ."
+
+
+class DataLost(UploadFailed):
+    """Less is there than was acknowledged as durable, or than the client still holds."""
+
+    code = "data_lost"
+    template = "Bytes that were acknowledged up to {durable} are gone; {proved} can be proved."
+
+
+class SizeExceeded(UploadFailed):
+    code = "size_exceeded"
+    template = "Data up to {end} was sent; the declared size is {size}."
+
+
+class CorruptChunks(UploadFailed):
+    code = "corrupt_chunks"
+    template = "The chunk at {offset} was damaged {times} times in a row."
+
+
+class DigestMismatch(UploadFailed):
+    code = "digest_mismatch"
+    template = "The file's {algorithm} is {actual}; the sender's is {expected}."
+
+
+# Hosts and clients --------------------------------------------------------------------------------
+
+
+class BindError(UploadError):
+    code = "bind_error"
+    template = "The file cannot be bound."
+
+
+class NotCompleted(BindError):
+    code = "not_completed"
+    template = "The upload is {state}, not completed."
+
+
+class AlreadyBound(BindError):
+    code = "already_bound"
+    template = "The file is bound already."
+
+
+class ConnectionLost(UploadError):
+    """Client only: the server cannot be reached, or the connection broke."""
+
+    code = "connection_lost"
+    retryable = True
+    template = "The connection to the server was lost."
+
+
+def _tree(cls: type[UploadError]) -> list[type[UploadError]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
+
+
+BY_CODE: dict[str, type[UploadError]] = {cls.code: cls for cls in _tree(UploadError)}
+
+
+def from_code(code: str, message: str, facts: dict[str, Any]) -> UploadError:
+    """The error a peer reported. An unknown code (a newer peer) gives an :class:`UploadError`."""
+    cls = BY_CODE.get(code, UploadError)
+    error = cls(message, **facts)
+    if cls.code != code:
+        error.facts = {**facts, "code": code}
+    return error

@@ -1,0 +1,182 @@
+"""The frame: one WebSocket binary message, a 16-byte header and a payload.
+
+::
+
+     0        1        2                                        8                12              16
+    +--------+--------+----------------------------------------+----------------+----------------+
+    | type   | flags  | offset (48 bits)                       | stream         | CRC-32C        |
+    +--------+--------+----------------------------------------+----------------+----------------+
+
+Integers are big-endian. The CRC-32C (Castagnoli, RFC 3720 appendix B.4) covers the first 12 bytes
+and the payload. The CRC function is passed in, so that this package needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+from typing import Any, Final, NamedTuple
+
+from ..exceptions import CorruptFrame, MalformedFrame
+
+SUBPROTOCOL: Final = "async-upload.v1"
+VERSION: Final = 1
+
+HEADER_SIZE: Final = 16
+MAX_FRAME: Final = 1024 * 1024
+"""Bytes; Daphne resets a connection whose message is larger."""
+MAX_CHUNK: Final = MAX_FRAME - 4096
+"""Bytes of payload of a DATA frame: below MAX_FRAME, and a multiple of the page size."""
+MAX_CONTROL: Final = 64 * 1024
+"""Bytes of payload of a control frame."""
+MAX_OFFSET: Final = 2**48 - 1
+MAX_STREAM: Final = 2**32 - 1
+
+CRC = Callable[[bytes | bytearray | memoryview, int], int]
+"""``crc(data, value) -> value``: CRC-32C of data, going on from value (0 at the start)."""
+
+_HEADER = struct.Struct("!QII")  # type, flags and offset are one u64
+_CHECKED = 12
+_OFFSET_BITS = 48
+
+
+class FrameType(IntEnum):
+    """Below 0x40 from the client, from 0x80 on from the server, between them from both."""
+
+    DATA = 0x01
+    AUTH = 0x02
+    CREATE = 0x03
+    ATTACH = 0x04
+    PROOF = 0x05
+    FINISH = 0x06
+    CANCEL = 0x07
+    RELEASE = 0x08
+    PAUSED = 0x09
+    QUERY = 0x0A
+    PING = 0x40
+    PONG = 0x41
+    HELLO = 0x80
+    AUTHENTICATED = 0x81
+    CREATED = 0x82
+    ATTACHED = 0x83
+    READY = 0x84
+    ACK = 0x85
+    REWIND = 0x86
+    PAUSE = 0x87
+    PROGRESS = 0x88
+    COMPLETED = 0x89
+    CANCELLED = 0x8A
+    RELEASED = 0x8B
+    STATUS = 0x8C
+    LIMIT = 0x8D
+    DRAIN = 0x8E
+    ERROR = 0x8F
+
+
+class Flag(IntFlag):
+    NONE = 0
+    RESTART = 0x01
+    """DATA only: the first frame after a REWIND."""
+
+
+class Header(NamedTuple):
+    type: FrameType
+    flags: int
+    offset: int
+    """Bytes from the start of the file; 0 in control frames."""
+    stream: int
+    """0 is the connection itself."""
+    crc: int
+
+
+_TYPES: Final = {int(each): each for each in FrameType}
+
+
+def parse_header(frame: bytes | memoryview) -> Header:
+    """Take a frame apart. The CRC is not checked here: see :func:`is_intact`.
+
+    Raises :class:`MalformedFrame` for anything that no version-1 peer sends.
+    """
+    if len(frame) < HEADER_SIZE:
+        raise MalformedFrame(reason=f"{len(frame)} bytes are shorter than a header")
+    if len(frame) > MAX_FRAME:
+        raise MalformedFrame(reason=f"{len(frame)} bytes are more than {MAX_FRAME}")
+    word, stream, crc = _HEADER.unpack_from(frame)
+    kind = _TYPES.get(word >> 56)
+    if kind is None:
+        raise MalformedFrame(reason=f"type 0x{word >> 56:02x} is not known")
+    flags = (word >> _OFFSET_BITS) & 0xFF
+    offset = word & MAX_OFFSET
+    if kind is FrameType.DATA:
+        if flags & ~Flag.RESTART:
+            raise MalformedFrame(reason=f"flags 0x{flags:02x} are not known")
+        if not HEADER_SIZE < len(frame) <= HEADER_SIZE + MAX_CHUNK:
+            raise MalformedFrame(reason=f"{len(frame) - HEADER_SIZE} bytes are no chunk")
+    elif flags or offset:
+        raise MalformedFrame(reason="flags and offset are 0 in a control frame")
+    elif len(frame) > HEADER_SIZE + MAX_CONTROL:
+        raise MalformedFrame(reason=f"a control payload has at most {MAX_CONTROL} bytes")
+    return Header(kind, flags, offset, stream, crc)
+
+
+def is_intact(frame: bytes | memoryview, crc: CRC) -> bool:
+    """Whether the CRC in the header is that of the frame. ``frame`` has at least a header."""
+    view = memoryview(frame)
+    expected = int.from_bytes(view[_CHECKED:HEADER_SIZE], "big")
+    return crc(view[HEADER_SIZE:], crc(view[:_CHECKED], 0)) == expected
+
+
+def build_header(
+    kind: FrameType,
+    stream: int,
+    payload: bytes | bytearray | memoryview,
+    crc: CRC,
+    *,
+    offset: int = 0,
+    flags: int = 0,
+) -> bytes:
+    """The 16 bytes that go before ``payload``."""
+    word = kind << 56 | flags << _OFFSET_BITS | offset
+    head = _HEADER.pack(word, stream, 0)[:_CHECKED]
+    return head + crc(payload, crc(head, 0)).to_bytes(4, "big")
+
+
+def build_data(
+    stream: int,
+    offset: int,
+    payload: bytes | bytearray | memoryview,
+    crc: CRC,
+    *,
+    restart: bool = False,
+) -> bytes:
+    flags = Flag.RESTART if restart else Flag.NONE
+    header = build_header(FrameType.DATA, stream, payload, crc, offset=offset, flags=flags)
+    return b"".join((header, payload))
+
+
+def build_control(kind: FrameType, stream: int, fields: dict[str, Any], crc: CRC) -> bytes:
+    """A control frame: the payload is one JSON object in UTF-8, keys as given."""
+    payload = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    return build_header(kind, stream, payload, crc) + payload
+
+
+def parse_fields(frame: bytes | memoryview, crc: CRC) -> dict[str, Any]:
+    """The JSON object of a control frame, its CRC checked.
+
+    Raises :class:`CorruptFrame` and :class:`MalformedFrame`.
+    """
+    if not is_intact(frame, crc):
+        raise CorruptFrame
+    try:
+        fields = json.loads(bytes(frame[HEADER_SIZE:]), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedFrame(reason="the payload is not JSON") from error
+    if not isinstance(fields, dict):
+        raise MalformedFrame(reason="the payload is not a JSON object")
+    return fields
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,390 @@
+"""The control messages: one frozen dataclass per frame type, its fields the JSON fields.
+
+A field without a default must be there; a field that is not known is ignored, so that a later minor
+version may add some. CRCs and digests are lower-case hex strings, sizes and offsets are bytes,
+times are seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from ..exceptions import MalformedFrame
+from . import frames
+from .frames import CRC, MAX_CHUNK, MAX_FRAME, FrameType
+
+DIGESTS: typing.Final = {"sha-256": 64}
+"""Digest algorithms (names as in RFC 9530) and their lengths in hex digits."""
+CRC32C: typing.Final = "crc32c"
+
+_KEY = re.compile(r"[0-9a-f]{32}\Z")
+_CRC = re.compile(r"[0-9a-f]{8}\Z")
+_HEX = re.compile(r"[0-9a-f]+\Z")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+
+_BY_TYPE: dict[FrameType, type[Message]] = {}
+
+
+def _is_offset(value: object) -> bool:
+    return type(value) is int and 0 <= value <= frames.MAX_OFFSET
+
+
+def _is_digests(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        name in DIGESTS
+        and isinstance(digest, str)
+        and len(digest) == DIGESTS[name]
+        and _HEX.match(digest)
+        for name, digest in value.items()
+    )
+
+
+# What a field of this name must look like, beyond its type, wherever it stands.
+_RULES: dict[str, Callable[[Any], Any]] = {
+    "key": _KEY.match,
+    "upload": _UUID.match,
+    "name": lambda name: 0 < len(name) <= 1024,
+    "content_type": lambda declared: len(declared) <= 255,
+    "ticket": lambda ticket: len(ticket) <= 8192,
+    "crc32c": _CRC.match,
+    "durable_crc32c": _CRC.match,
+    "received_crc32c": _CRC.match,
+    "digest": DIGESTS.__contains__,
+    "digests": _is_digests,
+    **dict.fromkeys(("size", "offset", "received", "durable", "limit"), _is_offset),
+    "retry_after": lambda seconds: 0 <= seconds < 1e9,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of the control messages."""
+
+    frame_type: ClassVar[FrameType]
+
+    def __init_subclass__(cls) -> None:
+        cls.frame_type = FrameType[cls.__name__.upper()]
+        _BY_TYPE[cls.frame_type] = cls
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Raises :class:`MalformedFrame`, naming the first field that is missing or wrong."""
+        values = {}
+        for name, (accepts, required) in _schema(cls).items():
+            if name in fields:
+                value = fields[name]
+                rule = _RULES.get(name)
+                if not accepts(value) or (rule and value is not None and not rule(value)):
+                    raise MalformedFrame(reason=f"{cls.__name__.upper()}: {name} is not valid")
+                values[name] = value
+            elif required:
+                raise MalformedFrame(reason=f"{cls.__name__.upper()}: {name} is missing")
+        return cls(**values)
+
+    def to_fields(self) -> dict[str, Any]:
+        """The JSON object; fields that are None are left out."""
+        values = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))
+        return {name: value for name, value in values if value is not None}
+
+    def to_frame(self, stream: int, crc: CRC) -> bytes:
+        return frames.build_control(self.frame_type, stream, self.to_fields(), crc)
+
+
+# From the client ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Auth(Message):
+    """Stream 0. Says who is there; without a ticket, "look at my login again"."""
+
+    ticket: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Create(Message):
+    """Opens a stream and begins an upload; sent again with the same key, it finds that upload."""
+
+    key: str
+    name: str
+    size: int | None = None
+    """None: not known until FINISH."""
+    content_type: str = ""
+    digest: str | None = None
+    """The algorithm whose digest FINISH will bring, beside CRC-32C."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    """Opens a stream and takes an upload over."""
+
+    upload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proof(Message):
+    """Answers ATTACHED: the CRCs of the client's first ``durable`` and ``received`` bytes."""
+
+    durable_crc32c: str
+    received_crc32c: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Message):
+    size: int
+    crc32c: str
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Message):
+    """On an open stream: that upload. On a new stream: the upload named, and the stream is closed."""
+
+    upload: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Message):
+    """Leaves the upload as it is and closes the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Message):
+    """Answers PAUSE: the end of the last byte sent."""
+
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Query(Message):
+    """Asks for an upload's state on a new stream, without taking it over."""
+
+    upload: str
+
+
+# From both ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Stream 0."""
+
+    nonce: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """Stream 0. The nonce of the PING that it answers."""
+
+    nonce: int = 0
+
+
+# From the server ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Stream 0, the first frame of a connection."""
+
+    connection_limit: int
+    """Bytes of DATA payload on all streams together before a LIMIT."""
+    stream_limit: int
+    """The limit of a stream opened by CREATE, until it is told another."""
+    max_streams: int
+    version: int = frames.VERSION
+    max_frame: int = MAX_FRAME
+    max_chunk: int = MAX_CHUNK
+    window: int = 8 * 1024 * 1024
+    """Bytes that may be sent beyond ``durable``; no limit goes further."""
+    digests: list[str] = field(default_factory=lambda: list(DIGESTS))
+    authenticated: bool = True
+    """False: AUTH with a ticket is due within ``auth_timeout``."""
+    auth_timeout: float = 5.0
+    heartbeat: float = 20.0
+    """Send something at least this often; after three times as long the server closes."""
+    server: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated(Message):
+    """Stream 0. Answers AUTH."""
+
+    user: str | None = None
+    expires_in: float | None = None
+    """None: as long as the login lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created(Message):
+    upload: str
+    name: str
+    """As the server cleaned it."""
+    limit: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached(Message):
+    """Answers ATTACH, and CREATE where the key is known. The client answers with PROOF."""
+
+    upload: str
+    name: str
+    durable: int
+    received: int
+    size: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    """Answers PROOF. The next DATA begins at ``offset``."""
+
+    offset: int
+    durable: int
+    limit: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack(Message):
+    """The newest word on a stream; an older one not yet sent is left out."""
+
+    received: int
+    durable: int
+    limit: int
+    chunk: int
+    """Advised size of a chunk, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind(Message):
+    """Send again from ``offset``, the first frame with the RESTART flag."""
+
+    offset: int
+    durable: int
+    limit: int
+    code: str
+    """Why: ``corrupt_chunk`` or ``storage_error``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Message):
+    """Stop sending, answer PAUSED, go on when an ACK raises the limit."""
+
+    code: str = "busy"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    """After FINISH, while ``verifying``, ``inspecting`` or ``finalizing``."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(Message):
+    """Closes the stream. Asking again gives the same answer."""
+
+    upload: str
+    name: str
+    size: int
+    crc32c: str
+    stored_as: str
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled(Message):
+    """Closes the stream."""
+
+    upload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Message):
+    """Closes the stream."""
+
+    durable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Message):
+    """Closes the stream."""
+
+    upload: str
+    state: str
+    name: str
+    durable: int
+    size: int | None = None
+    stored_as: str | None = None
+    error: str | None = None
+    """The code of the error that ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit(Message):
+    """Stream 0. The connection's new limit; never below an older one."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Message):
+    """Stream 0. Open no stream, expect the connection to close, come back after ``retry_after``."""
+
+    retry_after: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Message):
+    """Closes the stream; on stream 0, the connection."""
+
+    code: str
+    message: str
+    retryable: bool
+    retry_after: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_message(kind: FrameType, fields: Mapping[str, Any]) -> Message:
+    """Raises :class:`MalformedFrame`. ``kind`` is not DATA."""
+    return _BY_TYPE[kind].from_fields(fields)
+
+
+# Checking of types --------------------------------------------------------------------------------
+
+
+def _schema(cls: type[Message]) -> dict[str, tuple[Callable[[object], bool], bool]]:
+    """Field name -> (accepts the value's type, is required); computed once per class."""
+    found = _SCHEMAS.get(cls)
+    if found is None:
+        hints = typing.get_type_hints(cls)
+        found = _SCHEMAS[cls] = {
+            each.name: (
+                _accepts(hints[each.name]),
+                each.default is dataclasses.MISSING
+                and each.default_factory is dataclasses.MISSING,
+            )
+            for each in dataclasses.fields(cls)
+        }
+    return found
+
+
+_SCHEMAS: dict[type[Message], dict[str, tuple[Callable[[object], bool], bool]]] = {}
+
+
+def _accepts(hint: Any) -> Callable[[object], bool]:
+    """A predicate for an annotation; JSON has no subclasses, and ``true`` is not a number."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = {typing.get_origin(option) or option for option in options}
+    if float in kinds:
+        kinds.add(int)
+    return lambda value: type(value) in kinds
