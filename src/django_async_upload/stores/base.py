@@ -1,0 +1,189 @@
+"""What a store is: where the bytes of an unfinished upload are kept.
+
+A :class:`Store` makes, opens, lists and deletes *parts*; a :class:`Writer` is one open part. All methods
+are synchronous and may block: the caller runs them in the store's own pool with :meth:`Store.run`,
+never on the event loop. One writer is used by one caller; only :meth:`Writer.sync` may run beside
+:meth:`Writer.append`.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+
+import aiofiles.os
+from crc32c import crc32c
+
+from ..protocol.frames import HEADER_SIZE, is_intact
+
+if TYPE_CHECKING:
+    from django.core.checks import CheckMessage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What the upload's row knows about its part: all that a restart can build on."""
+
+    part: str
+    """The part's name in the store."""
+    offset: int = 0
+    """Bytes that were durable when this was written down."""
+    crc: int = 0
+    """CRC-32C of those bytes."""
+    boot_id: str = ""
+    """The machine's run in which they were written: see :func:`Store.boot_id`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as :meth:`Store.parts` lists it."""
+
+    name: str
+    modified: datetime
+    """Aware, UTC."""
+    size: int
+
+
+class Store(abc.ABC):
+    """Where parts live. One instance serves a process; it is thread-safe."""
+
+    supports_path: ClassVar[bool] = False
+    """A part is a local file: :meth:`Writer.path` may be linked into a storage of the same file system."""
+
+    supports_reserve: ClassVar[bool] = False
+    """:meth:`create` reserves room for ``size`` bytes, so that a full disk is an error at creation."""
+
+    def __init__(self, *, durability: str = "fsync", threads: int = 8) -> None:
+        self.durability = durability
+        self.threads = threads
+
+    @cached_property
+    def _executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="async-upload-store")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking call in the store's pool and return what it returns.
+
+        The call is never abandoned half way: a cancelled caller gets its cancellation after the call
+        has ended, so that nothing is written behind its back.
+        """
+        call = asyncio.ensure_future(
+            aiofiles.os.wrap(partial(function, *args, **kwargs))(executor=self._executor)
+        )
+        try:
+            return await asyncio.shield(call)  # type: ignore[no-any-return]
+        except asyncio.CancelledError:
+            if not call.done():
+                await asyncio.wait({call})
+            raise
+
+    @abc.abstractmethod
+    def create(self, size: int | None) -> Writer:
+        """A new, empty part. Raises :class:`StorageFull`, :class:`StorageFailed`."""
+
+    @abc.abstractmethod
+    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+        """Open a part again and prove what is in it (rule 4 of the design).
+
+        The writer's ``received`` is what can be proved, at least ``checkpoint.offset``. The writer is the
+        only one from then on: where another process may still have the part open, its bytes are copied
+        into a part of another name, and ``writer.part`` says so.
+
+        Raises :class:`DataLost` when less than ``checkpoint.offset`` can be proved, and
+        :class:`StorageFailed`.
+        """
+
+    @abc.abstractmethod
+    def delete(self, part: str) -> None:
+        """Forget a part. It is no error when it is not there."""
+
+    @abc.abstractmethod
+    def parts(self) -> Iterator[Part]:
+        """All parts, also those that no row knows: the purge compares."""
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        """The store's own system checks."""
+        return []
+
+    def close(self) -> None:
+        """End the pool's threads; running calls are waited for."""
+        if "_executor" in self.__dict__:
+            self._executor.shutdown(wait=True)
+            del self.__dict__["_executor"]
+
+
+class Writer(abc.ABC):
+    """One open part. Bytes go in order from :attr:`received` on; there are no holes."""
+
+    part: str
+    received: int = 0
+    """Bytes verified and written, from the start of the file."""
+    crc: int = 0
+    """CRC-32C of them."""
+
+    def append(self, frames: Sequence[bytes]) -> int:
+        """Verify DATA frames that follow each other and write their payloads at :attr:`received`.
+
+        Returns how many were good, from the first on; the one after them is damaged, and neither it nor
+        any later one was written. Raises :class:`StorageFull` and :class:`StorageFailed`: then nothing
+        of the batch counts.
+        """
+        payloads = []
+        crc = self.crc
+        for frame in frames:
+            if not is_intact(frame, crc32c):
+                break
+            payload = memoryview(frame)[HEADER_SIZE:]
+            crc = crc32c(payload, crc)
+            payloads.append(payload)
+        if payloads:
+            self.write(payloads)
+            self.crc = crc
+            self.received += sum(map(len, payloads))
+        return len(payloads)
+
+    @abc.abstractmethod
+    def write(self, payloads: Sequence[memoryview]) -> None:
+        """Write at :attr:`received`, all or an error. :meth:`append` moves the offset afterwards."""
+
+    @abc.abstractmethod
+    def sync(self) -> Checkpoint:
+        """Make what was received durable, as far as the store's durability goes; may run beside ``append``.
+
+        The checkpoint covers what was received when the call began, or less (parts of S3). Raises
+        :class:`StorageFailed`: then nothing may be synced again, and the caller goes back with
+        :meth:`rewrite` (a failed fdatasync drops the error and the pages:
+        https://wiki.postgresql.org/wiki/Fsync_Errors).
+        """
+
+    @abc.abstractmethod
+    def rewrite(self, checkpoint: Checkpoint) -> None:
+        """Go back to a durable checkpoint, in a new part; :attr:`part` and :attr:`received` change.
+
+        Raises :class:`DataLost` when the bytes below it cannot be read back with the right CRC.
+        """
+
+    @abc.abstractmethod
+    def truncate(self, checkpoint: Checkpoint) -> None:
+        """Throw away what is above a checkpoint of this part: :attr:`received` goes back to it."""
+
+    @abc.abstractmethod
+    def read(self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20) -> Iterator[bytes]:
+        """The bytes written, in pieces of ``size`` bytes."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the part, which stays. Closing twice is no error."""
+
+    def path(self) -> str:
+        """The part's local path, where the store ``supports_path``."""
+        raise NotImplementedError(f"{type(self).__name__} has no local files")
