@@ -354,6 +354,9 @@ class Error(Message):
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+FROM_CLIENT: typing.Final = frozenset(kind for kind in FrameType if kind < FrameType.HELLO)
+
+
 def parse_message(kind: FrameType, fields: Mapping[str, Any]) -> Message:
     """Raises :class:`MalformedFrame`. ``kind`` is not DATA."""
     return _BY_TYPE[kind].from_fields(fields)
@@ -370,8 +373,7 @@ def _schema(cls: type[Message]) -> dict[str, tuple[Callable[[object], bool], boo
         found = _SCHEMAS[cls] = {
             each.name: (
                 _accepts(hints[each.name]),
-                each.default is dataclasses.MISSING
-                and each.default_factory is dataclasses.MISSING,
+                each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING,
             )
             for each in dataclasses.fields(cls)
         }

@@ -1,0 +1,56 @@
+"""Settings of the test suite. The services that a test may use are named by environment variables."""
+
+import os
+import tempfile
+from pathlib import Path
+
+SCRATCH = Path(os.environ.get("ASYNC_UPLOAD_SCRATCH") or tempfile.mkdtemp(prefix="async-upload-"))
+
+SECRET_KEY = "tests only: not a secret, long enough for the signer's taste"
+DEBUG = False
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+ROOT_URLCONF = "tests.urls"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "django_async_upload",
+    "tests",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+# Any engine can be named, e.g. postgres: ASYNC_UPLOAD_DATABASE=postgresql
+if os.environ.get("ASYNC_UPLOAD_DATABASE") == "postgresql":
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": os.environ.get("PGDATABASE", "postgres"),
+            "USER": os.environ.get("PGUSER", "postgres"),
+            "HOST": os.environ.get("PGHOST", "127.0.0.1"),
+        }
+    }
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": SCRATCH / "db.sqlite3",
+            # In a file: the app's database thread has a connection of its own.
+            "TEST": {"NAME": SCRATCH / "test.sqlite3"},
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 10,
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+            },
+        }
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+MEDIA_ROOT = SCRATCH / "media"
+MEDIA_URL = "/media/"
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+ASYNC_UPLOAD: dict[str, object] = {"DURABILITY": "os"}

@@ -1,0 +1,3 @@
+"""No pages: the tests talk to the ASGI applications."""
+
+urlpatterns: list[object] = []
