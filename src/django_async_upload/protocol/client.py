@@ -1,0 +1,425 @@
+"""The client's half of protocol 1: frames in, events out; no I/O, no clock, no bytes of files.
+
+:meth:`ClientProtocol.receive` takes one WebSocket message and returns what it says; the
+``send_*`` methods check that something may be said, remember that it was, and return the frame to
+write. Frames MUST be written in the order in which they were made. After every ``receive`` the caller
+writes :meth:`ClientProtocol.replies` too.
+
+Whatever the server may not say raises a :class:`ProtocolViolation` and changes nothing: the caller
+closes the connection. The specification is ``docs/reference/protocol.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from ..exceptions import (
+    Draining,
+    FlowControlViolation,
+    MalformedFrame,
+    SizeMismatch,
+    TooManyStreams,
+    UnexpectedMessage,
+    UnknownStream,
+)
+from . import messages
+from .frames import CRC, MAX_CHUNK, Flag, FrameType, build_header, parse_fields, parse_header
+from .messages import Message, parse_message
+
+
+class StreamState(Enum):
+    CREATING = auto()
+    """CREATE is not answered; data may follow it."""
+    CREATING_FINISHED = auto()
+    """CREATE is not answered, and FINISH was sent behind it."""
+    ATTACHING = auto()
+    PROVING = auto()
+    """ATTACHED came: PROOF is due."""
+    PROVED = auto()
+    SENDING = auto()
+    FINISHING = auto()
+    CANCELLING = auto()
+    RELEASING = auto()
+    QUERYING = auto()
+    CLOSED = auto()
+
+
+_S = StreamState
+_F = FrameType
+
+# Frames that were in flight when CANCEL or RELEASE was sent may still arrive.
+_IN_FLIGHT = (_F.CREATED, _F.ATTACHED, _F.READY, _F.ACK, _F.REWIND, _F.PAUSE)
+
+_OVER = {_F.ERROR: _S.CLOSED, _F.CANCELLED: _S.CLOSED}
+
+RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
+    _S.CREATING: {
+        _F.CREATED: _S.SENDING,
+        _F.ATTACHED: _S.PROVING,
+        _F.PROGRESS: _S.FINISHING,
+        _F.COMPLETED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.CREATING_FINISHED: {
+        _F.CREATED: _S.FINISHING,
+        _F.ATTACHED: _S.PROVING,
+        _F.PROGRESS: _S.FINISHING,
+        _F.COMPLETED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.ATTACHING: {
+        _F.ATTACHED: _S.PROVING,
+        _F.PROGRESS: _S.FINISHING,
+        _F.COMPLETED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.PROVING: _OVER,
+    _S.PROVED: {_F.READY: _S.SENDING, **_OVER},
+    _S.SENDING: {
+        _F.ACK: _S.SENDING,
+        _F.REWIND: _S.SENDING,
+        _F.PAUSE: _S.SENDING,
+        **_OVER,
+    },
+    _S.FINISHING: {
+        _F.ACK: _S.FINISHING,
+        _F.REWIND: _S.SENDING,
+        _F.PAUSE: _S.FINISHING,
+        _F.PROGRESS: _S.FINISHING,
+        _F.COMPLETED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.CANCELLING: {
+        **dict.fromkeys(_IN_FLIGHT, _S.CANCELLING),
+        _F.PROGRESS: _S.CANCELLING,
+        _F.COMPLETED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.RELEASING: {
+        **dict.fromkeys(_IN_FLIGHT, _S.RELEASING),
+        _F.RELEASED: _S.CLOSED,
+        **_OVER,
+    },
+    _S.QUERYING: {_F.STATUS: _S.CLOSED, _F.ERROR: _S.CLOSED},
+}
+"""State of a stream -> frame from the server -> next state."""
+
+_GIVE_UP = {_F.CANCEL: _S.CANCELLING, _F.RELEASE: _S.RELEASING}
+
+SENDS: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
+    _S.CREATING: {_F.DATA: _S.CREATING, _F.FINISH: _S.CREATING_FINISHED, **_GIVE_UP},
+    _S.CREATING_FINISHED: {_F.CANCEL: _S.CANCELLING},
+    _S.ATTACHING: _GIVE_UP,
+    _S.PROVING: {_F.PROOF: _S.PROVED, **_GIVE_UP},
+    _S.PROVED: _GIVE_UP,
+    _S.SENDING: {_F.DATA: _S.SENDING, _F.FINISH: _S.FINISHING, **_GIVE_UP},
+    _S.FINISHING: {_F.CANCEL: _S.CANCELLING},
+    _S.CANCELLING: {},
+    _S.RELEASING: {},
+    _S.QUERYING: {},
+}
+"""State of a stream -> frame from the client -> next state."""
+
+_ABOUT_CONNECTION = frozenset({_F.HELLO, _F.AUTHENTICATED, _F.PING, _F.PONG, _F.LIMIT, _F.DRAIN})
+
+
+class Event(NamedTuple):
+    """What the server said, and on which stream; 0 is the connection itself."""
+
+    stream: int
+    message: Message
+
+
+@dataclass(slots=True)
+class Stream:
+    """One open attachment. All offsets are bytes from the start of the file."""
+
+    id: int
+    state: StreamState
+    sent: int = 0
+    """End of the last byte sent (since the last REWIND or READY)."""
+    received: int = 0
+    durable: int = 0
+    limit: int = 0
+    """No DATA may end beyond it."""
+    chunk: int = MAX_CHUNK
+    """Advised payload size."""
+    restart: bool = False
+    """The next DATA is the first after a REWIND."""
+    rewinds: int = 0
+    """How often the server went back: what was made ready before it is void."""
+    proved: tuple[int, ...] = ()
+    """The offsets that PROOF brought a CRC of: READY names one of them."""
+
+
+class ClientProtocol:
+    """One connection, as its client sees it. ``crc`` is CRC-32C (see :data:`frames.CRC`)."""
+
+    def __init__(self, crc: CRC) -> None:
+        self._crc = crc
+        self._replies: list[bytes] = []
+        self._streams: dict[int, Stream] = {}
+        self._last_id = 0
+        self.hello: messages.Hello | None = None
+        self.draining = False
+        self.sent = 0
+        """Payload bytes of all DATA on this connection."""
+        self.limit = 0
+        """What :attr:`sent` may not pass."""
+        self.in_flight = 0
+        """Payload bytes on open streams that were sent and not yet ``received``."""
+
+    @property
+    def streams(self) -> Mapping[int, Stream]:
+        """The open streams by id."""
+        return MappingProxyType(self._streams)
+
+    def credit(self, stream: int) -> int:
+        """Bytes that DATA may carry on ``stream`` now; 0 where it may not send DATA at all."""
+        entry = self._streams.get(stream)
+        if entry is None or _F.DATA not in SENDS[entry.state]:
+            return 0
+        return max(0, min(entry.limit - entry.sent, self.limit - self.sent))
+
+    # Receiving ------------------------------------------------------------------------------------
+
+    def receive(self, frame: bytes) -> Event | None:
+        """Take one binary message; None when it was in flight to a stream that is closed.
+
+        Raises :class:`ProtocolViolation` (and then nothing has changed): close the connection.
+        Where the message closes the stream, it is gone from :attr:`streams` when this returns.
+        """
+        header = parse_header(frame)
+        message_type = header.type
+        fields = parse_fields(frame, self._crc)
+        if message_type < _F.PING:
+            raise self._unexpected(message_type, "a server does not say it")
+        message = parse_message(message_type, fields)
+        if self.hello is None and not isinstance(message, (messages.Hello, messages.Error)):
+            raise self._unexpected(message_type, "before HELLO")
+        if header.stream == 0:
+            self._receive_on_connection(message)
+            return Event(0, message)
+        if message_type in _ABOUT_CONNECTION:
+            raise self._unexpected(message_type, "on a stream")
+        if header.stream > self._last_id:
+            raise UnknownStream(stream=header.stream)
+        stream = self._streams.get(header.stream)
+        if stream is None:
+            return None
+        state = RECEIVES[stream.state].get(message_type)
+        if state is None:
+            raise self._unexpected(message_type, stream.state.name.lower())
+        self._apply(stream, message)
+        stream.state = state
+        if state is _S.CLOSED:
+            self.in_flight -= stream.sent - stream.received
+            del self._streams[stream.id]
+        return Event(stream.id, message)
+
+    def replies(self) -> list[bytes]:
+        """Frames that answer what was received (PONG, PAUSED): write them now, in this order."""
+        replies, self._replies = self._replies, []
+        return replies
+
+    def _receive_on_connection(self, message: Message) -> None:
+        match message:
+            case messages.Hello():
+                if self.hello is not None:
+                    raise self._unexpected(_F.HELLO, "HELLO came before")
+                self.hello = message
+                self.limit = message.connection_limit
+            case messages.Limit(limit=limit):
+                if limit < self.limit:
+                    raise MalformedFrame(reason=f"LIMIT: {limit} is below {self.limit}")
+                self.limit = limit
+            case messages.Drain():
+                self.draining = True
+            case messages.Ping(nonce=nonce):
+                self._replies.append(messages.Pong(nonce).to_frame(0, self._crc))
+            case messages.Pong() | messages.Authenticated() | messages.Error():
+                pass
+            case _:
+                raise self._unexpected(message.frame_type, "on stream 0")
+
+    def _apply(self, stream: Stream, message: Message) -> None:
+        """Check a message's figures against the stream's, then take them over."""
+        match message:
+            case messages.Created():
+                self._set_limit(stream, max(stream.limit, message.limit))
+                stream.chunk = self._chunk(message.chunk)
+            case messages.Attached():
+                _check(message.durable <= message.received, message)
+                # What was sent behind CREATE is dropped by the server.
+                self._move(stream, sent=0, received=0)
+                stream.limit = stream.durable = 0
+                stream.proved = (message.durable, message.received)
+            case messages.Ready():
+                _check(message.offset in stream.proved, message)
+                _check(stream.proved[0] <= message.durable <= message.offset, message)
+                self._move(stream, sent=message.offset, received=message.offset)
+                stream.durable = message.durable
+                self._set_limit(stream, message.limit)
+                stream.chunk = self._chunk(message.chunk)
+            case messages.Ack():
+                _check(stream.durable <= message.durable <= message.received, message)
+                _check(stream.received <= message.received <= stream.sent, message)
+                self._move(stream, sent=stream.sent, received=message.received)
+                stream.durable = message.durable
+                self._set_limit(stream, max(stream.limit, message.limit))
+                stream.chunk = self._chunk(message.chunk)
+            case messages.Rewind():
+                _check(stream.durable <= message.durable <= message.offset, message)
+                _check(message.offset <= stream.sent, message)
+                self._move(stream, sent=message.offset, received=message.offset)
+                stream.durable = message.durable
+                self._set_limit(stream, message.limit)
+                stream.restart = True
+                stream.rewinds += 1
+            case messages.Pause():
+                # Answered at once, so no ACK can come between PAUSE and PAUSED.
+                stream.limit = stream.sent
+                self._replies.append(messages.Paused(stream.sent).to_frame(stream.id, self._crc))
+
+    def _move(self, stream: Stream, *, sent: int, received: int) -> None:
+        self.in_flight += (sent - received) - (stream.sent - stream.received)
+        stream.sent, stream.received = sent, received
+
+    def _set_limit(self, stream: Stream, limit: int) -> None:
+        # Never beyond the window: a client keeps that much of a stream in memory.
+        stream.limit = min(limit, stream.durable + self._open_hello().window)
+
+    def _chunk(self, advised: int) -> int:
+        return max(1, min(advised, self._open_hello().max_chunk, MAX_CHUNK))
+
+    def _unexpected(self, message_type: FrameType, state: str) -> UnexpectedMessage:
+        return UnexpectedMessage(type=message_type.name, state=state)
+
+    # Sending --------------------------------------------------------------------------------------
+
+    def send_auth(self, ticket: str | None) -> bytes:
+        """AUTH. With a ticket, the first frame after a HELLO that says ``authenticated: false``."""
+        self._open_hello()
+        return messages.Auth(ticket).to_frame(0, self._crc)
+
+    def send_ping(self, nonce: int = 0) -> bytes:
+        return messages.Ping(nonce).to_frame(0, self._crc)
+
+    def send_create(self, create: messages.Create) -> tuple[int, bytes]:
+        """The new stream's id, and the frame. Data may follow at once, within the credit.
+
+        Raises :class:`TooManyStreams`, :class:`Draining`.
+        """
+        stream, frame = self._open(_S.CREATING, create)
+        self._set_limit(stream, self._open_hello().stream_limit)
+        stream.chunk = self._chunk(MAX_CHUNK)
+        return stream.id, frame
+
+    def send_attach(self, upload: str) -> tuple[int, bytes]:
+        """Take an upload over; raises as :meth:`send_create` does."""
+        stream, frame = self._open(_S.ATTACHING, messages.Attach(upload))
+        return stream.id, frame
+
+    def send_query(self, upload: str) -> tuple[int, bytes]:
+        """Ask for an upload's state on a new stream; raises as :meth:`send_create` does."""
+        stream, frame = self._open(_S.QUERYING, messages.Query(upload))
+        return stream.id, frame
+
+    def send_cancel_of(self, upload: str) -> tuple[int, bytes]:
+        """Cancel an upload that this connection does not hold, on a new stream."""
+        stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload))
+        return stream.id, frame
+
+    def send_proof(self, stream: int, durable_crc32c: str, received_crc32c: str | None) -> bytes:
+        """Answer ATTACHED; ``received_crc32c`` is None where the client has fewer bytes."""
+        entry, state = self._may_send(stream, _F.PROOF)
+        entry.state = state
+        if received_crc32c is None:
+            entry.proved = entry.proved[:1]
+        proof = messages.Proof(durable_crc32c, received_crc32c)
+        return proof.to_frame(stream, self._crc)
+
+    def send_data(self, stream: int, payload: bytes | bytearray | memoryview) -> bytes:
+        """The 16 bytes to write before ``payload``, which follows :attr:`Stream.sent`.
+
+        Raises :class:`FlowControlViolation` beyond the credit.
+        """
+        entry = self._stream(stream)
+        offset, flags = entry.sent, Flag.RESTART if entry.restart else Flag.NONE
+        self.record_data(stream, offset, len(payload))
+        return build_header(_F.DATA, stream, payload, self._crc, offset=offset, flags=flags)
+
+    def record_data(self, stream: int, offset: int, size: int) -> None:
+        """Count a DATA frame that the caller made itself (``restart`` as the stream says).
+
+        Raises :class:`FlowControlViolation` beyond the credit, :class:`UnexpectedMessage` where no
+        DATA, or none at this offset or of this size, may be sent.
+        """
+        entry, _ = self._may_send(stream, _F.DATA)
+        if offset != entry.sent or not 0 < size <= min(self._open_hello().max_chunk, MAX_CHUNK):
+            raise self._unexpected(_F.DATA, f"{size} bytes at {offset}")
+        if offset + size > entry.limit:
+            raise FlowControlViolation(end=offset + size, limit=entry.limit)
+        if self.sent + size > self.limit:
+            raise FlowControlViolation(end=self.sent + size, limit=self.limit)
+        entry.sent += size
+        entry.restart = False
+        self.sent += size
+        self.in_flight += size
+
+    def send_finish(self, stream: int, finish: messages.Finish) -> bytes:
+        """Raises :class:`SizeMismatch` unless exactly ``finish.size`` bytes were sent."""
+        entry, state = self._may_send(stream, _F.FINISH)
+        if finish.size != entry.sent:
+            raise SizeMismatch(size=finish.size, received=entry.sent)
+        entry.state = state
+        return finish.to_frame(stream, self._crc)
+
+    def send_cancel(self, stream: int) -> bytes:
+        """Throw the upload away. The answer is CANCELLED, or the result where it is too late."""
+        entry, state = self._may_send(stream, _F.CANCEL)
+        entry.state = state
+        return messages.Cancel().to_frame(stream, self._crc)
+
+    def send_release(self, stream: int) -> bytes:
+        """Leave the upload as it is; the answer is RELEASED."""
+        entry, state = self._may_send(stream, _F.RELEASE)
+        entry.state = state
+        return messages.Release().to_frame(stream, self._crc)
+
+    def _open(self, state: StreamState, message: Message) -> tuple[Stream, bytes]:
+        hello = self._open_hello()
+        if self.draining:
+            raise Draining
+        if len(self._streams) >= hello.max_streams:
+            raise TooManyStreams(max_streams=hello.max_streams)
+        frame = message.to_frame(self._last_id + 1, self._crc)
+        self._last_id += 1
+        stream = self._streams[self._last_id] = Stream(self._last_id, state)
+        return stream, frame
+
+    def _may_send(self, stream: int, message_type: FrameType) -> tuple[Stream, StreamState]:
+        entry = self._stream(stream)
+        state = SENDS[entry.state].get(message_type)
+        if state is None:
+            raise self._unexpected(message_type, entry.state.name.lower())
+        return entry, state
+
+    def _stream(self, stream: int) -> Stream:
+        if stream not in self._streams:
+            raise UnknownStream(stream=stream)
+        return self._streams[stream]
+
+    def _open_hello(self) -> messages.Hello:
+        if self.hello is None:
+            raise UnexpectedMessage(type="A frame", state="before HELLO")
+        return self.hello
+
+
+def _check(holds: bool, message: Message) -> None:
+    if not holds:
+        raise MalformedFrame(reason=f"the figures of {message} contradict what was said before")
