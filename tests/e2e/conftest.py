@@ -1,0 +1,92 @@
+"""Which servers, and how a test gets one.
+
+``E2E_SERVERS`` names them (all four), ``E2E_KILLS`` how often the suite kills a server (100 over all), and
+``E2E_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .hosts import Host, hosting, prepare
+from .servers import KINDS
+
+SERVERS = os.environ.get("E2E_SERVERS", ",".join(KINDS)).split(",")
+KILLS = int(os.environ.get("E2E_KILLS", "100"))
+
+# Short, so that a test sees what an operator would see after a minute.
+IDLE_TIMEOUT = 3.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """The server that a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("template")
+    prepare(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def _shared(kind: str, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    root = tmp_path_factory.mktemp(f"{kind}-shared")
+    with hosting(kind, template, root, {}) as host:
+        yield host
+
+
+@contextlib.contextmanager
+def clean_log(host: Host) -> Iterator[None]:
+    """Nothing that happens inside may leave a traceback in the server's log."""
+    start = host.server.log_size()
+    host.tracebacks_expected = False
+    yield
+    log = host.server.log(start)
+    if not host.tracebacks_expected:
+        assert "Traceback" not in log, log[-6000:]
+
+
+@pytest.fixture
+def host(_shared: Host) -> Iterator[Host]:
+    """A running server that the tests of one kind share: leave it running."""
+    assert _shared.server.is_running, "an earlier test ended the shared server"
+    with clean_log(_shared):
+        yield _shared
+
+
+@pytest.fixture
+def hosts(kind: str, template: Path, tmp_path: Path) -> Iterator[Callable[..., Host]]:
+    """``hosts(SETTING=..., extra={...})``: a server of the test's own, to be killed and starved."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*, extra: dict[str, str] | None = None, **uploads: object) -> Host:
+            root = tmp_path / f"host-{random.getrandbits(32):08x}"
+            host = stack.enter_context(hosting(kind, template, root, uploads, **(extra or {})))
+            stack.enter_context(clean_log(host))
+            return host
+
+        yield start
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness whose seed stands in the output of a test that fails."""
+    seed = os.environ.get("E2E_SEED") or str(random.randrange(10**9))
+    print(f"E2E_SEED={seed}")
+    return random.Random(f"{seed}-{request.node.name}")

@@ -1,0 +1,150 @@
+"""A host project with a server of its own: where its files are, what it recorded, who may come in."""
+
+from __future__ import annotations
+
+import contextlib
+import http.cookiejar
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .proxy import ChaosProxy
+from .raw import RawConnection
+from .servers import ROOT, Server, running
+
+PATH = "/ws/uploads/"
+
+
+class Host:
+    """``root`` holds the database, ``media/``, ``staging/`` and the log of signals."""
+
+    def __init__(self, root: Path, server: Server) -> None:
+        self.root = root
+        self.server = server
+        self.tracebacks_expected = False
+        """For tests that make the host's own code fail: its errors belong in the log."""
+
+    # The outside ----------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def url(self, port: int | None = None, path: str = PATH) -> str:
+        return f"ws://127.0.0.1:{port or self.port}{path}"
+
+    def get(self, path: str, **query: object) -> Any:
+        """The JSON that the host's test page gives."""
+        url = f"{self.server.url}{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=15) as answer:
+            return json.load(answer)
+
+    def ticket(self, user: str = "demo", **options: object) -> str:
+        """A ticket for ``user``; options are those of the test page's view."""
+        return str(self.get("/ticket/", user=user, **options)["ticket"])
+
+    def login(self, user: str = "demo") -> str:
+        """A Cookie header of a login."""
+        jar = http.cookiejar.CookieJar()
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+        opener.open(f"{self.server.url}/login/?user={user}", timeout=15).close()
+        return "; ".join(f"{each.name}={each.value}" for each in jar)
+
+    def connect(self, ticket: str | None = None, *, port: int | None = None) -> RawConnection:
+        """A raw connection that is greeted and signed in (as demo, unless a ticket says otherwise)."""
+        connection = RawConnection(port or self.port)
+        connection.greet(ticket or self.ticket())
+        return connection
+
+    @contextlib.contextmanager
+    def proxy(self) -> Iterator[ChaosProxy]:
+        with ChaosProxy(self.port) as proxy:
+            yield proxy
+
+    # The inside -----------------------------------------------------------------------------------
+
+    def path(self, stored_as: str) -> Path:
+        return self.root / "media" / stored_as
+
+    def files(self) -> list[Path]:
+        """Every finished file."""
+        return [each for each in (self.root / "media").rglob("*") if each.is_file()]
+
+    def parts(self) -> list[Path]:
+        """Every file of an unfinished upload."""
+        return [each for each in (self.root / "staging").rglob("*") if each.is_file()]
+
+    def uploads(self) -> list[dict[str, Any]]:
+        """The uploads' rows, oldest first."""
+        return list(self.get("/uploads/")["uploads"])
+
+    def signals(
+        self, name: str = "upload_completed", upload: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What the host's receivers wrote down."""
+        log = self.root / "signals.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        found = [json.loads(line) for line in lines]
+        return [
+            each for each in found if each["signal"] == name and upload in (None, each["upload"])
+        ]
+
+    def database(self) -> sqlite3.Connection:
+        """The database, past Django."""
+        return sqlite3.connect(self.root / "db.sqlite3", timeout=0, isolation_level=None)
+
+    def manage(self, *arguments: str) -> str:
+        """Run a management command; returns its output."""
+        return manage(self.server.env, *arguments)
+
+
+def manage(env: Mapping[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "django", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return done.stdout
+
+
+def environment(root: Path, uploads: Mapping[str, object], **extra: str) -> dict[str, str]:
+    """What tests/site/settings.py reads."""
+    return {
+        "DJANGO_SETTINGS_MODULE": "tests.site.settings",
+        "E2E_ROOT": str(root),
+        "E2E_UPLOAD": json.dumps(uploads),
+        **extra,
+    }
+
+
+def prepare(root: Path) -> None:
+    """A migrated database with the users demo and other."""
+    env = environment(root, {})
+    manage(env, "migrate", "--verbosity", "0")
+    people = "from django.contrib.auth.models import User as U;"
+    people += "[U.objects.create_user(name) for name in ('demo', 'other')]"
+    manage(env, "shell", "--command", people)
+
+
+@contextlib.contextmanager
+def hosting(
+    kind: str, template: Path, root: Path, uploads: Mapping[str, object], **extra: str
+) -> Iterator[Host]:
+    """A host whose database is a copy of ``template``, with a running server."""
+    root.mkdir(parents=True, exist_ok=True)
+    if "E2E_POSTGRES" not in extra:
+        shutil.copy(template / "db.sqlite3", root)
+    with running(kind, environment(root, uploads, **extra), root / "server.log") as server:
+        yield Host(root, server)

@@ -1,0 +1,206 @@
+"""Real ASGI servers as processes: started, killed, stopped, woken and measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+APPLICATION = "tests.site.asgi:application"
+MAX_MESSAGE = "1048576"
+
+KINDS: dict[str, Callable[[int], list[str]]] = {
+    "uvicorn": lambda port: [
+        *("uvicorn", APPLICATION, "--host", "127.0.0.1", "--port", str(port)),
+        *("--ws", "websockets-sansio", "--ws-per-message-deflate", "false"),
+        *("--ws-max-size", MAX_MESSAGE, "--no-access-log", "--timeout-graceful-shutdown", "5"),
+    ],
+    "daphne": lambda port: [
+        *("daphne", "-b", "127.0.0.1", "-p", str(port), "-v", "0"),
+        *("--websocket-max-message-size", MAX_MESSAGE),
+        *("--websocket-max-frame-size", MAX_MESSAGE, APPLICATION),
+    ],
+    "hypercorn": lambda port: [
+        *("hypercorn", "--bind", f"127.0.0.1:{port}"),
+        *("--config", "file:tests/site/hypercorn.py", APPLICATION),
+    ],
+    "granian": lambda port: [
+        *("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--no-respawn-failed-workers", APPLICATION),
+    ],
+}
+"""Server -> its command line. Each takes messages of 1 MiB and negotiates no deflate with a client
+that offers none."""
+
+
+def wait_for(
+    condition: Callable[[], T | None], *, seconds: float = 15, what: str = "the condition"
+) -> T:
+    """Poll until ``condition`` is true and return what it returned. Raises AssertionError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if found := condition():
+            return found
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """One server process and its children, on a port that it keeps over restarts."""
+
+    def __init__(self, kind: str, env: Mapping[str, str], log: Path) -> None:
+        self.kind = kind
+        self.env = dict(env)
+        self.log_path = log
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: dict[int, psutil.Process] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return self.url
+
+    def start(self) -> None:
+        """Start and wait until it answers a request."""
+        assert self._process is None, "it runs already"
+        command = [str(Path(sys.executable).parent / KINDS[self.kind](self.port)[0])]
+        command += KINDS[self.kind](self.port)[1:]
+        environment = {**os.environ, **self.env, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        wait_for(self._answers, seconds=30, what=f"{self.kind} on port {self.port}")
+        self.processes()
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"{self.kind} ended:\n{self.log()[-3000:]}")
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{self.url}/up/", timeout=5) as up,
+        ):
+            return up.status == 200
+        return False
+
+    def processes(self) -> list[psutil.Process]:
+        """The main process and its children, also those whose parent is gone."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                main = psutil.Process(self._process.pid)
+                for each in (main, *main.children(recursive=True)):
+                    self._known[each.pid] = each
+        self._known = {pid: each for pid, each in self._known.items() if each.is_running()}
+        return list(self._known.values())
+
+    def _signal(self, number: int) -> None:
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, the whole tree; returns when it is gone."""
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+    def terminate(self, *, seconds: float = 20) -> None:
+        """SIGTERM to the main process, as a service manager does; SIGKILL after ``seconds``."""
+        if self._process is None:
+            return
+        self.processes()
+        self._process.terminate()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            self._process.wait(10)
+        self._process = None
+        wait_for(
+            lambda: not any(map(_is_alive, self._known.values())), what="the end of the server"
+        )
+        self._known = {}
+
+    def restart(self) -> None:
+        """On the same port."""
+        if self._process is not None:
+            self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """SIGSTOP: alive, its sockets open, and deaf."""
+        self._signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def memory(self) -> int:
+        """Bytes of the whole tree: what is its own, and its share of what is shared (PSS)."""
+        total = 0
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += each.memory_full_info().pss
+        return total
+
+    def log(self, start: int = 0) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(start)
+            return log.read().decode(errors="replace")
+
+    def log_size(self) -> int:
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """An orphan that nobody has waited for yet is dead."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def running(kind: str, env: Mapping[str, str], log: Path) -> Iterator[Server]:
+    """A server that is gone at the end, whatever happened, stopped ones too."""
+    server = Server(kind, env, log)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

@@ -1,0 +1,75 @@
+"""The host's receivers: they write down what came, and misbehave where a file's name asks for it."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from django.conf import settings
+from django.dispatch import receiver
+
+from django_async_upload import signals
+
+LOG = settings.ROOT / "signals.jsonl"
+HANG = 10.0
+"""Seconds."""
+
+
+def _write_down(name: str, session: Any, **facts: object) -> None:
+    line = json.dumps({"signal": name, "upload": str(session.pk), "name": session.name, **facts})
+    # One write of a short line in append mode: whole, also with several processes.
+    handle = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(handle, line.encode() + b"\n")
+    finally:
+        os.close(handle)
+
+
+@receiver(signals.upload_completed)
+def completed(session: Any, event_id: Any, **kwargs: Any) -> None:
+    if session.name.startswith("die-"):
+        _die_once()
+    if session.name.startswith("hang-"):
+        time.sleep(HANG)
+    _write_down("upload_completed", session, event=str(event_id))
+    if session.name.startswith("raise-"):
+        raise ValueError("the receiver of this host is broken")
+
+
+def _die_once() -> None:
+    """Take the process away between the commit and the delivery, the first time only."""
+    try:
+        os.close(os.open(settings.ROOT / "died", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@receiver(signals.upload_completed)
+async def completed_too(session: Any, **kwargs: Any) -> None:
+    if session.name.startswith("cancel-"):
+        raise asyncio.CancelledError
+    if session.name.startswith("hang-"):
+        await asyncio.sleep(HANG)
+
+
+@receiver(signals.upload_started)
+def started(session: Any, **kwargs: Any) -> None:
+    _write_down("upload_started", session)
+
+
+@receiver(signals.upload_resumed)
+def resumed(session: Any, offset: int, **kwargs: Any) -> None:
+    _write_down("upload_resumed", session, offset=offset)
+
+
+@receiver(signals.upload_failed)
+def failed(session: Any, error: Any, **kwargs: Any) -> None:
+    _write_down("upload_failed", session, code=error.code)
+
+
+@receiver(signals.upload_cancelled)
+def cancelled(session: Any, **kwargs: Any) -> None:
+    _write_down("upload_cancelled", session)

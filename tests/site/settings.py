@@ -1,0 +1,56 @@
+"""A host project for the end-to-end tests. Where it keeps things, and how, is said by the environment."""
+
+import json
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ["E2E_ROOT"])
+"""Database, media, staging and the log of signals."""
+
+SECRET_KEY = "tests only: not a secret, long enough for the signer's taste"
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+USE_TZ = True
+ROOT_URLCONF = "tests.site.urls"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "django_async_upload",
+    "tests.site",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+if dsn := os.environ.get("E2E_POSTGRES"):
+    DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **json.loads(dsn)}}
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": ROOT / "db.sqlite3",
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "timeout": float(os.environ.get("E2E_SQLITE_TIMEOUT", "20")),
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+            },
+        }
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+MEDIA_ROOT = ROOT / "media"
+MEDIA_URL = "/media/"
+ASYNC_UPLOAD = {
+    "STAGING_ROOT": ROOT / "staging",
+    "UPLOAD_TO": "in/",
+    **json.loads(os.environ.get("E2E_UPLOAD", "{}")),
+}
+CSRF_TRUSTED_ORIGINS = ["https://trusted.example"]
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+}

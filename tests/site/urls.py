@@ -1,0 +1,10 @@
+from django.urls import path
+
+from . import views
+
+urlpatterns = [
+    path("up/", views.up),
+    path("ticket/", views.ticket),
+    path("login/", views.sign_in),
+    path("uploads/", views.uploads),
+]

@@ -1,0 +1,34 @@
+"""The host's pages: what a test asks for over HTTP."""
+
+from django.contrib.auth import get_user_model, login
+from django.http import HttpRequest, JsonResponse
+
+from django_async_upload.models import UploadSession
+from django_async_upload.tickets import issue_ticket
+
+USERS = get_user_model().objects
+COLUMNS = ("id", "key", "name", "state", "durable", "size", "stored_as", "error", "epoch")
+
+
+def up(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({})
+
+
+def ticket(request: HttpRequest) -> JsonResponse:
+    query = request.GET
+    issued = issue_ticket(
+        USERS.get_by_natural_key(query["user"]),
+        endpoint=query.get("endpoint", "default"),
+        max_age=float(query.get("max_age", 900)),
+    )
+    return JsonResponse({"ticket": issued})
+
+
+def sign_in(request: HttpRequest) -> JsonResponse:
+    login(request, USERS.get_by_natural_key(request.GET["user"]))
+    return JsonResponse({})
+
+
+def uploads(request: HttpRequest) -> JsonResponse:
+    rows = UploadSession.objects.order_by("created_at").values(*COLUMNS)
+    return JsonResponse({"uploads": list(rows)})
