@@ -1,9 +1,10 @@
 """What a store is: where the bytes of an unfinished upload are kept.
 
-A :class:`Store` makes, opens, lists and deletes *parts*; a :class:`Writer` is one open part. All methods
-are synchronous and may block: the caller runs them in the store's own pool with :meth:`Store.run`,
-never on the event loop. One writer is used by one caller; only :meth:`Writer.sync` may run beside
-:meth:`Writer.append`.
+A :class:`Store` makes, opens, lists and deletes *parts*; a :class:`Writer` is one open part. All
+methods are synchronous and may block: the caller runs them in the store's own pool with
+:meth:`Store.run`, never on the event loop. One writer is used by one caller; only
+:meth:`Writer.sync` may run beside :meth:`Writer.append`, and :meth:`Writer.close` waits for a write
+that is running.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import abc
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, ParamSpec, TypeVar
 
 import aiofiles.os
 from crc32c import crc32c
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+DURABILITIES: Final = ("fsync", "os")
+"""What a checkpoint survives: ``fsync`` a crash of the machine, ``os`` a crash of the process."""
+
+
+class Position(NamedTuple):
+    """An offset and the CRC of all below it: one value, so that no thread sees half of a move."""
+
+    offset: int = 0
+    crc: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ class Checkpoint:
     crc: int = 0
     """CRC-32C of those bytes."""
     boot_id: str = ""
-    """The machine's run in which they were written: see :func:`Store.boot_id`."""
+    """The machine's run in which they were written: see :func:`.disk.boot_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +69,14 @@ class Store(abc.ABC):
     """Where parts live. One instance serves a process; it is thread-safe."""
 
     supports_path: ClassVar[bool] = False
-    """A part is a local file: :meth:`Writer.path` may be linked into a storage of the same file system."""
+    """A part is a local file, and :meth:`Writer.path` may be linked into a storage beside it."""
 
     supports_reserve: ClassVar[bool] = False
-    """:meth:`create` reserves room for ``size`` bytes, so that a full disk is an error at creation."""
+    """:meth:`create` reserves room for ``size`` bytes: a full disk is an error at creation."""
 
     def __init__(self, *, durability: str = "fsync", threads: int = 8) -> None:
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability is one of {DURABILITIES}, not {durability!r}")
         self.durability = durability
         self.threads = threads
 
@@ -73,8 +87,8 @@ class Store(abc.ABC):
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in the store's pool and return what it returns.
 
-        The call is never abandoned half way: a cancelled caller gets its cancellation after the call
-        has ended, so that nothing is written behind its back.
+        The call is never abandoned half way: a cancelled caller gets its cancellation after the
+        call has ended, so that nothing is written behind its back.
         """
         call = asyncio.ensure_future(
             aiofiles.os.wrap(partial(function, *args, **kwargs))(executor=self._executor)
@@ -82,8 +96,11 @@ class Store(abc.ABC):
         try:
             return await asyncio.shield(call)  # type: ignore[no-any-return]
         except asyncio.CancelledError:
-            if not call.done():
-                await asyncio.wait({call})
+            while not call.done():
+                with suppress(asyncio.CancelledError):  # a second one: still not before the end
+                    await asyncio.wait({call})
+            if not call.cancelled():
+                call.exception()  # seen; the caller is no longer there to hear of it
             raise
 
     @abc.abstractmethod
@@ -94,17 +111,22 @@ class Store(abc.ABC):
     def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
         """Open a part again and prove what is in it (rule 4 of the design).
 
-        The writer's ``received`` is what can be proved, at least ``checkpoint.offset``. The writer is the
-        only one from then on: where another process may still have the part open, its bytes are copied
-        into a part of another name, and ``writer.part`` says so.
+        The writer's ``received`` is what can be proved, at least ``checkpoint.offset``. The writer
+        is the only one from then on: where another process may still have the part open, its bytes
+        are copied into a part of another name, and ``writer.part`` says so. Then, as after
+        :meth:`Writer.rewrite`, the part of the old name stays: the caller writes the new name down
+        first and deletes the old part afterwards, or a crash in between would leave a row that
+        names nothing.
 
-        Raises :class:`DataLost` when less than ``checkpoint.offset`` can be proved, and
-        :class:`StorageFailed`.
+        A part that is gone is opened as a new, empty one where nothing was promised (offset 0).
+
+        Raises :class:`DataLost` when less than ``checkpoint.offset`` can be proved,
+        :class:`StorageFull`, and :class:`StorageFailed`, also for a name that no store gave.
         """
 
     @abc.abstractmethod
     def delete(self, part: str) -> None:
-        """Forget a part. It is no error when it is not there."""
+        """Forget a part. It is no error when it is not there. Raises :class:`StorageFailed`."""
 
     @abc.abstractmethod
     def parts(self) -> Iterator[Part]:
@@ -125,43 +147,52 @@ class Writer(abc.ABC):
     """One open part. Bytes go in order from :attr:`received` on; there are no holes."""
 
     part: str
-    received: int = 0
-    """Bytes verified and written, from the start of the file."""
-    crc: int = 0
-    """CRC-32C of them."""
+    position: Position = Position()
+    """What was verified and written, as one value: for whoever runs beside :meth:`append`."""
+
+    @property
+    def received(self) -> int:
+        """Bytes verified and written, from the start of the file."""
+        return self.position.offset
+
+    @property
+    def crc(self) -> int:
+        """CRC-32C of them."""
+        return self.position.crc
 
     def append(self, frames: Sequence[bytes]) -> int:
         """Verify DATA frames that follow each other and write their payloads at :attr:`received`.
 
-        Returns how many were good, from the first on; the one after them is damaged, and neither it nor
-        any later one was written. Raises :class:`StorageFull` and :class:`StorageFailed`: then nothing
-        of the batch counts.
+        Returns how many were good, from the first on; the one after them is damaged, and neither it
+        nor any later one was written. Raises :class:`StorageFull` and :class:`StorageFailed`: then
+        nothing of the batch counts.
         """
         payloads = []
-        crc = self.crc
+        offset, crc = self.position
         for frame in frames:
             if not is_intact(frame, crc32c):
                 break
             payload = memoryview(frame)[HEADER_SIZE:]
             crc = crc32c(payload, crc)
+            offset += len(payload)
             payloads.append(payload)
         if payloads:
             self.write(payloads)
-            self.crc = crc
-            self.received += sum(map(len, payloads))
+            self.position = Position(offset, crc)
         return len(payloads)
 
     @abc.abstractmethod
     def write(self, payloads: Sequence[memoryview]) -> None:
-        """Write at :attr:`received`, all or an error. :meth:`append` moves the offset afterwards."""
+        """Write at :attr:`received`, all or an error. :meth:`append` moves it afterwards."""
 
     @abc.abstractmethod
     def sync(self) -> Checkpoint:
-        """Make what was received durable, as far as the store's durability goes; may run beside ``append``.
+        """Make what was received durable, as far as the store's durability goes.
 
-        The checkpoint covers what was received when the call began, or less (parts of S3). Raises
-        :class:`StorageFailed`: then nothing may be synced again, and the caller goes back with
-        :meth:`rewrite` (a failed fdatasync drops the error and the pages:
+        May run beside :meth:`append`. The checkpoint covers what was received when the call began,
+        or less (parts of S3). Raises :class:`StorageFailed` or :class:`StorageFull`: then the
+        writer takes and syncs nothing more, and the caller goes back with :meth:`rewrite` or closes
+        it (a failed fdatasync drops the error and the pages:
         https://wiki.postgresql.org/wiki/Fsync_Errors).
         """
 
@@ -169,21 +200,35 @@ class Writer(abc.ABC):
     def rewrite(self, checkpoint: Checkpoint) -> None:
         """Go back to a durable checkpoint, in a new part; :attr:`part` and :attr:`received` change.
 
-        Raises :class:`DataLost` when the bytes below it cannot be read back with the right CRC.
+        The old part stays until the caller has written the new name down and deletes it. Raises
+        :class:`DataLost` when the bytes below the checkpoint cannot be read back with the right
+        CRC, :class:`StorageFull` and :class:`StorageFailed`.
         """
 
     @abc.abstractmethod
     def truncate(self, checkpoint: Checkpoint) -> None:
-        """Throw away what is above a checkpoint of this part: :attr:`received` goes back to it."""
+        """Throw away what is above a checkpoint of this part: :attr:`received` goes back to it.
+
+        Raises :class:`StorageFull` and :class:`StorageFailed`.
+        """
 
     @abc.abstractmethod
-    def read(self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20) -> Iterator[bytes]:
-        """The bytes written, in pieces of ``size`` bytes."""
+    def read(
+        self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20
+    ) -> Iterator[bytes]:
+        """The bytes received from ``start`` up to ``stop``, in pieces of ``size`` bytes.
+
+        Raises :class:`StorageFailed`, in the iteration.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Let go of the part, which stays. Closing twice is no error."""
 
     def path(self) -> str:
-        """The part's local path, where the store ``supports_path``."""
+        """The part's local path, where the store ``supports_path``; the writer is still open.
+
+        Raises :class:`StorageFailed` when the file there is not the writer's own, whole and no
+        longer.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no local files")

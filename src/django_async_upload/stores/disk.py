@@ -1,0 +1,173 @@
+"""What the stores and the publication ask of the operating system, and how its errors are told."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Final
+
+from ..exceptions import StorageFailed, StorageFull, UploadInterrupted
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV})
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+_PIECE: Final = 1 << 20
+
+fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
+
+
+@cache
+def boot_id() -> str:
+    """Name the machine's run since its last boot. The page cache of another run is gone.
+
+    Where the system has no such name, every process has one of its own: then only synced bytes
+    count.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return secrets.token_hex(16)
+
+
+def translate(error: OSError) -> UploadInterrupted:
+    """The upload's error for the system's. Its facts name the errno and never a path."""
+    cls = StorageFull if error.errno in _NO_ROOM else StorageFailed
+    return cls(errno=errno.errorcode.get(error.errno or 0, "unknown"))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise translate(error) from error
+
+
+@cache
+def _fallocate() -> Callable[..., int] | None:
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        # With 64-bit offsets on every platform; musl has the plain name only.
+        function = getattr(libc, "fallocate64", None) or libc.fallocate
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    function.restype = ctypes.c_int
+    return function
+
+
+def reserve(fd: int, size: int) -> None:
+    """Make sure that ``size`` bytes fit, without a change of the file's size.
+
+    Not ``os.posix_fallocate``: it sets the size, and after a power cut the file is full of zeros
+    that nobody sent. Where the file system reserves nothing, what is free now is compared.
+    """
+    fallocate = _fallocate()
+    code = errno.EOPNOTSUPP
+    if fallocate is not None:
+        while fallocate(fd, _KEEP_SIZE, 0, size):
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                break
+        else:
+            return
+    if code not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+        raise OSError(code, os.strerror(code))
+    room = os.fstatvfs(fd)
+    if room.f_bavail * room.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def write_at(fd: int, buffers: Sequence[memoryview], offset: int) -> None:
+    """Write all ``buffers`` one after another from ``offset`` on, however short each write is."""
+    queue = [buffer for buffer in buffers if buffer]
+    first = 0
+    while first < len(queue):
+        written = os.pwritev(fd, queue[first : first + _IOV_MAX], offset)
+        if not written:
+            raise OSError(errno.EIO, "nothing was written")
+        offset += written
+        while first < len(queue) and written >= len(queue[first]):
+            written -= len(queue[first])
+            first += 1
+        if written:
+            queue[first] = queue[first][written:]
+
+
+def read_at(fd: int, start: int, stop: int, size: int = _PIECE) -> Iterator[bytes]:
+    """The bytes from ``start`` to ``stop``, or to the file's end, in pieces of ``size``."""
+    while start < stop:
+        piece = os.pread(fd, min(size, stop - start), start)
+        if not piece:
+            return
+        start += len(piece)
+        yield piece
+
+
+def copy(source: int, target: int, length: int) -> None:
+    """Copy the first ``length`` bytes, or what is there, inside the kernel where it can."""
+    done = 0
+    copy_range: Callable[..., int] | None = getattr(os, "copy_file_range", None)
+    try:
+        while copy_range is not None and done < length:
+            copied = copy_range(source, target, length - done, done, done)
+            if not copied:
+                break
+            done += copied
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    for piece in read_at(source, done, length):
+        write_at(target, [memoryview(piece)], done)
+        done += len(piece)
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(path: str, mode: int | None) -> list[str]:
+    """Make a directory and those above it; return the new ones, the topmost first.
+
+    Each has exactly ``mode``, or what the umask leaves when it is None. Raises
+    :class:`FileExistsError` where something else has one of the names.
+    """
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    made: list[str] = []
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, 0o777 if mode is None else mode)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise
+        else:
+            made.append(directory)
+            if mode is not None:
+                os.chmod(directory, mode)
+    return made
+
+
+def existing_ancestor(path: str) -> str:
+    """The path itself, or the nearest directory above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

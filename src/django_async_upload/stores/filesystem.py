@@ -1,0 +1,391 @@
+"""Parts as files in one folder, written in place, locked by their writer."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from crc32c import crc32c
+
+from ..exceptions import DataLost, StorageFailed
+from . import disk
+from .base import Checkpoint, Part, Position, Store, Writer
+from .disk import boot_id, translate, translated
+
+if TYPE_CHECKING:
+    from django.core.checks import CheckMessage
+
+LOCK_WAIT: Final = 1.0
+"""Seconds that :meth:`FileSystemStore.open` waits for the last writer to let go of a part."""
+
+_LOCK_POLL: Final = 0.02
+_NAME: Final = re.compile(r"[0-9a-f]{32}")
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class FileSystemStore(Store):
+    """Parts in the folder ``root`` (made with mode 0700), files of mode 0600 under random names.
+
+    A writer holds an exclusive ``flock`` on its file. A part whose lock cannot be had within
+    :data:`LOCK_WAIT` may be open in a process that is stopped and will write again; its bytes go on
+    in a new file, so that what a writer publishes is an inode that nobody else can change.
+    """
+
+    supports_path = True
+    supports_reserve = True
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, durability: str = "fsync", threads: int = 8
+    ) -> None:
+        super().__init__(durability=durability, threads=threads)
+        self.root = os.path.abspath(root)
+
+    def create(self, size: int | None) -> Writer:
+        with translated():
+            part, fd = self._new(size)
+        return FileWriter(self, part, fd, size=size)
+
+    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+        if not _NAME.fullmatch(checkpoint.part):
+            raise StorageFailed(reason="not the name of a part")
+        rebooted = checkpoint.boot_id != boot_id()
+        # Only fsync promised that a checkpoint outlives a crash of the machine.
+        promised = checkpoint.offset > 0 and not (rebooted and self.durability == "os")
+        with translated():
+            opened = self._open_part(checkpoint.part)
+            if opened is None:
+                if promised:
+                    raise DataLost(durable=checkpoint.offset, proved=0)
+                return self.create(size)
+            fd, locked = opened
+            part = checkpoint.part
+            try:
+                length = os.fstat(fd).st_size
+                if size is not None:
+                    length = min(length, size)
+                if rebooted:
+                    # What no sync covered may have the right length and read as zeros.
+                    length = min(length, checkpoint.offset)
+                if not locked:
+                    part, copied = self.copy(fd, length, size)
+                    os.close(fd)
+                    fd = copied
+                position = _prove(fd, checkpoint, length, whole=rebooted or not locked)
+                if position is None and promised:
+                    raise DataLost(durable=checkpoint.offset, proved=0)
+                writer = FileWriter(self, part, fd, size=size)
+                writer.go_on(position or Position(), checkpoint)
+            except BaseException:
+                os.close(fd)
+                if part != checkpoint.part:
+                    self.delete(part)
+                raise
+        return writer
+
+    def delete(self, part: str) -> None:
+        if not _NAME.fullmatch(part):
+            return
+        with translated(), suppress(FileNotFoundError), self._directory() as root:
+            os.unlink(part, dir_fd=root)
+
+    def parts(self) -> Iterator[Part]:
+        with translated(), suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if not _NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                with suppress(FileNotFoundError):  # deleted beside the listing
+                    found = entry.stat(follow_symlinks=False)
+                    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                    yield Part(entry.name, modified, found.st_size)
+
+    def check(self, **kwargs: Any) -> list[CheckMessage]:
+        from django.core.checks import Error, Warning  # noqa: A004
+
+        nearest = disk.existing_ancestor(self.root)
+        if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
+            return [
+                Error(
+                    f"The staging folder {self.root} cannot be written.",
+                    hint="Make it, with mode 0700, for the user that the server runs as.",
+                    id="async_upload.E020",
+                )
+            ]
+        if nearest != self.root:
+            return []
+        messages: list[CheckMessage] = []
+        if stat.S_IMODE(os.stat(self.root).st_mode) & 0o077:
+            messages.append(
+                Warning(
+                    f"Others than its owner may enter the staging folder {self.root}.",
+                    hint="Unfinished and unchecked files lie there: chmod 0700.",
+                    id="async_upload.W020",
+                )
+            )
+        try:
+            with self._directory() as root:
+                fcntl.flock(root, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            messages.append(
+                Error(
+                    f"Files in the staging folder {self.root} cannot be locked: {error.strerror}.",
+                    hint="Put it on a file system with flock, or mount it with its locks on.",
+                    id="async_upload.E021",
+                )
+            )
+        return messages
+
+    def sync_names(self) -> None:
+        """Make the names of the parts durable."""
+        disk.sync_directory(self.root)
+
+    def copy(self, source: int, length: int, size: int | None) -> tuple[str, int]:
+        """A new part with the first ``length`` bytes of an open file: its name and descriptor.
+
+        Made durable at once, because its name may be written down before the next checkpoint.
+        """
+        part, fd = self._new(size)
+        try:
+            disk.copy(source, fd, length)
+            if self.durability == "fsync":
+                disk.fdatasync(fd)
+                self.sync_names()
+        except BaseException:
+            os.close(fd)
+            self.delete(part)
+            raise
+        return part, fd
+
+    @contextmanager
+    def _directory(self) -> Iterator[int]:
+        fd = os.open(self.root, _DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _make_root(self) -> None:
+        parent = os.path.dirname(self.root)
+        made = disk.make_directories(parent, None)
+        made += disk.make_directories(self.root, 0o700)
+        if self.durability == "fsync":
+            for directory in made:
+                disk.sync_directory(os.path.dirname(directory))
+
+    def _new(self, size: int | None) -> tuple[str, int]:
+        """A new, locked, empty file with room for ``size`` bytes: its name and descriptor."""
+        part = secrets.token_hex(16)
+        if not os.path.isdir(self.root):
+            self._make_root()
+        with self._directory() as root:
+            fd = os.open(part, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=root)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if size:
+                    disk.reserve(fd, size)
+            except BaseException:
+                os.close(fd)
+                os.unlink(part, dir_fd=root)
+                raise
+        return part, fd
+
+    def _open_part(self, part: str) -> tuple[int, bool] | None:
+        """The part's descriptor and whether it is locked; None when there is no such part."""
+        try:
+            with self._directory() as root:
+                fd = os.open(part, _FLAGS, dir_fd=root)
+        except FileNotFoundError:
+            return None
+        try:
+            locked = _lock(fd)
+            with self._directory() as root:
+                # Somebody may have deleted it while this one waited: a file without a name is lost.
+                named = os.stat(part, dir_fd=root, follow_symlinks=False)
+            if disk.is_same_file(named, os.fstat(fd)):
+                return fd, locked
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+
+class FileWriter(Writer):
+    """One open, locked file of a :class:`FileSystemStore`."""
+
+    def __init__(self, store: FileSystemStore, part: str, fd: int, *, size: int | None) -> None:
+        self.store = store
+        self.part = part
+        self._fd = fd
+        self._size = size
+        self._durable = Position()
+        self._named = False
+        """The directory was synced since the file has its name."""
+        self._lost = False
+        """A sync failed: which bytes above ``_durable`` are on the disk is unknown."""
+        self._lock = Lock()
+        """Held while the file's bytes or the descriptor itself change."""
+
+    def go_on(self, position: Position, checkpoint: Checkpoint) -> None:
+        """Take up a part in which ``position`` was proved; what is above it is thrown away."""
+        if position.offset >= checkpoint.offset:
+            self._durable = Position(checkpoint.offset, checkpoint.crc)
+        self.position = position
+        if os.fstat(self._fd).st_size > position.offset:
+            self._cut(position.offset)
+
+    def write(self, payloads: Sequence[memoryview]) -> None:
+        with self._lock:
+            if self._lost:
+                raise StorageFailed(reason="a sync failed before")
+            try:
+                disk.write_at(self._fd, payloads, self.received)
+            except OSError as error:
+                # The part of the batch that was written counts for nothing, after a restart
+                # neither.
+                with suppress(OSError):
+                    self._cut(self.received)
+                raise translate(error) from error
+
+    def sync(self) -> Checkpoint:
+        position = self.position
+        if self._lost:
+            raise StorageFailed(reason="a sync failed before")
+        if self.store.durability == "fsync" and not (self._named and position == self._durable):
+            try:
+                self._sync_file()
+            except OSError as error:
+                self._forget_unsynced()
+                raise translate(error) from error
+        self._durable = position
+        return Checkpoint(self.part, position.offset, position.crc, boot_id())
+
+    def _sync_file(self) -> None:
+        # A descriptor of its own: if the writer is closed meanwhile, the number may be another
+        # file's.
+        fd = os.dup(self._fd)
+        try:
+            disk.fdatasync(fd)
+        finally:
+            os.close(fd)
+        if not self._named:
+            self.store.sync_names()
+            self._named = True
+
+    def _forget_unsynced(self) -> None:
+        """Leave only what is on the disk in the file.
+
+        The kernel keeps pages that it could not write as if they were clean, and tells it once:
+        whoever opened the part in this boot would take them for written, and the next sync would
+        not fail.
+        """
+        with self._lock, suppress(OSError):
+            self._lost = True
+            os.ftruncate(self._fd, self._durable.offset)
+
+    def rewrite(self, checkpoint: Checkpoint) -> None:
+        with translated():
+            part, fd = self.store.copy(self._fd, checkpoint.offset, self._size)
+        try:
+            with translated():
+                position = _prove(fd, checkpoint, checkpoint.offset, whole=True)
+            if position is None:
+                raise DataLost(durable=checkpoint.offset, proved=0)
+        except BaseException:
+            os.close(fd)
+            self.store.delete(part)
+            raise
+        with self._lock:
+            old, self._fd = self._fd, fd
+            self.part = part
+            self.position = self._durable = position
+            self._named = self.store.durability == "fsync"
+            self._lost = False
+            _unlock(old)
+
+    def truncate(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.offset > self.received:
+            raise DataLost(durable=checkpoint.offset, proved=self.received)
+        with self._lock, translated():
+            self._cut(checkpoint.offset)
+            self.position = Position(checkpoint.offset, checkpoint.crc)
+            if self._durable.offset > checkpoint.offset:
+                self._durable = self.position
+
+    def _cut(self, offset: int) -> None:
+        os.ftruncate(self._fd, offset)
+        if self._size:
+            disk.reserve(self._fd, self._size)  # a truncation frees what was reserved above it
+
+    def read(
+        self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20
+    ) -> Iterator[bytes]:
+        stop = self.received if stop is None else min(stop, self.received)
+        with translated():
+            yield from disk.read_at(self._fd, start, stop, size)
+
+    def path(self) -> str:
+        path = os.path.join(self.store.root, self.part)
+        with translated():
+            mine, named = os.fstat(self._fd), os.stat(path, follow_symlinks=False)
+        if not disk.is_same_file(mine, named) or mine.st_size != self.received:
+            raise StorageFailed(reason="the part is not the writer's own")
+        return path
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                fd, self._fd = self._fd, -1
+                _unlock(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Wait for the exclusive lock, at most :data:`LOCK_WAIT` seconds; whether it came."""
+    deadline = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL)
+        else:
+            return True
+
+
+def _unlock(fd: int) -> None:
+    """Unlock and close a descriptor: a forked child's copy of it would keep the lock."""
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    with suppress(OSError):  # what a close can report, the next sync of the part reports too
+        os.close(fd)
+
+
+def _prove(fd: int, checkpoint: Checkpoint, length: int, *, whole: bool) -> Position | None:
+    """The end of what is proved in the first ``length`` bytes; None when below the checkpoint.
+
+    With ``whole`` the bytes below the checkpoint are read again, otherwise only those above it.
+    """
+    if length < checkpoint.offset:
+        return None
+    if whole and _crc(fd, 0, checkpoint.offset, 0) != Position(checkpoint.offset, checkpoint.crc):
+        return None
+    return _crc(fd, checkpoint.offset, length, checkpoint.crc)
+
+
+def _crc(fd: int, start: int, stop: int, crc: int) -> Position:
+    for piece in disk.read_at(fd, start, stop):
+        crc = crc32c(piece, crc)
+        start += len(piece)
+    return Position(start, crc)

@@ -1,0 +1,218 @@
+"""How a finished part becomes a file of a Django storage (rules 11 and 12 of the design).
+
+Where :func:`links_into` says so, the part gets its second name in the storage by :func:`link`:
+nothing is copied, and a name that is taken is never overwritten. Everywhere else :func:`save`
+streams it through the storage's own ``save()``. Both block.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from django.core.files import File
+from django.core.files.storage import FileSystemStorage, Storage
+from django.core.files.utils import validate_file_name
+
+from ..exceptions import StorageFailed
+from . import disk
+from .base import Writer
+from .disk import translate, translated
+
+NAME_MAX: Final = 255
+"""Bytes of one name in the file systems of today (NAME_MAX of limits.h)."""
+
+_SUFFIX: Final = 8  # what Storage.get_alternative_name puts in: "_" and 7 characters
+_NO_LINKS: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+)
+
+
+class NotLinkable(StorageFailed):
+    """The part cannot be linked to this name, though :func:`links_into` hoped so: :func:`save` it.
+
+    Two mounts of one file system, a mount below the storage's location, a file system without
+    links.
+    """
+
+
+def links_into(storage: Storage, path: str) -> bool:
+    """Whether a file at ``path`` can be published in ``storage`` by a link.
+
+    True for a storage that saves as :class:`FileSystemStorage` does, never overwrites, and lies on
+    the file's own file system. Its location need not exist yet.
+    """
+    cls = storage.__class__  # not type(): the default storage is a lazy object
+    if not (
+        isinstance(storage, FileSystemStorage)
+        and cls._save is FileSystemStorage._save  # type: ignore[attr-defined]
+        and cls.save is Storage.save
+        and not getattr(storage, "_allow_overwrite", False)
+        # How storages overwrote before allow_overwrite; gone in Django 6.0.
+        and getattr(cls, "OS_OPEN_FLAGS", None) == getattr(FileSystemStorage, "OS_OPEN_FLAGS", None)
+    ):
+        return False
+    try:
+        here = os.lstat(path).st_dev
+        return here == os.stat(disk.existing_ancestor(os.fspath(storage.location))).st_dev
+    except OSError:
+        return False
+
+
+def available_name(storage: Storage, name: str, *, max_length: int | None = None) -> str:
+    """A free name like ``name``, by the storage's own ``get_available_name``.
+
+    Unlike that alone it fits the file system: a last component of more than :data:`NAME_MAX` bytes,
+    or one that grows beyond them when the storage makes it unique, is shortened before its
+    extension.
+
+    Raises :class:`SuspiciousFileOperation` for a name that leaves the storage, or when
+    ``max_length`` characters leave no room.
+    """
+    validate_file_name(name, allow_relative_path=True)
+    found = storage.get_available_name(_shortened(name, NAME_MAX), max_length=max_length)
+    if len(os.fsencode(os.path.basename(found))) > NAME_MAX:
+        short = _shortened(name, NAME_MAX - _SUFFIX)
+        found = storage.get_available_name(short, max_length=max_length)
+    validate_file_name(found, allow_relative_path=True)
+    return found
+
+
+def _shortened(name: str, limit: int) -> str:
+    directory, base = os.path.split(name)
+    excess = len(os.fsencode(base)) - limit
+    if excess <= 0:
+        return name
+    root, extension = os.path.splitext(base)
+    if len(os.fsencode(extension)) > limit // 2:
+        root, extension = base, ""
+    kept = os.fsencode(root)[: limit - len(os.fsencode(extension))]
+    return os.path.join(directory, kept.decode(errors="ignore") + extension)
+
+
+def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync") -> None:
+    """Give the file at ``path`` the name ``name`` in ``storage``; ``path`` stays as it is.
+
+    Directories, modes and group become what the storage's own ``save()`` makes of them, before the
+    name can be seen. With durability ``fsync`` the file and its name survive a crash of the machine
+    when this returns.
+
+    Raises :class:`FileExistsError` when the name is taken (also by this very file: see
+    :func:`is_linked`), :class:`NotLinkable`, :class:`StorageFull`, :class:`StorageFailed`, and
+    :class:`SuspiciousFileOperation` for a name that leaves the storage.
+    """
+    validate_file_name(name, allow_relative_path=True)
+    target = storage.path(name)
+    directory = os.path.dirname(target)
+    with translated():
+        try:
+            made = disk.make_directories(directory, storage.directory_permissions_mode)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+        _adopt(storage, path)
+        if durability == "fsync":
+            _sync_file(path)
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise NotLinkable(errno=errno.errorcode[error.errno]) from error
+        raise translate(error) from error
+    if durability == "fsync":
+        with translated():
+            disk.sync_directory(directory)
+            for each in made:
+                disk.sync_directory(os.path.dirname(each))
+
+
+def is_linked(storage: FileSystemStorage, path: str, name: str) -> bool:
+    """Whether ``name`` in ``storage`` is the very file at ``path``: a crash came after :func:`link`."""
+    try:
+        return disk.is_same_file(os.lstat(path), os.lstat(storage.path(name)))
+    except FileNotFoundError:
+        return False
+
+
+def save(
+    storage: Storage,
+    name: str,
+    writer: Writer,
+    progress: Callable[[int], None] | None = None,
+    *,
+    durability: str = "fsync",
+    max_length: int | None = None,
+) -> str:
+    """Stream what ``writer`` received through ``storage.save()``; return the name it has there.
+
+    ``progress`` is called with the bytes that the storage has read so far, from whatever thread it
+    reads in: it must be thread-safe. With durability ``fsync`` a file of a file system storage is
+    synced.
+
+    Raises :class:`StorageFull`, :class:`StorageFailed`, and whatever the storage itself raises.
+    """
+    reader = io.BufferedReader(PartReader(writer, progress), buffer_size=1 << 20)
+    content = File(reader, name=os.path.basename(name))
+    content.size = writer.received
+    with translated():
+        stored = storage.save(name, content, max_length=max_length)
+        if durability == "fsync" and isinstance(storage, FileSystemStorage):
+            path = storage.path(stored)
+            _sync_file(path)
+            disk.sync_directory(os.path.dirname(path))
+    return stored
+
+
+class PartReader(io.RawIOBase):
+    """What a writer received, as a file: storages seek in it and read it in parts."""
+
+    def __init__(self, writer: Writer, progress: Callable[[int], None] | None) -> None:
+        self._writer = writer
+        self._progress = progress
+        self._offset = 0
+        self._reported = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._writer.received}
+        self._offset = max(0, start[whence] + offset)
+        return self._offset
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        wanted = len(buffer)
+        stop = self._offset + wanted
+        piece = next(iter(self._writer.read(self._offset, stop, size=wanted)), b"")
+        buffer[: len(piece)] = piece
+        self._offset += len(piece)
+        if self._progress is not None and self._offset > self._reported:
+            self._reported = self._offset
+            self._progress(self._offset)
+        return len(piece)
+
+
+def _adopt(storage: FileSystemStorage, path: str) -> None:
+    """Give a file the storage's group and mode, as ``FileSystemStorage._save`` does at its end."""
+    group = os.stat(storage.location).st_gid
+    if os.stat(path).st_gid != group:
+        with suppress(PermissionError):
+            os.chown(path, -1, group)
+    if storage.file_permissions_mode is not None:
+        os.chmod(path, storage.file_permissions_mode)
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
