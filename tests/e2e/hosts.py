@@ -24,10 +24,11 @@ PATH = "/ws/uploads/"
 
 
 class Host:
-    """``root`` holds the database, ``media/``, ``staging/`` and the log of signals."""
+    """``root`` holds the database and the log of signals, ``disk`` the folders media and staging."""
 
     def __init__(self, root: Path, server: Server) -> None:
         self.root = root
+        self.disk = Path(server.env.get("E2E_DISK", root))
         self.server = server
         self.tracebacks_expected = False
         """For tests that make the host's own code fail: its errors belong in the log."""
@@ -65,6 +66,13 @@ class Host:
         return connection
 
     @contextlib.contextmanager
+    def another_server(self, kind: str | None = None) -> Iterator[Host]:
+        """A second server process with the same database, media and staging."""
+        log = self.root / "another.log"
+        with running(kind or self.server.kind, self.server.env, log) as server:
+            yield Host(self.root, server)
+
+    @contextlib.contextmanager
     def proxy(self) -> Iterator[ChaosProxy]:
         with ChaosProxy(self.port) as proxy:
             yield proxy
@@ -72,15 +80,15 @@ class Host:
     # The inside -----------------------------------------------------------------------------------
 
     def path(self, stored_as: str) -> Path:
-        return self.root / "media" / stored_as
+        return self.disk / "media" / stored_as
 
     def files(self) -> list[Path]:
         """Every finished file."""
-        return [each for each in (self.root / "media").rglob("*") if each.is_file()]
+        return [each for each in (self.disk / "media").rglob("*") if each.is_file()]
 
     def parts(self) -> list[Path]:
         """Every file of an unfinished upload."""
-        return [each for each in (self.root / "staging").rglob("*") if each.is_file()]
+        return [each for each in (self.disk / "staging").rglob("*") if each.is_file()]
 
     def uploads(self) -> list[dict[str, Any]]:
         """The uploads' rows, oldest first."""
@@ -129,13 +137,20 @@ def environment(root: Path, uploads: Mapping[str, object], **extra: str) -> dict
     }
 
 
-def prepare(root: Path) -> None:
-    """A migrated database with the users demo and other."""
-    env = environment(root, {})
+def prepare(root: Path, **extra: str) -> None:
+    """Migrate the database and add the users demo and other."""
+    env = environment(root, {}, **extra)
     manage(env, "migrate", "--verbosity", "0")
     people = "from django.contrib.auth.models import User as U;"
     people += "[U.objects.create_user(name) for name in ('demo', 'other')]"
     manage(env, "shell", "--command", people)
+
+
+def migrated(postgres: Mapping[str, object]) -> dict[str, str]:
+    """The environment of a host on a PostgreSQL database, which is prepared here."""
+    extra = {"E2E_POSTGRES": json.dumps(postgres)}
+    prepare(ROOT, **extra)
+    return extra
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -130,10 +131,8 @@ def test_a_violation_closes_the_connection_with_its_code_and_leaves_the_upload_a
         with host.connect(ticket) as connection:
             stream, created = connection.create("violated.bin", len(data))
             connection.upload(stream, data, stop=100_000)
-            try:
+            with contextlib.suppress(Closed):  # reset while we were still sending
                 commit(connection, stream, data)
-            except Closed:
-                pass  # reset while we were still sending: the ERROR may be lost with it
             error, close_code = last_words(connection)
             if misdeed != "data past the limit" or error is not None:
                 assert error is not None
@@ -205,11 +204,11 @@ def test_a_chunk_that_is_damaged_again_and_again_ends_the_stream(host: Host) -> 
         stream, _ = connection.create("damaged.bin", 8000)
         damaged = bytearray(frames.build_data(stream, 0, bytes(8000), crc32c, restart=True))
         damaged[500] ^= 1
-        with pytest.raises(Failed) as failed:
-            for _ in range(20):
-                connection.send_message(bytes(damaged))
-                connection.expect(messages.Rewind, stream=stream)
-        assert failed.value.error.code == "corrupt_chunks"
+        for _ in range(8):
+            connection.send_message(bytes(damaged))
+            assert connection.expect(messages.Rewind, stream=stream).offset == 0
+        connection.send_message(bytes(damaged))
+        assert connection.error().code == "corrupt_chunks"
 
 
 def test_a_digest_that_does_not_match_fails_the_upload_and_publishes_nothing(host: Host) -> None:
@@ -230,14 +229,12 @@ def test_a_message_of_100_mib_is_refused_without_being_kept(host: Host) -> None:
     with SteadyUpload(host.port, host.ticket(), size=MIB):
         connection = host.connect()
         before = host.server.memory()
-        with pytest.raises((Closed, TimeoutError)):
+        with contextlib.suppress(Closed):
             connection.send_bytes(frame_head(100 * MIB))
             for _ in range(100):
                 connection.send_bytes(bytes(MIB))
-            while True:
-                connection.receive(timeout=5)
         assert host.server.memory() - before < 32 * MIB
-        connection.close()
+        connection.close_code()  # raises where the server leaves the connection open
 
 
 def test_streams_without_end_are_dropped_or_answered_and_cost_nothing(host: Host) -> None:
@@ -260,12 +257,10 @@ def test_junk_in_every_shape_leaves_the_server_well(host: Host, chance: random.R
                 frame = bytearray(frames.build_data(stream, 0, bytes(1000), crc32c))
                 for _ in range(chance.randint(1, 12)):
                     frame[chance.randrange(len(frame))] = chance.randrange(256)
-                try:
+                with contextlib.suppress(Closed):
                     connection.send_message(bytes(frame), opcode=chance.choice([1, 2, 2, 2]))
                     connection.send_message(chance.randbytes(chance.randint(0, 3000)))
                     connection.send_bytes(chance.randbytes(chance.randint(0, 3000)))
-                except Closed:
-                    pass
 
 
 @pytest.mark.parametrize("whose", ["somebody else's", "of another endpoint", "expired", "forged"])

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(os.environ["E2E_ROOT"])
-"""Database, media, staging and the log of signals."""
+"""The database and the log of signals."""
+DISK = Path(os.environ.get("E2E_DISK", ROOT))
+"""Media and staging, which must share a file system."""
 
 SECRET_KEY = "tests only: not a secret, long enough for the signer's taste"
 DEBUG = False
@@ -40,10 +42,10 @@ else:
     }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-MEDIA_ROOT = ROOT / "media"
+MEDIA_ROOT = DISK / "media"
 MEDIA_URL = "/media/"
 ASYNC_UPLOAD = {
-    "STAGING_ROOT": ROOT / "staging",
+    "STAGING_ROOT": str(DISK / "staging"),
     "UPLOAD_TO": "in/",
     **json.loads(os.environ.get("E2E_UPLOAD", "{}")),
 }

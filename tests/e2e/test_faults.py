@@ -1,0 +1,250 @@
+"""The host's disk, database and receivers fail: a clear error or a pause, and nothing acked is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+
+from django_async_upload.protocol import messages
+
+from .disks import small_disk, unavailable
+from .hosts import Host, migrated
+from .raw import Failed, RawConnection, SteadyUpload, finish
+from .servers import wait_for
+
+MIB = 1024 * 1024
+GONE_FOR = 5.0
+"""Seconds that a database is locked, or gone."""
+
+
+def send_on(host: Host, ticket: str, upload: str, data: bytes) -> messages.Completed:
+    """Attach again, as often as an error says that it can help, and finish."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with host.connect(ticket) as connection:
+                stream, ready = connection.attach(upload, data)
+                connection.upload(stream, data, offset=ready.offset)
+                return connection.finish(stream, data)
+        except Failed as failed:
+            assert failed.error.retryable, failed.error
+            assert time.monotonic() < deadline, failed.error
+            time.sleep(0.2)
+
+
+def test_a_full_disk_is_an_error_at_creation_where_the_size_is_known(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 24 * MIB) as disk:
+        host = hosts(extra={"E2E_DISK": str(disk.path)})
+        with host.connect() as connection, pytest.raises(Failed) as failed:
+            connection.create("too big for the disk.bin", 64 * MIB)
+        error = failed.value.error
+        assert (error.code, error.retryable) == ("storage_full", True)
+        assert host.parts() == []
+        assert "/" not in error.message, "the message shows a path"
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_acked(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 24 * MIB) as disk:
+        host = hosts(extra={"E2E_DISK": str(disk.path)})
+        ticket = host.ticket()
+        data = os.urandom(16 * MIB)
+        ballast = disk.path / "ballast"
+        ballast.write_bytes(bytes(16 * MIB))
+        with host.connect(ticket) as connection:
+            stream, created = connection.create("unknown size.bin")
+            with pytest.raises(Failed) as failed:
+                connection.upload(stream, data)
+            assert (failed.value.error.code, failed.value.error.retryable) == ("storage_full", True)
+            durable = connection.durable.get(stream, 0)
+        ballast.unlink()
+        with host.connect(ticket) as connection:
+            stream, ready = connection.attach(created.upload, data)
+            assert ready.offset >= durable
+            connection.upload(stream, data, offset=ready.offset)
+            stored = connection.finish(stream, data).stored_as
+        assert host.path(stored).read_bytes() == data
+
+
+def test_a_read_only_folder_is_a_storage_error_that_heals(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 48 * MIB) as disk:
+        host = hosts(extra={"E2E_DISK": str(disk.path)})
+        ticket = host.ticket()
+        data = os.urandom(4 * MIB)
+        with host.connect(ticket) as connection:
+            stream, created = connection.create("read only.bin", len(data))
+            connection.upload(stream, data, stop=2 * MIB)
+            connection.send(messages.Release(), stream)
+            assert connection.expect(messages.Released, stream=stream).durable == 2 * MIB
+            host.tracebacks_expected = True  # the operator must find out
+            disk.remount("ro")
+            with pytest.raises(Failed) as failed:
+                connection.create("another.bin", 1000)
+            assert (failed.value.error.code, failed.value.error.retryable) == (
+                "storage_error",
+                True,
+            )
+            with pytest.raises(Failed) as failed:
+                connection.attach(created.upload, data)
+            assert (failed.value.error.code, failed.value.error.retryable) == (
+                "storage_error",
+                True,
+            )
+            disk.remount("rw")
+        completed = send_on(host, ticket, created.upload, data)
+        assert host.path(completed.stored_as).read_bytes() == data
+
+
+@contextlib.contextmanager
+def locked(host: Host) -> Iterator[None]:
+    """Another process's transaction keeps everybody from writing."""
+    with contextlib.closing(host.database()) as database:
+        database.execute("PRAGMA busy_timeout = 5000")
+        database.execute("BEGIN EXCLUSIVE")
+        yield
+        database.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("patience", ["0.1", "20"], ids=["an impatient driver", "a patient driver"])
+def test_a_database_that_is_locked_for_five_seconds_is_waited_for(
+    hosts: Callable[..., Host], patience: str
+) -> None:
+    host = hosts(extra={"E2E_SQLITE_TIMEOUT": patience})
+    ticket = host.ticket()
+    data = os.urandom(24 * MIB)
+    with host.connect(ticket) as connection, host.connect(ticket) as other:
+        stream, created = connection.create("locked.bin", len(data))
+        connection.upload(stream, data, stop=4 * MIB)
+        with locked(host):
+            begun = time.monotonic()
+            key = uuid.uuid4().hex
+            other.send(messages.Create(key=key, name="while locked.bin", size=5), 1)
+            other.send_data(1, 0, b"small")
+            other.send(finish(b"small"), 1)
+            sender = threading.Thread(target=_upload, args=(connection, stream, data, 4 * MIB))
+            sender.start()
+            time.sleep(GONE_FOR)
+            assert connection.durable[stream] < len(data), "durable without its checkpoint"
+        sender.join(20)
+        assert not sender.is_alive()
+        small = other.expect(messages.Completed, stream=1)
+        completed = send_on(host, ticket, created.upload, data)
+        assert time.monotonic() - begun >= GONE_FOR
+    assert host.path(small.stored_as).read_bytes() == b"small"
+    assert host.path(completed.stored_as).read_bytes() == data
+
+
+def _upload(connection: RawConnection, stream: int, data: bytes, offset: int) -> None:
+    """All of it, unless the server says that it cannot go on for now."""
+    try:
+        connection.upload(stream, data, offset=offset)
+    except Failed as failed:
+        assert failed.error.retryable
+
+
+class Postgres:
+    """A database of the test's own."""
+
+    def __init__(self) -> None:
+        psycopg = pytest.importorskip("psycopg")
+        self.server = {
+            "host": os.environ.get("PGHOST", "127.0.0.1"),
+            "user": os.environ.get("PGUSER", "postgres"),
+        }
+        self.name = f"e2e_{uuid.uuid4().hex[:12]}"
+        try:
+            self._admin: Any = psycopg.connect(**self.server, dbname="postgres", autocommit=True)
+        except psycopg.OperationalError as error:
+            unavailable(f"PostgreSQL cannot be reached: {error}")
+
+    def __enter__(self) -> Postgres:
+        self._admin.execute(f'CREATE DATABASE "{self.name}"')
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._admin.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
+        self._admin.close()
+
+    @property
+    def setting(self) -> dict[str, object]:
+        """For Django's DATABASES."""
+        return {"NAME": self.name, "HOST": self.server["host"], "USER": self.server["user"]}
+
+    @contextlib.contextmanager
+    def gone(self) -> Iterator[None]:
+        """Every connection is broken and no new one let in."""
+        self._admin.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
+        self._admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            (self.name,),
+        )
+        try:
+            yield
+        finally:
+            self._admin.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS true')
+
+
+def test_postgresql_gone_for_five_seconds_is_waited_for(hosts: Callable[..., Host]) -> None:
+    with Postgres() as postgres:
+        host = hosts(extra=migrated(postgres.setting))
+        ticket = host.ticket()
+        data = os.urandom(24 * MIB)
+        with host.connect(ticket) as connection, host.connect(ticket) as other:
+            stream, created = connection.create("gone.bin", len(data))
+            connection.upload(stream, data, stop=4 * MIB)
+            with postgres.gone():
+                key = uuid.uuid4().hex
+                other.send(messages.Create(key=key, name="while gone.bin", size=5), 1)
+                other.send_data(1, 0, b"small")
+                other.send(finish(b"small"), 1)
+                sender = threading.Thread(target=_upload, args=(connection, stream, data, 4 * MIB))
+                sender.start()
+                time.sleep(GONE_FOR)
+            sender.join(20)
+            assert not sender.is_alive()
+            small = other.expect(messages.Completed, stream=1)
+            completed = send_on(host, ticket, created.upload, data)
+        assert host.path(small.stored_as).read_bytes() == b"small"
+        assert host.path(completed.stored_as).read_bytes() == data
+        host.server.kill()
+
+
+@pytest.mark.parametrize("fault", ["raise", "hang", "cancel"])
+def test_a_receiver_that_misbehaves_breaks_no_upload(host: Host, fault: str) -> None:
+    host.tracebacks_expected = fault == "raise"
+    start = host.server.log_size()
+    data = os.urandom(MIB)
+    with SteadyUpload(host.port, host.ticket()), host.connect() as connection:
+        for number in range(3):
+            stream, created = connection.create(f"{fault}-{number}.bin", len(data))
+            connection.upload(stream, data)
+            begun = time.monotonic()
+            completed = connection.finish(stream, data)
+            assert time.monotonic() - begun < 3, "the answer waited for a receiver"
+            assert completed.crc32c == f"{crc32c(data):08x}"
+        begun = time.monotonic()
+        connection.send(messages.Ping(1))
+        connection.expect(messages.Pong)
+        assert time.monotonic() - begun < 1
+    if fault == "raise":
+        wait_for(lambda: created.upload in host.server.log(start), what="a line in the log")
+        assert "the receiver of this host is broken" in host.server.log(start)
+    wait_for(
+        lambda: host.signals("upload_completed", created.upload),
+        seconds=40,
+        what="the completion",
+    )

@@ -1,0 +1,207 @@
+"""One upload, one writer: the newest wins, and nothing of an older one lands after that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from crc32c import crc32c
+
+from django_async_upload.protocol import messages
+
+from .hosts import Host
+from .raw import Closed, RawConnection, finish
+from .servers import wait_for
+
+MIB = 1024 * 1024
+
+
+class Intruder:
+    """An old holder that reads nothing and goes on sending: the file at first, and once it ``lies``, not."""
+
+    def __init__(self, connection: RawConnection, stream: int, data: bytes, offset: int) -> None:
+        self._connection, self._stream = connection, stream
+        self._data, self._offset = data, offset
+        self.lied = 0
+        self._lying, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Intruder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join(15)
+        assert not self._thread.is_alive()
+
+    def lie(self) -> None:
+        """From now on; call it when the upload has been taken over."""
+        self._lying.set()
+
+    def _run(self) -> None:
+        connection, size = self._connection, 1000
+        with contextlib.suppress(Closed, OSError):
+            while not self._over.wait(0.002):
+                room = min(
+                    connection.limits[self._stream] - self._offset,
+                    connection.connection_limit - connection.spent,
+                )
+                if room < size:
+                    continue
+                lying = self._lying.is_set()
+                piece = self._data[self._offset : self._offset + size]
+                connection.send_data(self._stream, self._offset, b"\xee" * size if lying else piece)
+                self._offset += size
+                self.lied += lying
+
+
+def test_the_newest_connection_wins_within_a_second_and_no_older_byte_lands(host: Host) -> None:
+    data = os.urandom(6 * MIB)
+    with host.connect() as old:
+        stream, created = old.create("newest.bin", len(data))
+        old.upload(stream, data, stop=2 * MIB)
+        with Intruder(old, stream, data, 2 * MIB) as intruder, host.connect() as new:
+            begun = time.monotonic()
+            number, attached = attach(new, created.upload)
+            assert time.monotonic() - begun < 1
+            intruder.lie()
+            wait_for(lambda: intruder.lied > 5, what="lies")
+            new.send(prove(attached, data), number)
+            ready = new.expect(messages.Ready, stream=number)
+            assert ready.offset == attached.received >= 2 * MIB
+            new.upload(number, data, offset=ready.offset)
+            stored = new.finish(number, data).stored_as
+        assert old.error().code == "taken_over"
+    assert host.path(stored).read_bytes() == data
+
+
+def test_a_half_open_connection_does_not_lock_its_owner_out(host: Host) -> None:
+    """The network dies without a word; the server still believes in the old connection."""
+    data = os.urandom(3 * MIB)
+    with host.proxy() as proxy:
+        with host.connect(port=proxy.port) as old:
+            stream, created = old.create("half open.bin", len(data))
+            old.upload(stream, data, stop=MIB)
+            proxy.half_open()
+        with host.connect() as new:
+            begun = time.monotonic()
+            stream, ready = new.attach(created.upload, data)
+            assert time.monotonic() - begun < 1
+            assert ready.offset == MIB
+            new.upload(stream, data, offset=ready.offset)
+            stored = new.finish(stream, data).stored_as
+    assert host.path(stored).read_bytes() == data
+
+
+def test_an_upload_that_changes_hands_at_every_chunk_is_the_file_that_was_sent(host: Host) -> None:
+    data = os.urandom(30 * 64 * 1024)
+    ticket = host.ticket()
+    held: list[RawConnection] = []
+    try:
+        first = host.connect(ticket)
+        held.append(first)
+        stream, created = first.create("hands.bin", len(data))
+        first.upload(stream, data, stop=64 * 1024)
+        offset = 64 * 1024
+        while offset < len(data):
+            holder = host.connect(ticket)
+            held.append(holder)
+            stream, ready = holder.attach(created.upload, data)
+            assert ready.offset == offset
+            offset += 64 * 1024
+            holder.upload(stream, data, offset=ready.offset, stop=offset)
+        stored = held[-1].finish(stream, data).stored_as
+        for older in held[:-1]:
+            assert older.error().code == "taken_over"
+    finally:
+        for each in held:
+            each.close()
+    assert host.path(stored).read_bytes() == data
+    assert len(host.signals("upload_completed", created.upload)) == 1
+
+
+def test_an_upload_moves_from_one_server_process_to_another(hosts: Callable[..., Host]) -> None:
+    """Without a channel layer, so that the database alone must tell the old holder."""
+    host = hosts()
+    data = os.urandom(8 * MIB)
+    ticket = host.ticket()
+    with host.another_server() as another, host.connect(ticket) as old:
+        stream, created = old.create("moves.bin", len(data))
+        old.upload(stream, data, stop=2 * MIB)
+        with (
+            Intruder(old, stream, data, 2 * MIB) as intruder,
+            another.connect(ticket) as new,
+        ):
+            begun = time.monotonic()
+            number, attached = attach(new, created.upload)
+            assert time.monotonic() - begun < 1
+            intruder.lie()
+            wait_for(lambda: intruder.lied > 5, what="lies")
+            new.send(prove(attached, data), number)
+            ready = new.expect(messages.Ready, stream=number)
+            new.upload(number, data, offset=ready.offset)
+            stored = new.finish(number, data).stored_as
+        assert old.error().code == "taken_over"
+    assert host.path(stored).read_bytes() == data
+
+
+def test_a_holder_that_sleeps_through_takeover_and_completion_changes_nothing_when_it_wakes(
+    hosts: Callable[..., Host],
+) -> None:
+    host = hosts()
+    data = os.urandom(6 * MIB)
+    ticket = host.ticket()
+    with host.another_server() as another, host.connect(ticket) as old:
+        stream, created = old.create("sleeper.bin", len(data))
+        old.upload(stream, data, stop=2 * MIB)
+        wait_for(lambda: durable(host, created.upload) == 2 * MIB, what="a checkpoint")
+        host.server.stop()
+        try:
+            # Bytes that wait in its socket, and are all it knows when it wakes.
+            room = min(old.limits[stream] - 2 * MIB, old.connection_limit - old.spent, 512 * 1024)
+            for offset in range(2 * MIB, 2 * MIB + room, 16_384):
+                old.send_data(stream, offset, b"\xee" * min(16_384, 2 * MIB + room - offset))
+            old.send(finish(data), stream)
+            with another.connect(ticket) as new:
+                stream, ready = new.attach(created.upload, data)
+                assert ready.offset == 2 * MIB
+                new.upload(stream, data, offset=ready.offset)
+                stored = new.finish(stream, data).stored_as
+            published = host.path(stored)
+            assert published.read_bytes() == data
+            before = published.stat()
+        finally:
+            host.server.cont()
+        assert old.error(timeout=20).code == "taken_over"
+        host.get("/up/")
+        after = published.stat()
+        assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+            *(before.st_ino, before.st_size, before.st_mtime_ns),
+        )
+        assert published.read_bytes() == data
+    assert len(host.signals("upload_completed", created.upload)) == 1
+    wait_for(lambda: not host.parts(), what="the end of the parts")
+
+
+def attach(connection: RawConnection, upload: str) -> tuple[int, messages.Attached]:
+    stream = connection.next_stream()
+    connection.send(messages.Attach(upload), stream)
+    return stream, connection.expect(messages.Attached, stream=stream)
+
+
+def prove(attached: messages.Attached, data: bytes) -> messages.Proof:
+    return messages.Proof(
+        f"{crc32c(data[: attached.durable]):08x}", f"{crc32c(data[: attached.received]):08x}"
+    )
+
+
+def durable(host: Host, upload: str) -> int:
+    """From the database: a stopped server answers no question."""
+    with contextlib.closing(host.database()) as database:
+        database.execute("PRAGMA busy_timeout = 5000")
+        query = "SELECT durable FROM async_upload_uploadsession WHERE id = ?"
+        return int(database.execute(query, (upload.replace("-", ""),)).fetchone()[0])
