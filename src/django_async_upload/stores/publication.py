@@ -162,16 +162,19 @@ def save(
     with translated():
         stored = storage.save(name, content, max_length=max_length)
         if durability == "fsync" and isinstance(storage, FileSystemStorage):
-            path = storage.path(stored)
-            _sync_file(path)
-            disk.sync_directory(os.path.dirname(path))
+            _sync_file(storage.path(stored))
+            directory = os.path.dirname(storage.path(stored))
+            while len(directory) >= len(os.fspath(storage.location)):
+                disk.sync_directory(directory)
+                directory = os.path.dirname(directory)
+            disk.sync_directory(directory)
     return stored
 
 
 class PartReader(io.RawIOBase):
     """What a writer received, as a file: storages seek in it and read it in parts."""
 
-    def __init__(self, writer: Writer, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, writer: Writer, progress: Callable[[int], None] | None = None) -> None:
         self._writer = writer
         self._progress = progress
         self._offset = 0
