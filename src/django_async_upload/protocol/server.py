@@ -150,9 +150,15 @@ class ServerProtocol:
         Raises :class:`ProtocolViolation` or :class:`AuthenticationRequired`: send the error on stream 0 and
         close the connection. What was received before stays as it is.
         """
-        header = parse_header(frame)
-        if self._silent and header.type is not _T.AUTH:
-            raise AuthenticationRequired
+        try:
+            header = parse_header(frame)
+            if self._silent and header.type is not _T.AUTH:
+                raise AuthenticationRequired
+        except (MalformedFrame, AuthenticationRequired) as error:
+            # One flipped bit must not look like a peer that one does not come back to.
+            if len(frame) >= HEADER_SIZE and not is_intact(frame, self._crc):
+                raise CorruptFrame from error
+            raise
         if header.type is _T.DATA:
             return self._receive_data(header, frame)
         fields = parse_fields(frame, self._crc)
