@@ -12,7 +12,7 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,6 +20,8 @@ from django_async_upload.protocol.frames import HEADER_SIZE, FrameType
 
 T = TypeVar("T")
 PIECE = 64 * 1024
+IN_FLIGHT = 256
+"""Pieces that may be under way on a delayed connection."""
 
 
 class MessageCursor:
@@ -125,6 +127,7 @@ class ChaosProxy:
         self._payload_up = 0
         self._links: dict[int, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._errors: list[BaseException] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -138,6 +141,7 @@ class ChaosProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        assert not self._errors, self._errors
 
     # What a test may do ---------------------------------------------------------------------------
 
@@ -240,54 +244,81 @@ class ChaosProxy:
             return
         link = self._links[number] = _Link(number, writer, up_writer)
         link.tasks = [
-            asyncio.ensure_future(self._pump_up(link, reader)),
-            asyncio.ensure_future(self._pump_down(link, up_reader)),
+            self._track(self._pump_up(link, reader)),
+            self._track(self._pump_down(link, up_reader)),
         ]
-        for task in link.tasks:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     async def _pump_up(self, link: _Link, reader: asyncio.StreamReader) -> None:
         cursor = MessageCursor()
-        with contextlib.suppress(OSError):
-            while data := await reader.read(PIECE):
-                await self._flowing.wait()
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                if self.rate:
-                    await asyncio.sleep(len(data) / self.rate)
-                cut = self._cut_at is not None and self.bytes_up + len(data) >= self._cut_at
-                if cut:
-                    assert self._cut_at is not None
-                    data, self._cut_at = data[: self._cut_at - self.bytes_up], None
-                link.server.write(self._damage(data, link, cursor))
-                self.bytes_up += len(data)
-                if cut:
-                    await link.server.drain()
-                    await self._cut()
-                    return
-                await link.server.drain()
+        async for data in self._arriving(reader):
+            if self.rate:
+                await asyncio.sleep(len(data) / self.rate)
+            cut = self._cut_at is not None and self.bytes_up + len(data) >= self._cut_at
+            if cut:
+                assert self._cut_at is not None
+                data, self._cut_at = data[: self._cut_at - self.bytes_up], None
+            link.server.write(self._damage(data, link, cursor))
+            self.bytes_up += len(data)
+            await link.server.drain()
+            if cut:
+                await self._cut()
+                return
         self._finish(link, link.server)
 
     async def _pump_down(self, link: _Link, reader: asyncio.StreamReader) -> None:
         cursor = MessageCursor()
-        with contextlib.suppress(OSError):
-            while data := await reader.read(PIECE):
-                await self._flowing.wait()
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                for _ in cursor.spans(data):
-                    pass
-                lost = {start[0] for start, _ in cursor.started if start} & self._lose
-                cursor.started.clear()
-                if lost:
-                    self._lose -= {FrameType(kind) for kind in lost}
-                    self._break(link)
-                    return
-                self.bytes_down += len(data)
-                link.client.write(data)
-                await link.client.drain()
+        async for data in self._arriving(reader):
+            for _ in cursor.spans(data):
+                pass
+            lost = {start[0] for start, _ in cursor.started if start} & self._lose
+            cursor.started.clear()
+            if lost:
+                self._lose -= {FrameType(kind) for kind in lost}
+                self._break(link)
+                return
+            self.bytes_down += len(data)
+            link.client.write(data)
+            await link.client.drain()
         self._finish(link, link.client)
+
+    async def _arriving(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        """What comes in, each piece after its delay; the ones after it travel meanwhile."""
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT)
+        reading = self._track(self._read(reader, pieces))
+        try:
+            while True:
+                due, data = await pieces.get()
+                await asyncio.sleep(due - self._loop.time())
+                await self._flowing.wait()
+                if not data:
+                    return
+                yield data
+        finally:
+            reading.cancel()
+
+    async def _read(
+        self, reader: asyncio.StreamReader, pieces: asyncio.Queue[tuple[float, bytes]]
+    ) -> None:
+        data = b"-"
+        while data:
+            try:
+                data = await reader.read(PIECE)
+            except OSError:
+                data = b""
+            await pieces.put((self._loop.time() + self.delay, data))
+
+    def _track(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(task.exception(), OSError):
+            return  # the other side was gone already
+        if not task.cancelled() and (error := task.exception()):
+            self._errors.append(error)
 
     def _finish(self, link: _Link, other: asyncio.StreamWriter) -> None:
         """One side is gone: let what was written to the other leave, then close it too."""

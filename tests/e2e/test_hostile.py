@@ -30,6 +30,11 @@ def past_the_limit(connection: RawConnection, stream: int, data: bytes) -> None:
         offset += MAX_CHUNK
 
 
+def with_crc(head: bytes, payload: bytes = b"payload") -> bytes:
+    """A frame that was not damaged on its way: this is what its sender meant."""
+    return head + crc32c(payload, crc32c(head)).to_bytes(4, "big") + payload
+
+
 def _control(kind: FrameType, stream: int, fields: dict[str, object]) -> bytes:
     return frames.build_control(kind, stream, fields, crc32c)
 
@@ -45,8 +50,16 @@ VIOLATIONS: dict[str, tuple[str, Misdeed]] = {
         lambda connection, stream, data: connection.send_data(0, 0, data[:100]),
     ),
     "junk": (
-        "malformed_frame",
+        "corrupt_frame",
         lambda connection, stream, data: connection.send_message(b"\xff" + data[:1000]),
+    ),
+    "an unknown type": (
+        "malformed_frame",
+        lambda connection, stream, data: connection.send_message(with_crc(b"\xff" + bytes(11))),
+    ),
+    "an unknown flag": (
+        "malformed_frame",
+        lambda connection, stream, data: connection.send_message(with_crc(b"\x01\x80" + bytes(10))),
     ),
     "an empty message": (
         "malformed_frame",

@@ -6,5 +6,6 @@ urlpatterns = [
     path("up/", views.up),
     path("ticket/", views.ticket),
     path("login/", views.sign_in),
+    path("logout/", views.sign_out),
     path("uploads/", views.uploads),
 ]

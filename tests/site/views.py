@@ -1,6 +1,7 @@
 """The host's pages: what a test asks for over HTTP."""
 
 from django.contrib.auth import get_user_model, login
+from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, JsonResponse
 
 from django_async_upload.models import UploadSession
@@ -26,6 +27,12 @@ def ticket(request: HttpRequest) -> JsonResponse:
 
 def sign_in(request: HttpRequest) -> JsonResponse:
     login(request, USERS.get_by_natural_key(request.GET["user"]))
+    return JsonResponse({})
+
+
+def sign_out(request: HttpRequest) -> JsonResponse:
+    """End the login of that session, as its user does in another window."""
+    SessionStore(request.GET["session"]).flush()
     return JsonResponse({})
 
 

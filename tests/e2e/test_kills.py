@@ -1,0 +1,118 @@
+"""Processes that die at any moment, and files that arrive all the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+
+from .conftest import KILLS, SERVERS
+from .hosts import Host
+from .programs import put
+from .servers import wait_for
+
+MIB = 1024 * 1024
+WINDOW = 8 * MIB
+
+
+@pytest.mark.timeout(400)
+def test_a_server_that_is_killed_again_and_again_gets_the_file_that_was_sent(
+    hosts: Callable[..., Host], tmp_path: Path, chance: random.Random
+) -> None:
+    """Killed at random moments, from the handshake to the publication; the client goes on by itself."""
+    host = hosts()
+    ticket = host.ticket()
+    source = tmp_path / "killed.bin"
+    kills, left = 0, -(-KILLS // len(SERVERS))
+    while left > 0:
+        source.write_bytes(data := chance.randbytes(chance.randint(1, 24) * MIB + 1))
+        with host.proxy() as proxy:
+            proxy.rate = 24 * MIB
+            ours = 0
+            with put(tmp_path / "home", host.url(proxy.port), ticket, source) as program:
+                while program.is_running and left > 0:
+                    moment = proxy.data_bytes() + chance.choice([0, 0, 1]) * chance.randrange(
+                        8 * MIB
+                    )
+                    deadline = time.monotonic() + chance.uniform(0, 0.7)
+                    while (
+                        program.is_running
+                        and proxy.data_bytes() <= moment
+                        and time.monotonic() < deadline
+                    ):
+                        time.sleep(0.002)
+                    if not program.is_running:
+                        break
+                    host.server.kill()
+                    kills, ours, left = kills + 1, ours + 1, left - 1
+                    host.server.start()
+                (result,) = program.results(60)
+            resent = proxy.data_bytes() - len(data)
+            print(f"{len(data)} bytes, {ours} kills, {resent} bytes sent again")
+            assert resent <= ours * WINDOW
+        assert result["crc32c"] == f"{crc32c(data):08x}"
+        stored = host.path(result["stored_as"])
+        assert stored.read_bytes() == data
+        assert_completed_once(host, result["id"])
+        stored.unlink()
+    assert host.files() == []
+    assert kills >= KILLS / len(SERVERS)
+
+
+def assert_completed_once(host: Host, upload: str) -> None:
+    """Told at least once, and always of the same event."""
+    told = wait_for(
+        lambda: host.signals("upload_completed", upload), seconds=30, what="the completion"
+    )
+    assert len({each["event"] for each in told}) == 1
+
+
+def test_a_client_that_was_killed_goes_on_from_durable_when_it_is_started_again(
+    host: Host, tmp_path: Path, chance: random.Random
+) -> None:
+    source = tmp_path / "client killed.bin"
+    source.write_bytes(data := os.urandom(24 * MIB))
+    ticket = host.ticket()
+    kills = 4
+    with host.proxy() as proxy:
+        proxy.rate = 16 * MIB
+        for number in range(kills):
+            before = proxy.data_bytes()
+            with put(tmp_path / "home", host.url(proxy.port), ticket, source) as program:
+                goal = before + chance.randrange(MIB, 6 * MIB)
+                wait_for(lambda goal=goal: proxy.data_bytes() >= goal, what=f"progress {number}")
+                assert program.is_running
+        with put(tmp_path / "home", host.url(proxy.port), ticket, source) as program:
+            (result,) = program.results()
+        resent = proxy.data_bytes() - len(data)
+    assert result["resumed"]
+    assert resent <= kills * WINDOW
+    assert host.path(result["stored_as"]).read_bytes() == data
+    assert len([each for each in host.uploads() if each["name"] == source.name]) == 1
+
+
+def test_a_file_that_was_changed_while_the_client_was_dead_is_not_spliced(
+    host: Host, tmp_path: Path
+) -> None:
+    """Its head differs, its size and time stamp do not: only reading it again can tell."""
+    source = tmp_path / "changed.bin"
+    source.write_bytes(data := os.urandom(16 * MIB))
+    status = source.stat()
+    ticket = host.ticket()
+    with host.proxy() as proxy:
+        proxy.rate = 8 * MIB
+        with put(tmp_path / "home", host.url(proxy.port), ticket, source):
+            wait_for(lambda: proxy.data_bytes() >= 10 * MIB, what="progress")
+    with source.open("r+b") as file:
+        file.write(bytes(100))
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with put(tmp_path / "home", host.url(), ticket, source) as program:
+        assert program.wait() != 0
+        assert "file_changed" in program.errors + str(program.printed())
+    assert not [each for each in host.files() if each.name.startswith("changed")]
+    assert data != source.read_bytes()
