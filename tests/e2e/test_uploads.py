@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_a_ticket_of_somebody_else_does_not_change_whose_connection_it_is(host: 
         stream, created = connection.create("mine.bin", len(data))
         connection.send(messages.Auth(host.ticket("other")))
         while True:
-            found, message = connection.receive()
+            _, message = connection.receive()
             if isinstance(message, messages.Error | messages.Authenticated):
                 break
         assert isinstance(message, messages.Error), "one connection served two owners"
@@ -251,7 +252,7 @@ def test_data_and_finish_sent_before_the_answer_to_create_are_taken(host: Host) 
         data = os.urandom(min(10_000, connection.hello.stream_limit))
         stream = connection.next_stream()
         connection.send(
-            messages.Create(key="ab" * 16, name="one breath.bin", size=len(data)), stream
+            messages.Create(key=uuid.uuid4().hex, name="one breath.bin", size=len(data)), stream
         )
         connection.send_data(stream, 0, data)
         connection.send(finish(data), stream)
