@@ -1,0 +1,43 @@
+"""The contestants of one comparison, taken in turn so that a drift of the machine falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Measure = Callable[[], float]
+"""One run of one contestant; returns its figure."""
+
+
+@dataclass
+class Figures:
+    """What a contestant did in the rounds that count."""
+
+    values: list[float] = field(default_factory=list)
+    broken: str = ""
+    """Why there are no more values."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+def compete(contestants: dict[str, Measure], repetitions: int, title: str) -> dict[str, Figures]:
+    """A B C A B C ...; one round more comes first, to warm up, and does not count."""
+    figures = {name: Figures() for name in contestants}
+    for number in range(repetitions + 1):
+        print(f"{title}: round {number} of {repetitions}", file=sys.stderr, flush=True)
+        for name, measure in contestants.items():
+            if figures[name].broken:
+                continue
+            try:
+                value = measure()
+            except Exception as error:  # one is broken, the others go on
+                figures[name].broken = f"{type(error).__name__}: {error}"
+                print(f"{name}: {figures[name].broken}", file=sys.stderr, flush=True)
+                continue
+            if number:
+                figures[name].values.append(value)
+    return figures

@@ -1,0 +1,164 @@
+"""The load, a process of its own: reads one job as JSON, prints what came of it as JSON.
+
+All that can be made ready is made ready before the clock starts: files are mapped and in memory, frames and
+requests are built, connections are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import requests
+from .uploads import Connection, SmallFiles, Upload, build_frames, crc_of, map_file
+
+SLOW_RATE = 64 * 1024.0
+"""Bytes a second of a slow upload of a crowd."""
+SLOW_SIZE = 512 * 1024
+FAST_SIZE = 8 * 1024 * 1024
+
+Job = dict[str, Any]
+
+
+def frames(job: Job) -> Job:
+    build_frames(job["source"], job["frames"])
+    return {}
+
+
+def upload(job: Job) -> Job:
+    source = map_file(job["source"])
+    digests = {"sha-256": job["sha256"]} if "sha256" in job else {}
+    load = Upload(
+        Connection(job["port"], job["path"], job["ticket"]),
+        source,
+        "large.bin",
+        crc_of(source),
+        map_file(job["frames"]) if "frames" in job else None,
+        digests,
+    )
+    load.run(job["timeout"])
+    return load.outcome()
+
+
+def client(job: Job) -> Job:
+    """The app's own Python client, from the file's name to the answer."""
+    from django_async_upload.client import UploadClient
+
+    crc = crc_of(map_file(job["source"]))
+
+    async def put() -> Job:
+        url = f"ws://127.0.0.1:{job['port']}{job['path']}"
+        async with asyncio.timeout(job["timeout"]), UploadClient(url, ticket=job["ticket"]) as to:
+            started = time.perf_counter()
+            result = await to.upload(job["source"])
+            seconds = time.perf_counter() - started
+            if result.crc32c != crc:
+                raise RuntimeError(f"{result} is not what was sent")
+            return {"seconds": seconds, "stored_as": result.stored_as}
+
+    return asyncio.run(put())
+
+
+def small_files(job: Job) -> Job:
+    connection = Connection(job["port"], job["path"], job["ticket"])
+    load = SmallFiles(connection, map_file(job["source"]), job["size"])
+    seconds = load.run(job["timeout"])
+    return {"seconds": seconds, "stored_as": load.stored()}
+
+
+def crowd(job: Job) -> Job:
+    """Many uploads at once, every other one slow. Says when all sockets idle, and waits for a line."""
+    source = map_file(job["source"])
+    uploads = []
+    for number in range(job["sockets"]):
+        slow = number % 2 == 1
+        size = min(SLOW_SIZE if slow else FAST_SIZE, len(source))
+        start = number * 4096 % (len(source) - size + 1)
+        piece = source[start : start + size]
+        connection = Connection(job["port"], job["path"], job["ticket"])
+        pace = SLOW_RATE if slow else None
+        uploads.append(Upload(connection, piece, f"{number}.bin", crc_of(piece), pace=pace))
+    print("idle", flush=True)
+    sys.stdin.readline()
+    started = time.perf_counter()
+    _run_all(uploads, job["timeout"])
+    seconds = time.perf_counter() - started
+    for each in uploads:
+        each.connection.websocket.close()
+    stored_as = {each.outcome()["stored_as"]: each.crc for each in uploads}
+    return {"seconds": seconds, "stored_as": stored_as}
+
+
+def _run_all(uploads: list[Upload], timeout: float) -> None:
+    poll = select.poll()
+    running = {}
+    for each in uploads:
+        running[each.connection.websocket.socket.fileno()] = each
+        each.start()
+    deadline = time.perf_counter() + timeout
+    while running:
+        for number, each in running.items():
+            writing = each.due() == 0 and each.wants_to_write
+            poll.register(number, select.POLLIN | (select.POLLOUT if writing else 0))
+        for number, events in poll.poll(10):
+            each = running[number]
+            if events & ~select.POLLOUT:
+                each.read()
+            if events & select.POLLOUT:
+                each.write()
+            if each.completed is not None:
+                poll.unregister(number)
+                del running[number]
+        if time.perf_counter() > deadline:
+            raise TimeoutError(f"{len(running)} uploads were not completed after {timeout} s")
+
+
+def post(job: Job) -> Job:
+    seconds, name = requests.post_file(job["port"], map_file(job["source"]))
+    return {"seconds": seconds, "stored_as": name}
+
+
+def small_posts(job: Job) -> Job:
+    source = map_file(job["source"])
+    seconds, names = requests.post_small_files(job["port"], source, job["size"])
+    return {"seconds": seconds, "stored_as": names}
+
+
+def patches(job: Job) -> Job:
+    source = map_file(job["source"])
+    seconds, name = requests.patch_file(job["port"], "/files", source, job["step"])
+    return {"seconds": seconds, "stored_as": name}
+
+
+def sink(job: Job) -> Job:
+    seconds, name = requests.pour(job["port"], map_file(job["source"]))
+    return {"seconds": seconds, "stored_as": name}
+
+
+JOBS: dict[str, Callable[[Job], Job]] = {
+    each.__name__: each
+    for each in (
+        frames,
+        upload,
+        client,
+        small_files,
+        crowd,
+        post,
+        small_posts,
+        patches,
+        sink,
+    )
+}
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.stdin.readline())
+    print(json.dumps(JOBS[job["kind"]](job)), flush=True)
+    # Taking a gigabyte of maps down properly costs time that nobody measures.
+    os._exit(0)
