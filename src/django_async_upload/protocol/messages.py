@@ -36,6 +36,8 @@ def _is_offset(value: object) -> bool:
 
 
 def _is_digests(value: object) -> bool:
+    if isinstance(value, list):  # in HELLO: the names only
+        return all(isinstance(name, str) for name in value)
     return isinstance(value, dict) and all(
         name in DIGESTS
         and isinstance(digest, str)
