@@ -247,6 +247,32 @@ def test_a_server_that_is_told_to_end_lets_the_client_go_on_elsewhere(
     assert host.path(result["stored_as"]).read_bytes() == data
 
 
+def test_a_drained_connection_is_told_first_and_has_everything_durable(host: Host) -> None:
+    data = os.urandom(2 * MIB)
+    with host.connect() as connection:
+        stream, created = connection.create("drained.bin", len(data))
+        connection.upload(stream, data, stop=MIB)
+        host.get("/drain/")
+        assert connection.expect(messages.Drain).retry_after == pytest.approx(0.2)
+        assert connection.close_code() == 1012
+    with host.connect() as connection:
+        stream, ready = connection.attach(created.upload, data)
+        assert (ready.offset, ready.durable) == (MIB, MIB)
+
+
+def test_a_program_survives_a_drain(host: Host, tmp_path: Path) -> None:
+    source = tmp_path / "drained too.bin"
+    source.write_bytes(data := os.urandom(16 * MIB))
+    with host.proxy() as proxy:
+        proxy.rate = 16 * MIB
+        with put(tmp_path / "home", host.url(proxy.port), host.ticket(), source) as program:
+            wait_for(lambda: proxy.data_bytes() > 4 * MIB, what="progress")
+            host.get("/drain/")
+            (result,) = program.results()
+        assert proxy.connections == 2
+    assert host.path(result["stored_as"]).read_bytes() == data
+
+
 def test_data_and_finish_sent_before_the_answer_to_create_are_taken(host: Host) -> None:
     with host.connect() as connection:
         data = os.urandom(min(10_000, connection.hello.stream_limit))

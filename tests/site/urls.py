@@ -7,5 +7,6 @@ urlpatterns = [
     path("ticket/", views.ticket),
     path("login/", views.sign_in),
     path("logout/", views.sign_out),
+    path("drain/", views.drain_all),
     path("uploads/", views.uploads),
 ]

@@ -4,6 +4,7 @@ from django.contrib.auth import get_user_model, login
 from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, JsonResponse
 
+from django_async_upload.consumers import drain
 from django_async_upload.models import UploadSession
 from django_async_upload.tickets import issue_ticket
 
@@ -33,6 +34,12 @@ def sign_in(request: HttpRequest) -> JsonResponse:
 def sign_out(request: HttpRequest) -> JsonResponse:
     """End the login of that session, as its user does in another window."""
     SessionStore(request.GET["session"]).flush()
+    return JsonResponse({})
+
+
+async def drain_all(request: HttpRequest) -> JsonResponse:
+    """What a host does before it stops a server."""
+    await drain(retry_after=0.2)
     return JsonResponse({})
 
 
