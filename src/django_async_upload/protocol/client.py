@@ -2,8 +2,8 @@
 
 :meth:`ClientProtocol.receive` takes one WebSocket message and returns what it says; the
 ``send_*`` methods check that something may be said, remember that it was, and return the frame to
-write. Frames MUST be written in the order in which they were made. After every ``receive`` the caller
-writes :meth:`ClientProtocol.replies` too.
+write. Frames MUST be written in the order in which they were made. After every ``receive`` the
+caller writes :meth:`ClientProtocol.replies` too.
 
 Whatever the server may not say raises a :class:`ProtocolViolation` and changes nothing: the caller
 closes the connection. The specification is ``docs/reference/protocol.md``.
@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ..exceptions import (
+    CorruptFrame,
     Draining,
     FlowControlViolation,
     MalformedFrame,
@@ -27,7 +28,17 @@ from ..exceptions import (
     UnknownStream,
 )
 from . import messages
-from .frames import CRC, MAX_CHUNK, Flag, FrameType, build_header, parse_fields, parse_header
+from .frames import (
+    CRC,
+    HEADER_SIZE,
+    MAX_CHUNK,
+    Flag,
+    FrameType,
+    build_header,
+    is_intact,
+    parse_fields,
+    parse_header,
+)
 from .messages import Message, parse_message
 
 
@@ -193,7 +204,12 @@ class ClientProtocol:
         Raises :class:`ProtocolViolation` (and then nothing has changed): close the connection.
         Where the message closes the stream, it is gone from :attr:`streams` when this returns.
         """
-        header = parse_header(frame)
+        try:
+            header = parse_header(frame)
+        except MalformedFrame as error:
+            if len(frame) >= HEADER_SIZE and not is_intact(frame, self._crc):
+                raise CorruptFrame from error
+            raise
         message_type = header.type
         fields = parse_fields(frame, self._crc)
         if message_type < _F.PING:

@@ -1,0 +1,340 @@
+"""The client: many uploads on one connection, which is opened again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl as tls
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from inspect import isawaitable
+from types import TracebackType
+from typing import Any, BinaryIO, Final, Self
+
+from ..exceptions import AuthenticationRequired, TicketExpired, UploadError, UploadOver
+from ..protocol import messages
+from ..protocol.messages import Message
+from .connection import Connection, error_of
+from .conversation import Progress
+from .source import Cut, Path
+from .state import StateFile
+from .transport import Connect, Endpoint, connect
+from .upload import Backoff, Job, Upload, UploadResult
+from .worker import Worker
+
+logger = logging.getLogger("django_async_upload.client")
+
+Ticket = str | Callable[[], str | Awaitable[str]]
+
+TICKET_VARIABLE: Final = "ASYNC_UPLOAD_TICKET"
+
+_OPEN_FILES: Final = 128
+_CLOSE_SECONDS: Final = 3.0
+
+
+class UploadClient:
+    """Uploads to one endpoint. Use it as ``async with UploadClient(url, ...) as client``.
+
+    ``url`` is the endpoint's, ``ws://`` or ``wss://``. ``ticket`` is a ticket, or a function
+    (plain or async) that returns a fresh one whenever the client connects or a ticket runs out;
+    without a ticket and a cookie it is taken from the environment, ``ASYNC_UPLOAD_TICKET``.
+    ``cookie`` is a Cookie header, ``sessionid=...``.
+
+    ``state`` is the file that remembers unfinished uploads of files, so that a later program can go
+    on: a path, True for the default one below ``XDG_STATE_HOME``, False for none. ``patience`` is
+    for how many seconds without any progress the client tries again. At most ``jobs`` large files
+    are sent at once; small ones share the connection in any number.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ticket: Ticket | None = None,
+        cookie: str | None = None,
+        state: Path | bool = True,
+        patience: float = 300.0,
+        jobs: int = 4,
+        ssl: tls.SSLContext | None = None,
+        connect: Connect = connect,
+    ) -> None:
+        if ticket is None and cookie is None:
+            ticket = os.environ.get(TICKET_VARIABLE) or None
+        headers = {} if cookie is None else {"Cookie": cookie}
+        if any("\r" in value or "\n" in value for value in headers.values()):
+            raise ValueError("A cookie has no line breaks.")
+        self.url = url
+        self.patience = patience
+        self.keys: set[str] = set()
+        self.can_renew = callable(ticket)
+        self._ticket = ticket
+        self._cookie = cookie
+        self._endpoint = Endpoint(url, headers, ssl)
+        self._connect_wire = connect
+        self._state_path: Path | bool = state
+        self._jobs = jobs
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self.worker = Worker("async-upload")
+        self.state = self._make_state()
+        self._large = asyncio.Semaphore(self._jobs)
+        self._open = asyncio.Semaphore(_OPEN_FILES)
+        self._backoff = Backoff()
+        self._progress_at = self._loop.time()
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._uploads: set[Upload] = set()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop what still runs (it can be resumed), say goodbye, and write the state file."""
+        tasks: list[asyncio.Task[Any]] = [upload.task for upload in self._uploads]
+        tasks += [task for task in (self._connecting, self._renewing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._renewal is not None:
+            self._renewal.cancel()
+        if self._connection is not None:
+            self._connection.close()
+            await asyncio.wait({self._connection.lost}, timeout=_CLOSE_SECONDS)
+            self._connection.abort()
+        self.worker.stop()
+        if self.state is not None:
+            await self.state.flush()
+
+    # What it is for -------------------------------------------------------------------------------
+
+    async def upload(
+        self,
+        what: Path | BinaryIO,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        content_type: str = "",
+        on_progress: Callable[[Progress], object] | None = None,
+        sha256: bool = False,
+    ) -> UploadResult:
+        """Upload a path or an open binary file, and return when it is published.
+
+        Raises the :class:`UploadError` that ended it, and :class:`OSError` where the file cannot be
+        read. Cancelling the call leaves the upload on the server, to be resumed.
+        """
+        return await self.start(
+            what,
+            name=name,
+            metadata=metadata,
+            content_type=content_type,
+            on_progress=on_progress,
+            sha256=sha256,
+        )
+
+    def start(
+        self,
+        what: Path | BinaryIO,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        content_type: str = "",
+        on_progress: Callable[[Progress], object] | None = None,
+        sha256: bool = False,
+    ) -> Upload:
+        """Begin an upload and return its handle at once; see :meth:`upload`."""
+        job = Job(what, name, dict(metadata or {}), content_type, on_progress, sha256)
+        if not self._uploads:
+            self._progress_at = self._loop.time()
+        upload = Upload(self, job)
+        self._uploads.add(upload)
+        upload.task.add_done_callback(lambda _: self._uploads.discard(upload))
+        return upload
+
+    async def status(self, upload: str) -> messages.Status:
+        """What the server knows about an upload. Raises :class:`NotFound` among others."""
+        answer = await self._ask(lambda c: c.protocol.send_query(upload))
+        assert isinstance(answer, messages.Status)
+        return answer
+
+    async def cancel(self, upload: str) -> None:
+        """Throw an unfinished upload away. Raises :class:`UploadOver` where it has completed."""
+        answer = await self._ask(lambda c: c.protocol.send_cancel_of(upload))
+        if isinstance(answer, messages.Completed):
+            raise UploadOver(state="completed")
+        if self.state is not None:
+            await self.state.load()
+            for entry in self.state.entries():
+                if entry.upload == upload and entry.url == self.url:
+                    self.state.remove(entry.key)
+
+    # What an upload needs -------------------------------------------------------------------------
+
+    def admission(self) -> AbstractAsyncContextManager[object]:
+        return self._open
+
+    def turn(self) -> AbstractAsyncContextManager[object]:
+        return self._large
+
+    def progressed(self) -> None:
+        self._progress_at = self._loop.time()
+        self._backoff.reset()
+
+    async def connected(self) -> Connection:
+        """The connection, opened if need be. Raises what makes that hopeless."""
+        if self._connection is not None and self._connection.usable:
+            return self._connection
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+            self._connecting.add_done_callback(self._connect_ended)
+        return await asyncio.shield(self._connecting)
+
+    async def renew(self) -> None:
+        if self._connection is not None and self._connection.usable:
+            self._connection.authenticate(await self._fresh_ticket())
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _make_state(self) -> StateFile | None:
+        if isinstance(self._state_path, bool):
+            return StateFile() if self._state_path else None
+        return StateFile(self._state_path)
+
+    def _connect_ended(self, connecting: asyncio.Task[Connection]) -> None:
+        self._connecting = None
+        if not connecting.cancelled():
+            connecting.exception()  # whoever waits has it
+
+    async def _connect(self) -> Connection:
+        previous = self._connection
+        if previous is not None:
+            await asyncio.wait({previous.lost})  # a restart was announced: the server closes
+            await asyncio.sleep(self._backoff.delay(previous.retry_after))
+        while True:
+            try:
+                ticket = await self._fresh_ticket()
+                connection = await Connection.open(self._connect_wire, self._endpoint)
+                self._welcome(connection, ticket)
+            except UploadError as error:
+                login = isinstance(error, AuthenticationRequired | TicketExpired)
+                if not error.retryable or (login and not self.can_renew):
+                    raise
+                delay = self._backoff.delay(error.retry_after)
+                if self._loop.time() + delay - self._progress_at > self.patience:
+                    raise
+                logger.info("%s Trying again in %.1f s.", error, delay)
+                await asyncio.sleep(delay)
+            else:
+                self._connection = connection
+                return connection
+
+    def _welcome(self, connection: Connection, ticket: str | None) -> None:
+        """Say who we are, as the first frame. Raises :class:`AuthenticationRequired`."""
+        if ticket is None and not connection.hello.authenticated:
+            connection.close()
+            raise AuthenticationRequired
+        connection.on_authenticated = self._authenticated
+        if ticket is not None:
+            connection.authenticate(ticket)
+
+    async def _fresh_ticket(self) -> str | None:
+        if not callable(self._ticket):
+            return self._ticket
+        ticket = self._ticket()
+        return await ticket if isawaitable(ticket) else ticket
+
+    def _authenticated(self, message: messages.Authenticated) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        renewable = self.can_renew or self._ticket is None
+        if message.expires_in is not None and renewable:
+            self._renewal = self._loop.call_later(0.8 * message.expires_in, self._renew_now)
+
+    def _renew_now(self) -> None:
+        self._renewing = asyncio.create_task(self.renew())
+
+    async def _ask(self, send: Callable[[Connection], tuple[int, bytes]]) -> Message:
+        """One question, on a stream of its own; asked again when the connection is lost."""
+        self._progress_at = self._loop.time()
+        while True:
+            connection = await self.connected()
+            question = _Question(self._loop)
+            while connection.open_stream(question, lambda: send(connection)) is None:  # noqa: B023
+                await question.woken()
+            try:
+                return await question.answer(connection)
+            except UploadError as error:
+                late = self._loop.time() - self._progress_at > self.patience
+                if not error.retryable or late:
+                    raise
+
+
+class _Question:
+    """Listens for the frame that closes a stream."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._event = asyncio.Event()
+        self._last: Message | None = None
+
+    def message_received(self, message: Message) -> None:
+        self._last = message
+        self._event.set()
+
+    def cut_sent(self, cut: Cut) -> None:
+        raise AssertionError("a question has no data")
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def woken(self) -> None:
+        await self._event.wait()
+        self._event.clear()
+
+    async def answer(self, connection: Connection) -> Message:
+        while True:
+            await self.woken()
+            match self._last:
+                case messages.Error() as error:
+                    raise error_of(error)
+                case messages.Status() | messages.Cancelled() | messages.Completed() as answer:
+                    return answer
+            if connection.error is not None:
+                raise connection.error
+
+
+def upload_file(
+    what: Path | BinaryIO,
+    url: str,
+    *,
+    ticket: Ticket | None = None,
+    cookie: str | None = None,
+    name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    content_type: str = "",
+    on_progress: Callable[[Progress], object] | None = None,
+    sha256: bool = False,
+    state: Path | bool = True,
+) -> UploadResult:
+    """Upload one file from a program without an event loop; see :class:`UploadClient`."""
+
+    async def run() -> UploadResult:
+        async with UploadClient(url, ticket=ticket, cookie=cookie, state=state) as client:
+            return await client.upload(
+                what,
+                name=name,
+                metadata=metadata,
+                content_type=content_type,
+                on_progress=on_progress,
+                sha256=sha256,
+            )
+
+    return asyncio.run(run())

@@ -1,0 +1,171 @@
+"""The state file: what a program that was killed must know to go on with its uploads.
+
+One JSON object, written whole and renamed into place under a lock, so that several programs may
+share it. It holds no ticket and no cookie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .source import Identity, Path
+
+logger = logging.getLogger("django_async_upload.client")
+
+_VERSION: Final = 1
+
+
+def default_state_path() -> str:
+    """``async-upload/uploads.json`` in ``XDG_STATE_HOME`` (XDG Base Directory Specification)."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~/.local/state")
+    return os.path.join(home, "async-upload", "uploads.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An upload that was begun. ``key`` is the one that CREATE carries."""
+
+    key: str
+    url: str
+    path: str
+    identity: Identity
+    name: str
+    content_type: str = ""
+    digest: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    upload: str | None = None
+    """Its id; None until the server has answered."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Entry:
+        return cls(**{**values, "identity": Identity(**values["identity"])})
+
+
+class StateFile:
+    """Unfinished uploads by key. Changes that come together are written together."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = os.path.abspath(path) if path is not None else default_state_path()
+        self._entries: dict[str, Entry] | None = None
+        self._changes: dict[str, Entry | None] = {}
+        self._lock = asyncio.Lock()
+        self._flushing: asyncio.Task[None] | None = None
+
+    def read(self) -> dict[str, Entry]:
+        """All entries by key, from the file; blocks. Raises :class:`OSError` and
+        :class:`ValueError`, for a file that somebody else wrote."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                content = json.load(file)
+        except FileNotFoundError:
+            return {}
+        try:
+            if content["version"] != _VERSION:
+                raise ValueError(f"version {content['version']} is not known")
+            entries = [Entry.from_json(values) for values in content["uploads"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is not a state file of this program") from error
+        return {entry.key: entry for entry in entries}
+
+    async def load(self) -> None:
+        """Read the file, once; afterwards :meth:`find` knows what an earlier program left."""
+        if self._entries is None:
+            self._entries = await asyncio.to_thread(self.read)
+
+    def entries(self) -> list[Entry]:
+        return list((self._entries or {}).values())
+
+    def find(self, url: str, path: str) -> list[Entry]:
+        """The entries of a file at an endpoint."""
+        return [each for each in self.entries() if each.url == url and each.path == path]
+
+    async def save(self, entry: Entry) -> None:
+        """Add or change an entry; it is on the disk when this returns."""
+        self._change(entry.key, entry)
+        await self.flush()
+
+    def change(self, entry: Entry) -> None:
+        """Change an entry; the file follows soon."""
+        self._change(entry.key, entry)
+        self._flush_soon()
+
+    def remove(self, key: str) -> None:
+        """Forget an entry; the file follows soon."""
+        self._change(key, None)
+        self._flush_soon()
+
+    def _change(self, key: str, entry: Entry | None) -> None:
+        entries = self._entries = self._entries if self._entries is not None else {}
+        if entry is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = entry
+        self._changes[key] = entry
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self.flush())
+            self._flushing.add_done_callback(self._flushed)
+
+    def _flushed(self, flushing: asyncio.Task[None]) -> None:
+        self._flushing = None
+        if not flushing.cancelled() and (error := flushing.exception()) is not None:
+            logger.warning("The state file %s could not be written: %s", self.path, error)
+
+    async def flush(self) -> None:
+        """Write what has changed; what was changed while a write ran goes into one next write."""
+        while self._changes:
+            async with self._lock:
+                changes, self._changes = self._changes, {}
+                if not changes:
+                    return
+                try:
+                    await asyncio.to_thread(self._write, changes)
+                except BaseException:
+                    self._changes = {**changes, **self._changes}
+                    raise
+
+    def _write(self, changes: dict[str, Entry | None]) -> None:
+        folder = os.path.dirname(self.path)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with self._locked():
+            entries = self.read()
+            for key, entry in changes.items():
+                if entry is None:
+                    entries.pop(key, None)
+                else:
+                    entries[key] = entry
+            content = {
+                "version": _VERSION,
+                "uploads": [dataclasses.asdict(entry) for entry in entries.values()],
+            }
+            # mkstemp makes files of mode 0600.
+            descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".uploads-")
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    json.dump(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        # A file of its own: the state file itself is replaced at each write.
+        with open(os.open(f"{self.path}.lock", os.O_CREAT | os.O_RDWR, 0o600), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,69 @@
+"""A thread of our own for work that blocks, with one hop back for everything that is done by then."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class Worker:
+    """Runs jobs one after the other. A daemon: a blocked ``read()`` does not keep a program alive.
+
+    Thousands of small jobs cost few wake-ups of the event loop, since all that were done in the
+    meantime are delivered together.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._done: deque[_Done] = deque()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """The result comes through the future; a cancelled future's job may run all the same."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((future, partial(function, *args)))
+        return future
+
+    def stop(self) -> None:
+        """End the thread after the jobs that it has; does not wait."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, function = job
+            if future.cancelled():
+                continue
+            try:
+                done: _Done = (future, function(), None)
+            except BaseException as error:
+                done = (future, None, error)
+            del function, job
+            self._done.append(done)
+            # Only the first of a batch wakes the loop: _deliver empties the deque.
+            if len(self._done) == 1:
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver)
+                except RuntimeError:  # the loop was closed
+                    return
+
+    def _deliver(self) -> None:
+        while self._done:
+            future, result, error = self._done.popleft()
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
