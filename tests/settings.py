@@ -26,7 +26,7 @@ MIDDLEWARE = [
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 # Any engine can be named, e.g. postgres: ASYNC_UPLOAD_DATABASE=postgresql
 if os.environ.get("ASYNC_UPLOAD_DATABASE") == "postgresql":
-    DATABASES = {
+    DATABASES: dict[str, dict[str, object]] = {
         "default": {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": os.environ.get("PGDATABASE", "postgres"),

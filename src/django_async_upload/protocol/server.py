@@ -141,6 +141,11 @@ class ServerProtocol:
         """Bytes of payload of all DATA frames: what LIMIT counts."""
         return self._received
 
+    @property
+    def limit(self) -> int:
+        """The connection's limit, as the client was told."""
+        return self._limit
+
     def is_open(self, stream: int) -> bool:
         return stream in self._streams
 

@@ -40,7 +40,7 @@ SOURCES: Final[dict[State, frozenset[State]]] = {
     State.FINALIZING: _CHECKED | {State.FINALIZING},  # once more, with another name
     State.COMPLETED: frozenset({State.FINALIZING}),
     State.BOUND: frozenset({State.COMPLETED}),
-    State.FAILED: _CHECKED,
+    State.FAILED: _CHECKED | {State.FINALIZING},  # what was to be published is gone
     State.CANCELLED: _CHECKED,
     State.EXPIRED: _CHECKED,
 }

@@ -94,7 +94,7 @@ class Store(abc.ABC):
             aiofiles.os.wrap(partial(function, *args, **kwargs))(executor=self._executor)
         )
         try:
-            return await asyncio.shield(call)  # type: ignore[no-any-return]
+            return await asyncio.shield(call)
         except asyncio.CancelledError:
             while not call.done():
                 with suppress(asyncio.CancelledError):  # a second one: still not before the end
@@ -108,7 +108,9 @@ class Store(abc.ABC):
         """A new, empty part. Raises :class:`StorageFull`, :class:`StorageFailed`."""
 
     @abc.abstractmethod
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(
+        self, checkpoint: Checkpoint, *, size: int | None = None, steal: bool = True
+    ) -> Writer:
         """Open a part again and prove what is in it (rule 4 of the design).
 
         The writer's ``received`` is what can be proved, at least ``checkpoint.offset``. The writer
@@ -117,6 +119,8 @@ class Store(abc.ABC):
         :meth:`Writer.rewrite`, the part of the old name stays: the caller writes the new name down
         first and deletes the old part afterwards, or a crash in between would leave a row that
         names nothing.
+
+        Without ``steal`` such a part is left alone, and :class:`Busy` raised.
 
         A part that is gone is opened as a new, empty one where nothing was promised (offset 0).
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crc32c import crc32c
 
-from ..exceptions import DataLost, StorageFailed
+from ..exceptions import Busy, DataLost, StorageFailed
 from . import disk
 from .base import Checkpoint, Part, Position, Store, Writer
 from .disk import boot_id, translate, translated
@@ -55,7 +55,9 @@ class FileSystemStore(Store):
             part, fd = self._new(size)
         return FileWriter(self, part, fd, size=size)
 
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(
+        self, checkpoint: Checkpoint, *, size: int | None = None, steal: bool = True
+    ) -> Writer:
         if not _NAME.fullmatch(checkpoint.part):
             raise StorageFailed(reason="not the name of a part")
         rebooted = checkpoint.boot_id != boot_id()
@@ -70,6 +72,8 @@ class FileSystemStore(Store):
             fd, locked = opened
             part = checkpoint.part
             try:
+                if not locked and not steal:
+                    raise Busy(retry_after=1.0)
                 length = os.fstat(fd).st_size
                 if size is not None:
                     length = min(length, size)

@@ -10,7 +10,7 @@ from threading import Lock
 
 from crc32c import crc32c
 
-from ..exceptions import DataLost, StorageFailed
+from ..exceptions import Busy, DataLost, StorageFailed
 from .base import Checkpoint, Part, Position, Store, Writer
 from .disk import boot_id
 
@@ -33,13 +33,17 @@ class MemoryStore(Store):
     def create(self, size: int | None) -> Writer:
         return MemoryWriter(self, *self.renew(bytearray()))
 
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(
+        self, checkpoint: Checkpoint, *, size: int | None = None, steal: bool = True
+    ) -> Writer:
         with self._lock:
             content = self._contents.get(checkpoint.part)
             data = content.data[:size] if content else bytearray()
             crc = crc32c(data[: checkpoint.offset])
             if len(data) < checkpoint.offset or crc != checkpoint.crc:
                 raise DataLost(durable=checkpoint.offset, proved=0)
+            if content and content.is_open and not steal:
+                raise Busy(retry_after=1.0)
             part = checkpoint.part
             mine = content if content and not content.is_open else None
             if mine:

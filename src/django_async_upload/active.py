@@ -1,0 +1,349 @@
+"""An upload that this process holds: one task takes its chunks from the queue to the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from . import leases, signals
+from .credit import FLOOR, WINDOW, Account
+from .exceptions import StorageFailed, TakenOver, UploadError, UploadFailed
+from .leases import Change
+from .models import UploadSession
+from .policies import check_size
+from .protocol import messages as m
+from .protocol.frames import HEADER_SIZE
+from .protocol.state import State
+from .stores.base import Checkpoint, Store, Writer
+
+if TYPE_CHECKING:
+    from .service import UploadService
+
+CHECKPOINT_BYTES: Final = WINDOW // 2
+"""A checkpoint is due after this many bytes: at half a window, so that the sender never waits for it."""
+CHECKPOINT_SECONDS: Final = 1.0
+MAX_REWRITES: Final = 3
+"""How often a failing disk is given a new file before the upload is interrupted."""
+
+
+class Listener(Protocol):
+    """Whoever talks with the client. None of these may block or raise but where it says so."""
+
+    def acked(self) -> None:
+        """``received``, ``durable``, ``limit`` or ``chunk`` of the upload changed."""
+
+    def rewound(self, offset: int, durable: int, limit: int, code: str) -> None:
+        """Data from ``offset`` on must come again. Raises :class:`CorruptChunks` after too many."""
+
+    def pause(self) -> None:
+        """The credit that is not used is wanted back."""
+
+
+class ActiveUpload:
+    """The queue of one upload, the task that empties it, and what is known of its bytes.
+
+    The shell calls :meth:`append`, :meth:`finish`, :meth:`cancel`, :meth:`release` and :meth:`lose`, which return
+    at once; :meth:`write` is the task. It ends when all bytes are there and FINISH came, or with an error.
+    """
+
+    def __init__(self, service: UploadService, account: Account, listener: Listener) -> None:
+        self.service = service
+        self.account = account
+        self.listener = listener
+        self.session: UploadSession
+        self.max_size: int | None = None
+        self.writer: Writer | None = None
+        self.received = 0
+        self.durable = 0
+        self.limit = FLOOR
+        self.chunk = FLOOR
+        self.sha256: hashlib._Hash | None = None
+        self.closed = asyncio.Event()
+        """Set when the part is let go of."""
+        self.progress: m.Progress | None = None
+        """After FINISH: how far the checks and the publication are."""
+        self._frames: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._proof: m.Proof | None = None
+        self._finish: m.Finish | None = None
+        self._wish: type[m.Cancel | m.Release] | None = None
+        self._lost: UploadError | None = None
+        self._hashing: asyncio.Future[None] | None = None
+        self._checkpoint = Checkpoint("")
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._checkpoint_due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._sync_failed = False
+        self._rewrites = 0
+
+    @property
+    def store(self) -> Store:
+        return self.service.store
+
+    # What the shell says ------------------------------------------------------------------------
+
+    def append(self, frame: bytes) -> None:
+        """Queue a DATA frame that the protocol let in."""
+        self._frames.append(frame)
+        self._wake.set()
+
+    def finish(self, message: m.Finish) -> None:
+        self._finish = message
+        self._wake.set()
+
+    def cancel(self) -> None:
+        self._wish = m.Cancel
+        self._wake.set()
+
+    def release(self) -> None:
+        """Leave the upload as it is: the client asked for it, or its connection is gone."""
+        self._wish = self._wish or m.Release
+        self._wake.set()
+
+    def lose(self, error: UploadError) -> None:
+        """Stop at once: somebody else holds the upload, or it is over."""
+        self._lost = self._lost or error
+        self._wake.set()
+
+    def prove(self, message: m.Proof) -> None:
+        self._proof = message
+        self._wake.set()
+
+    def report(self, progress: m.Progress) -> None:
+        """How far the checks and the publication are; may be called from any thread."""
+        self.progress = progress
+
+    def paused(self, offset: int) -> None:
+        """The client stopped at ``offset`` and gave the credit above it back."""
+        self.account.paused()
+        self.limit = offset
+        self._grant()
+        self.listener.acked()
+
+    # The task -----------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The last one that was written down."""
+        return self._checkpoint
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._wish is m.Cancel
+
+    def begin(self, session: UploadSession, max_size: int | None) -> None:
+        """A new upload: the part is made with the first bytes, or by :meth:`reserve`."""
+        self.session = session
+        self.max_size = max_size
+        if session.digest:
+            self.sha256 = hashlib.sha256()
+        self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+
+    def resume(self, session: UploadSession, max_size: int | None, writer: Writer) -> None:
+        """An upload that was begun before; what was queued is void."""
+        self.begin(session, max_size)
+        self._frames.clear()
+        self._finish = None
+        self.sha256 = None  # its state cannot be saved: the file is read again at the end
+        self.writer = writer
+        self._checkpoint = session.checkpoint
+        self.received = writer.received
+        self.durable = session.durable
+        self.limit = self.received
+        self._grant()
+
+    async def reserve(self) -> None:
+        """Make the part now, so that a full disk is an error before any byte is sent."""
+        self.writer = await self.store.run(self.store.create, self.session.size)
+
+    async def proof(self) -> m.Proof | type[m.Cancel | m.Release]:
+        """The client's PROOF, or what it wants instead. Raises what ended the upload meanwhile."""
+        while True:
+            if self._lost is not None:
+                raise self._lost
+            if self._wish is not None:
+                return self._wish
+            if self._proof is not None:
+                return self._proof
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def go_back_to_checkpoint(self) -> None:
+        """Only what is durable was proved: throw away what is above."""
+        assert self.writer is not None
+        await self.store.run(self.writer.truncate, self._checkpoint)
+        self.received = self.writer.received
+        self.limit = self.received
+        self._grant()
+
+    async def write(self) -> m.Finish | type[m.Cancel | m.Release]:
+        """Write what comes until FINISH, CANCEL or RELEASE, and return which.
+
+        At FINISH everything queued before it is written. Raises :class:`TakenOver` and other
+        :class:`UploadError`; call :meth:`close` in any case.
+        """
+        while True:
+            if self._lost is not None:
+                raise self._lost
+            if self._sync_failed:
+                await self._go_back()
+            elif self._wish is not None:
+                return self._wish
+            elif self._frames:
+                await self._write_queued()
+            elif self._finish is not None:
+                return self._finish
+            else:
+                self._checkpoint_if_due()
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _write_queued(self) -> None:
+        frames, self._frames = self._frames, []
+        good = await self._append(frames)
+        assert self.writer is not None
+        offset, self.received = self.received, self.writer.received
+        check_size(self.received, self.max_size)
+        self.account.consume(self.received - offset)
+        self._grant()
+        self.listener.acked()
+        if signals.chunk_received.has_listeners(UploadSession):
+            for frame in frames[:good]:
+                size = len(frame) - HEADER_SIZE
+                await signals.send(signals.chunk_received, self.session, offset=offset, size=size)
+                offset += size
+        if good < len(frames):
+            self._rewind(self.received, "corrupt_chunk")
+        self._checkpoint_if_due()
+
+    async def _append(self, frames: list[bytes]) -> int:
+        if self.sha256 is None:
+            return await self.store.run(self._append_in_thread, frames)
+        # The digest is computed beside the next write, never in front of one.
+        good = await self.store.run(self._append_in_thread, frames)
+        await self.hashed()
+        self._hashing = asyncio.ensure_future(self.store.run(self._hash, frames[:good]))
+        return good
+
+    def _append_in_thread(self, frames: Sequence[bytes]) -> int:
+        if self.writer is None:
+            self.writer = self.store.create(self.session.size)
+        return self.writer.append(frames)
+
+    def _hash(self, frames: Sequence[bytes]) -> None:
+        assert self.sha256 is not None
+        for frame in frames:
+            self.sha256.update(memoryview(frame)[HEADER_SIZE:])
+
+    async def hashed(self) -> None:
+        """Wait until the digest covers what was written."""
+        if self._hashing is not None:
+            await self._hashing
+
+    def _grant(self) -> None:
+        unused = max(0, self.limit - self.received)
+        granted = self.account.grant(unused)
+        self.limit = max(self.limit, min(self.received + granted, self.durable + WINDOW))
+        self.chunk = self.account.chunk(granted)
+
+    def _rewind(self, offset: int, code: str) -> None:
+        self._frames.clear()
+        self._finish = None
+        self.listener.rewound(offset, self.durable, self.limit, code)
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpointing is not None or self.received == self.durable:
+            return
+        now = time.monotonic()
+        if self.received - self.durable >= CHECKPOINT_BYTES or now >= self._checkpoint_due:
+            self._checkpointing = asyncio.create_task(self._run_checkpoint())
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._checkpoint_due - now, self._timer_rang)
+
+    def _timer_rang(self) -> None:
+        self._timer = None
+        self._wake.set()
+
+    async def _run_checkpoint(self) -> None:
+        try:
+            assert self.writer is not None
+            checkpoint = await self.store.run(self.writer.sync)
+            await self.save(checkpoint, State.UPLOADING)
+        except StorageFailed:
+            self._sync_failed = True
+        except UploadError as error:
+            self.lose(error)
+        finally:
+            self._checkpointing = None
+            self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+            self._wake.set()
+
+    async def save(self, checkpoint: Checkpoint, state: State) -> None:
+        """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
+        values = leases.checkpoint_values(checkpoint)
+        change = Change(self.session.pk, self.session.epoch, state, values)
+        await self.service.database.call(leases.change, change, patience=60.0)
+        stale, self._checkpoint = self._checkpoint, checkpoint
+        if stale.part and stale.part != checkpoint.part:
+            await self.store.run(self.store.delete, stale.part)
+        self.durable = max(self.durable, checkpoint.offset)
+        self._grant()
+        self.listener.acked()
+
+    async def settle(self) -> None:
+        """Wait for the checkpoint that runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._checkpointing is not None:
+            await asyncio.wait({self._checkpointing})
+
+    async def _go_back(self) -> None:
+        """After a failed sync nothing above the last checkpoint counts: begin there, in a new file.
+
+        A failed fdatasync must never be tried again: https://wiki.postgresql.org/wiki/Fsync_Errors
+        """
+        self._sync_failed = False
+        self._rewrites += 1
+        if self._rewrites > MAX_REWRITES:
+            raise StorageFailed
+        await self.hashed()
+        await self.settle()
+        assert self.writer is not None
+        await self.store.run(self.writer.rewrite, self._checkpoint)
+        self.received = self.writer.received
+        self.sha256 = None
+        self._rewind(self.received, "storage_error")
+
+    # The end ------------------------------------------------------------------------------------
+
+    async def interrupt(self) -> int:
+        """Make durable what was received, for whoever resumes; returns ``durable``.
+
+        Used when the client leaves. Raises nothing: what could not be saved is proved again at the resume.
+        """
+        await self.settle()
+        holds = not isinstance(self._lost, TakenOver | UploadFailed)
+        if self.writer is not None and holds and not self._sync_failed:
+            try:
+                await self.save(await self.store.run(self.writer.sync), State.INTERRUPTED)
+            except UploadError as error:
+                self.lose(error)
+        return self.durable
+
+    async def close(self) -> None:
+        """Let go of the part and of the credit. Cannot be cancelled half way."""
+        await self.settle()
+        try:
+            await self.hashed()
+        finally:
+            if self.writer is not None:
+                await self.store.run(self.writer.close)
+            self.account.close()
+            self.closed.set()

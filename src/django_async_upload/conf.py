@@ -1,0 +1,137 @@
+"""The settings of the app: the ``ASYNC_UPLOAD`` dict of a project over the defaults, as one frozen object.
+
+This is the only module that reads ``django.conf.settings``'s ``ASYNC_UPLOAD``. Read a setting as
+``conf.uploads().max_size``; the object is built on first use and again after ``setting_changed``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadSettings:
+    """Every key of ``ASYNC_UPLOAD`` (in capitals there), its default and what it means."""
+
+    store: str = "django_async_upload.stores.filesystem.FileSystemStore"
+    """Dotted path of the store that keeps unfinished uploads."""
+    staging_root: str | os.PathLike[str] | None = None
+    """Folder of the file-system store. None: beside the storage's own, ``<location>-staging``."""
+    durability: str = "fsync"
+    """What ``durable`` survives: ``fsync`` the machine's crash, ``os`` the process's only."""
+    storage: str = "default"
+    """Alias in ``STORAGES`` that finished files go to."""
+    upload_to: str | Callable[..., str] = "uploads/%Y/%m/%d/"
+    """As ``FileField.upload_to``: a ``strftime`` prefix, or a callable (or its dotted path) that takes the
+    session and the cleaned name and returns the name in the storage."""
+    max_size: int | None = 10 * GIB
+    """Largest file, bytes. None: no limit."""
+    allowed_types: tuple[str, ...] | list[str] | None = None
+    """Declared content types, ``image/*`` for a family. None: all."""
+    allowed_extensions: tuple[str, ...] | list[str] | None = None
+    """File name extensions without the dot, lower case. None: all."""
+    allow_anonymous: bool = False
+    """Whether somebody who has not signed in may upload, known by a token in the session's data."""
+    user_max_sessions: int = 10_000
+    """Open uploads of one owner."""
+    user_max_bytes: int = 100 * GIB
+    """Declared (or, where unknown, received) bytes of one owner's open uploads."""
+    user_max_connections: int = 32
+    """Connections of one owner to one process."""
+    address_max_sessions: int = 20_000
+    """Open uploads from one address."""
+    address_max_bytes: int = 200 * GIB
+    """Bytes of the open uploads from one address."""
+    address_max_connections: int = 1_024
+    """Connections from one address to one process."""
+    expire_after: float = 24 * 3600.0
+    """Seconds after its last sign of life at which an unfinished upload may be purged."""
+    ticket_max_age: float = 900.0
+    """Seconds for which a ticket is valid unless it says otherwise."""
+    idle_timeout: float = 60.0
+    """Seconds after which a connection that sent nothing is closed. Clients ping at a third of it."""
+    memory_budget: int = 32 * MIB
+    """Bytes that clients may have been promised credit for in one process, all uploads together."""
+    max_streams: int = 256
+    """Uploads at once on one connection."""
+    threads: int = 8
+    """Threads of the store's pool; as many for copies into other storages."""
+
+
+FIELDS = {field.name.upper(): field.name for field in dataclasses.fields(UploadSettings)}
+
+_CHOICES = {"durability": ("fsync", "os")}
+_POSITIVE = {
+    "user_max_sessions",
+    "user_max_connections",
+    "address_max_sessions",
+    "address_max_connections",
+    "expire_after",
+    "ticket_max_age",
+    "idle_timeout",
+    "max_streams",
+    "threads",
+}
+
+
+def problems(configured: object) -> list[str]:
+    """What is wrong with an ``ASYNC_UPLOAD`` value, a sentence each; the system checks report them."""
+    if not isinstance(configured, Mapping):
+        return ["ASYNC_UPLOAD must be a dict."]
+    found = []
+    for key, value in configured.items():
+        name = FIELDS.get(key)
+        if name is None:
+            found.append(f"ASYNC_UPLOAD has no key {key!r}; it knows {', '.join(sorted(FIELDS))}.")
+        elif not _fits(value, get_type_hints(UploadSettings)[name]):
+            hint = UploadSettings.__annotations__[name]
+            found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be {hint}.")
+        elif name in _CHOICES and value not in _CHOICES[name]:
+            found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; choose from {_CHOICES[name]}.")
+        elif name in _POSITIVE and value <= 0:
+            found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be above 0.")
+        elif name == "memory_budget" and value < MIB:
+            found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be at least {MIB} bytes.")
+    return found
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kinds = [get_origin(option) or option for option in get_args(hint) or (hint,)]
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int) and float in kinds:
+        return True
+    return any(callable(value) if kind is Callable else _is(value, kind) for kind in kinds)
+
+
+def _is(value: object, kind: Any) -> bool:
+    return callable(value) if kind.__name__ == "Callable" else isinstance(value, kind)
+
+
+@cache
+def uploads() -> UploadSettings:
+    """The settings in force. Raises :class:`ImproperlyConfigured`, naming every problem."""
+    configured = getattr(settings, "ASYNC_UPLOAD", {})
+    if found := problems(configured):
+        raise ImproperlyConfigured(" ".join(found))
+    return UploadSettings(**{FIELDS[key]: value for key, value in configured.items()})
+
+
+@receiver(setting_changed)
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == "ASYNC_UPLOAD":
+        uploads.cache_clear()

@@ -1,0 +1,301 @@
+"""One writer per upload, and quotas of open work: the functions that read and change rows.
+
+Each takes and returns one item per caller, as :meth:`Database.call` wants it; a refusal is returned, not
+raised, so that it does not undo the work of others. The epoch in the row fences a holder that was
+taken over; every change is one compare-and-set.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Count, F, Sum
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from . import conf
+from .exceptions import (
+    BY_CODE,
+    ByteQuotaExceeded,
+    ConnectionRefused,
+    KeyReused,
+    NotFound,
+    SessionQuotaExceeded,
+    TakenOver,
+    UploadError,
+    UploadOver,
+)
+from .models import CompletionEvent, UploadSession
+from .owners import Owner
+from .protocol.state import OVER, PUBLISHED, State
+from .stores.base import Checkpoint
+
+CLAIM = timedelta(seconds=10)
+"""For how long a process keeps a completion event to itself, unless it renews the claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    session: UploadSession
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    upload: uuid.UUID
+    owner: Owner
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of state by the holder of ``epoch``."""
+
+    upload: uuid.UUID
+    epoch: int
+    to: State
+    values: dict[str, Any] = field(default_factory=dict)
+    owner: Owner | None = None
+    """Checked again where the change depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An upload is to be cancelled, to fail or to expire."""
+
+    upload: uuid.UUID
+    to: State
+    error: str = ""
+    epoch: int | None = None
+    """The holder's; None is by right of ownership, whoever holds it."""
+
+
+def expiry() -> Any:
+    """When an upload that gives a sign of life now will have expired."""
+    return timezone.now() + timedelta(seconds=conf.uploads().expire_after)
+
+
+def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "part": checkpoint.part,
+        "durable": checkpoint.offset,
+        "crc": checkpoint.crc,
+        "boot_id": checkpoint.boot_id,
+        "expires_at": expiry(),
+    }
+
+
+def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
+    """Insert new uploads; a key that the owner used before gives that upload instead.
+
+    Whoever gets back another session than the one given must claim it.
+    """
+    outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
+    known = {
+        (session.endpoint, session.owner_key, session.key): session
+        for session in UploadSession.objects.filter(
+            key__in=[item.session.key for item in items],
+            owner_key__in={item.owner.key for item in items},
+        )
+    }
+    quota = _Quota(items)
+    fresh = []
+    for index, item in enumerate(items):
+        if outcomes[index] is not None:
+            continue
+        session = item.session
+        where = (session.endpoint, session.owner_key, session.key)
+        if found := known.get(where):
+            outcomes[index] = _same_facts(found, session)
+        elif refusal := quota.refusal(session):
+            outcomes[index] = refusal
+        else:
+            outcomes[index] = known[where] = session
+            fresh.append(session)
+    UploadSession.objects.bulk_create(fresh)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | UploadError:
+    for fact in ("name", "content_type", "digest", "size"):
+        # A size that was not known is in the row once the upload is finished.
+        expected = getattr(asked, fact)
+        if getattr(found, fact) != expected and expected is not None:
+            return KeyReused(field=fact)
+    return found
+
+
+class _Quota:
+    """Open work of the owners and addresses of a group, read once and counted on."""
+
+    def __init__(self, items: Sequence[Creation]) -> None:
+        self._limits = conf.uploads()
+        self._owners = self._read("owner_key", {item.session.owner_key for item in items})
+        self._addresses = self._read("address", {item.session.address for item in items} - {None})
+
+    def _read(self, column: str, values: set[Any]) -> dict[Any, list[int]]:
+        rows = (
+            UploadSession.objects.active()
+            .filter(**{f"{column}__in": values})
+            .order_by()
+            .values_list(column)
+            .annotate(sessions=Count("pk"), held=Sum(Coalesce("size", "durable")))
+        )
+        return defaultdict(lambda: [0, 0], {row[0]: [row[1], row[2] or 0] for row in rows})
+
+    def refusal(self, session: UploadSession) -> UploadError | None:
+        limits, size = self._limits, session.size or 0
+        checks = [
+            (self._owners[session.owner_key], limits.user_max_sessions, limits.user_max_bytes),
+            (
+                self._addresses[session.address],
+                limits.address_max_sessions,
+                limits.address_max_bytes,
+            ),
+        ]
+        for (sessions, open_bytes), max_sessions, max_bytes in checks:
+            if sessions >= max_sessions:
+                return SessionQuotaExceeded(max_sessions=max_sessions)
+            if open_bytes + size > max_bytes:
+                return ByteQuotaExceeded(max_bytes=max_bytes, open_bytes=open_bytes)
+        for count, _max_sessions, _max_bytes in checks:
+            count[0] += 1
+            count[1] += size
+        return None
+
+
+def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
+    """Take uploads over: the newest wins, and older holders lose their epoch.
+
+    A published upload, and one in ``finalizing``, comes back unclaimed: its result is the answer.
+    """
+    outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
+    return [
+        found if found is not None else _claim(item)
+        for item, found in zip(items, outcomes, strict=True)
+    ]
+
+
+def _claim(item: Claim) -> UploadSession | UploadError:
+    for _attempt in range(3):  # another connection may claim it between the SELECT and the UPDATE
+        session = _find(item)
+        if isinstance(session, UploadError):
+            return session
+        if session.state in OVER:
+            return over(session)
+        if session.state in PUBLISHED | {State.FINALIZING}:
+            return session
+        epoch = session.epoch + 1
+        if UploadSession.objects.transition(
+            [session.pk], State.UPLOADING, holder=session.epoch, epoch=epoch, expires_at=expiry()
+        ):
+            session.epoch, session.state = epoch, State.UPLOADING
+            return session
+    return TakenOver()
+
+
+def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
+    """Look without taking. A missing upload and somebody else's give the same answer."""
+    outcomes = _checked_owners(items)
+    return [
+        found if found is not None else _find(item)
+        for item, found in zip(items, outcomes, strict=True)
+    ]
+
+
+def _find(item: Claim) -> UploadSession | UploadError:
+    session = UploadSession.objects.filter(
+        pk=item.upload, owner_key=item.owner.key, endpoint=item.endpoint
+    ).first()
+    return session or NotFound()
+
+
+def over(session: UploadSession) -> UploadError:
+    """The error that an upload which is over answers with."""
+    failure = BY_CODE.get(session.error)
+    return failure() if failure is not None else UploadOver(state=str(session.state))
+
+
+def change(items: Sequence[Change]) -> list[UploadError | None]:
+    """Carry out state changes; :class:`TakenOver` or the upload's end for a holder whose epoch is gone."""
+    return [_change(item) for item in items]
+
+
+def _change(item: Change) -> UploadError | None:
+    if item.owner is not None:
+        try:
+            item.owner.check()
+        except ConnectionRefused as refusal:
+            return refusal
+    if UploadSession.objects.transition([item.upload], item.to, holder=item.epoch, **item.values):
+        return None
+    session = UploadSession.objects.filter(pk=item.upload).first()
+    if session is None:
+        return NotFound()
+    if session.epoch == item.epoch and session.state == item.to:
+        return None  # the commit before a lost connection went through after all
+    return over(session) if session.state in OVER else TakenOver()
+
+
+def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadError]:
+    """``finalizing`` -> ``completed``, with the outbox row in the same transaction; it happens once.
+
+    The event is claimed by the caller, who delivers it after the commit.
+    """
+    now = timezone.now()
+    pks = [session.pk for session in items]
+    changed = UploadSession.objects.transition(
+        pks, State.COMPLETED, part="", completed_at=now, expires_at=None
+    )
+    events = {
+        session.pk: CompletionEvent(session=session, claimed_until=now + CLAIM) for session in items
+    }
+    if changed != len(items):  # completed before, by this very call or by whoever recovered it
+        before = CompletionEvent.objects.filter(session__in=pks).select_related("session")
+        events |= {event.session_id: event for event in before}
+    CompletionEvent.objects.bulk_create([event for event in events.values() if event._state.adding])
+    return [events[session.pk] for session in items]
+
+
+def end(items: Sequence[Ending]) -> list[tuple[UploadSession, bool] | UploadError]:
+    """Cancel, fail or expire uploads; returns each as it is now, and whether that was this call's work.
+
+    The epoch rises, so that no holder goes on. The caller deletes the part that the returned
+    session names.
+    """
+    return [_end(item) for item in items]
+
+
+def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
+    session = UploadSession.objects.filter(pk=item.upload).first()
+    if session is None:
+        return NotFound()
+    changed = UploadSession.objects.transition(
+        [item.upload], item.to, holder=item.epoch, error=item.error, epoch=F("epoch") + 1, part=""
+    )
+    if changed:
+        session.state, session.error = item.to, item.error
+    elif item.epoch not in (None, session.epoch):
+        return TakenOver()
+    return session, bool(changed)
+
+
+def _checked_owners(
+    items: Sequence[Creation] | Sequence[Claim],
+) -> list[Any]:
+    """None for each item whose owner still is who they were; each owner is looked at once."""
+    refusals: dict[int, ConnectionRefused | None] = {}
+    for item in items:
+        if id(item.owner) not in refusals:
+            try:
+                item.owner.check()
+            except ConnectionRefused as refusal:
+                refusals[id(item.owner)] = refusal
+            else:
+                refusals[id(item.owner)] = None
+    return [refusals[id(item.owner)] for item in items]

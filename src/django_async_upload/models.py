@@ -1,0 +1,244 @@
+"""The session of one upload, and the outbox of completions."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.conf import settings
+from django.core.files import File
+from django.core.files.storage import Storage, storages
+from django.db import models, transaction
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from .exceptions import AlreadyBound, NotCompleted
+from .protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from .stores.base import Checkpoint
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+STATE_CHOICES = [
+    (State.CREATED.value, _("created")),
+    (State.UPLOADING.value, _("uploading")),
+    (State.INTERRUPTED.value, _("interrupted")),
+    (State.VERIFYING.value, _("verifying")),
+    (State.FINALIZING.value, _("finalizing")),
+    (State.COMPLETED.value, _("completed")),
+    (State.BOUND.value, _("bound")),
+    (State.FAILED.value, _("failed")),
+    (State.CANCELLED.value, _("cancelled")),
+    (State.EXPIRED.value, _("expired")),
+]
+
+
+class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
+    """The questions a host asks."""
+
+    def for_user(self, user: AbstractBaseUser | AnonymousUser) -> UploadSessionQuerySet:
+        """Uploads of a signed-in user; none for an anonymous one, whose NULL equals nobody's."""
+        return self.filter(owner_id=user.pk) if user.is_authenticated else self.none()
+
+    def active(self) -> UploadSessionQuerySet:
+        """Not over and not yet published."""
+        return self.filter(state__in=ACTIVE)
+
+    def completed(self) -> UploadSessionQuerySet:
+        """Published, bound to a host's object or not."""
+        return self.filter(state__in=PUBLISHED)
+
+    def over(self) -> UploadSessionQuerySet:
+        """Failed, cancelled or expired."""
+        return self.filter(state__in=OVER)
+
+    def expired(self, now: datetime | None = None) -> UploadSessionQuerySet:
+        """Active, but without a sign of life for ``expire_after``: the purge takes these.
+
+        An upload in ``finalizing`` never is: it is being published, or waits for somebody to go on with that.
+        """
+        return self.filter(
+            state__in=ACTIVE - {State.FINALIZING}, expires_at__lt=now or timezone.now()
+        )
+
+    def transition(
+        self, pks: Iterable[uuid.UUID], to: State, *, holder: int | None = None, **values: Any
+    ) -> int:
+        """Change the state of rows by compare-and-set; the only place that changes a state.
+
+        ``holder`` is the epoch of the one who asks: it fences off whoever was taken over. Returns how many
+        rows were in a state from which ``to`` may be entered, and were changed.
+        """
+        rows = self.filter(pk__in=pks, state__in=SOURCES[to])
+        if holder is not None:
+            rows = rows.filter(epoch=holder)
+        return rows.update(state=to, updated_at=timezone.now(), **values)
+
+
+class UploadSession(models.Model):
+    """One upload, from its creation to the file that a host binds. ``pk`` is its public id."""
+
+    id = models.UUIDField(_("id"), primary_key=True, default=uuid.uuid4, editable=False)
+    key = models.CharField(
+        _("key"), max_length=32, help_text=_("The client's, makes create idempotent.")
+    )
+    endpoint = models.CharField(_("endpoint"), max_length=100)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("owner"),
+        on_delete=models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="+",
+    )
+    owner_key = models.CharField(
+        _("owner key"),
+        max_length=100,
+        help_text=_("The user, or the token of an anonymous visitor."),
+    )
+    address = models.GenericIPAddressField(_("address"), null=True, blank=True)
+
+    name = models.CharField(_("name as sent"), max_length=1024)
+    content_type = models.CharField(
+        _("content type as declared"), max_length=255, blank=True, help_text=_("Never trust it.")
+    )
+    size = models.BigIntegerField(_("size in bytes"), null=True, blank=True)
+    metadata = models.JSONField(_("metadata"), default=dict, blank=True)
+    digest = models.CharField(_("digest asked for"), max_length=16, blank=True)
+
+    state = models.CharField(
+        _("state"), max_length=12, choices=STATE_CHOICES, default=State.CREATED
+    )
+    epoch = models.PositiveIntegerField(_("epoch"), default=1, help_text=_("Counts the holders."))
+    part = models.CharField(_("part"), max_length=255, blank=True)
+    durable = models.BigIntegerField(_("durable bytes"), default=0)
+    crc = models.BigIntegerField(_("CRC-32C of the durable bytes"), default=0)
+    boot_id = models.CharField(_("boot id"), max_length=64, blank=True)
+
+    digests = models.JSONField(_("digests"), default=dict, blank=True)
+    storage = models.CharField(_("storage"), max_length=100, default="default")
+    stored_as = models.CharField(_("name as stored"), max_length=512, blank=True)
+    error = models.CharField(_("error"), max_length=40, blank=True)
+
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    updated_at = models.DateTimeField(_("updated"), default=timezone.now)
+    completed_at = models.DateTimeField(_("completed"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+
+    objects = UploadSessionQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("upload")
+        verbose_name_plural = _("uploads")
+        ordering: ClassVar[list[str]] = ["-created_at"]
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                fields=["endpoint", "owner_key", "key"], name="async_upload_key_once"
+            )
+        ]
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["owner_key", "state"], name="async_upload_owner_state"),
+            models.Index(fields=["address", "state"], name="async_upload_address_state"),
+            models.Index(fields=["state", "expires_at"], name="async_upload_expiry"),
+            models.Index(fields=["-created_at"], name="async_upload_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.state})"
+
+    @property
+    def crc32c(self) -> str:
+        """CRC-32C of the durable bytes, 8 hex digits; of the whole file once it is completed."""
+        return f"{self.crc:08x}"
+
+    @property
+    def is_completed(self) -> bool:
+        return self.state in PUBLISHED
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.part, self.durable, self.crc, self.boot_id)
+
+    def get_storage(self) -> Storage:
+        return storages[self.storage]
+
+    @property
+    def file(self) -> File[bytes]:
+        """The finished file, to read: ``with session.file as file: ...``.
+
+        Opened from the storage at first use. Raises :class:`NotCompleted` before the upload has completed, and
+        :class:`AlreadyBound` once the file is the host's: ask the host's own object then. To give it to
+        a model, see :meth:`bind`.
+        """
+        self._require_unbound()
+        return self.get_storage().open(self.stored_as)
+
+    def bind(self) -> File[bytes]:
+        """Give the finished file to the host, once, without copying it. Synchronous.
+
+        Call it in the transaction that saves the host's object, and assign what it returns to a
+        ``FileField``::
+
+            with transaction.atomic():
+                document.attachment = session.bind()
+                document.save()
+
+        The field's own storage, ``upload_to`` and validators apply. On a file system the host's file is a hard link
+        of the published one, which is removed after the commit; on a rollback it stays, and can be bound
+        again. Raises :class:`NotCompleted` and :class:`AlreadyBound`.
+        """
+        from .binding import bound_file
+
+        self._require_unbound()
+        if not UploadSession.objects.transition([self.pk], State.BOUND):
+            self.refresh_from_db(fields=["state"])
+            self._require_unbound()
+        file = bound_file(self)
+        stored_as, storage = self.stored_as, self.get_storage()
+        transaction.on_commit(lambda: file.forget(storage, stored_as))
+        self.state = State.BOUND
+        return file
+
+    def _require_unbound(self) -> None:
+        if self.state == State.BOUND:
+            raise AlreadyBound
+        if self.state != State.COMPLETED:
+            raise NotCompleted(state=str(self.state))
+
+
+class CompletionEventQuerySet(models.QuerySet["CompletionEvent"]):
+    def due(self, now: datetime) -> CompletionEventQuerySet:
+        """Not delivered, and not being delivered by a process that still lives."""
+        return self.filter(delivered_at=None).exclude(claimed_until__gte=now)
+
+    def claim(self, ids: Iterable[uuid.UUID], until: datetime) -> list[CompletionEvent]:
+        """Take events to deliver them; those that somebody else took meanwhile are left out."""
+        now = timezone.now()
+        claimed = [pk for pk in ids if self.due(now).filter(pk=pk).update(claimed_until=until)]
+        return list(self.filter(pk__in=claimed).select_related("session"))
+
+
+class CompletionEvent(models.Model):
+    """The outbox: written with the completion, delivered as ``upload_completed`` after the commit."""
+
+    id = models.UUIDField(_("id"), primary_key=True, default=uuid.uuid4, editable=False)
+    session = models.OneToOneField(
+        UploadSession, verbose_name=_("upload"), on_delete=models.CASCADE, related_name="completion"
+    )
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    claimed_until = models.DateTimeField(_("claimed until"), null=True, blank=True)
+    delivered_at = models.DateTimeField(_("delivered"), null=True, blank=True)
+
+    objects = CompletionEventQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("completion event")
+        verbose_name_plural = _("completion events")
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["delivered_at", "created_at"], name="async_upload_outbox")
+        ]
+
+    def __str__(self) -> str:
+        return str(self.id)

@@ -1,0 +1,105 @@
+"""Who uploads: found once when a connection opens, checked against the database ever after."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from django.contrib.auth import get_user, get_user_model
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.contrib.sessions.backends.base import SessionBase
+from django.http import HttpRequest
+from django.utils.crypto import constant_time_compare, get_random_string
+
+from . import conf
+from .exceptions import AuthenticationRequired, TicketExpired
+from .tickets import Ticket, auth_hash
+
+SESSION_TOKEN = "async_upload_owner"  # noqa: S105  (the name of a key)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds uploads, and how to find out whether that is still so. Compare ``key``, never a NULL."""
+
+    key: str
+    """``user:<pk>``, or ``visitor:<token>``; what rows are compared by."""
+    user: AbstractBaseUser | AnonymousUser
+    """As last read."""
+    session: SessionBase | None = None
+    """The login's, or the visitor's, session."""
+    ticket: Ticket | None = None
+
+    @property
+    def user_id(self) -> Any:
+        return self.user.pk
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds for which the ticket still holds; None for a login."""
+        return None if self.ticket is None else self.ticket.expires - time.time()
+
+    def check(self) -> Owner:
+        """The same owner, read again from the database.
+
+        Raises :class:`AuthenticationRequired` where the login is gone, the password was changed or the user is no
+        longer active, and :class:`TicketExpired`.
+        """
+        if self.ticket is not None:
+            return owner_from_ticket(self.ticket)
+        if self.session is not None:
+            fresh = type(self.session)(self.session.session_key)
+            return owner_from_session(fresh, self.key)
+        return _owner_from_user(get_user_model()._default_manager.filter(pk=self.user_id).first())
+
+
+def owner_from_ticket(ticket: Ticket) -> Owner:
+    if ticket.expires <= time.time():
+        raise TicketExpired
+    user = get_user_model()._default_manager.filter(pk=ticket.user).first()
+    owner = _owner_from_user(user)
+    if not constant_time_compare(ticket.auth_hash, auth_hash(owner.user)):  # type: ignore[arg-type]
+        raise AuthenticationRequired
+    return Owner(owner.key, owner.user, ticket=ticket)
+
+
+def owner_from_session(session: SessionBase, expected: str | None = None) -> Owner:
+    """The signed-in user of a session, else the visitor whose token it holds.
+
+    ``expected`` is the owner key that it must still have. Raises :class:`AuthenticationRequired`.
+    """
+    user = get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
+    if user.is_authenticated:
+        owner = Owner(_owner_from_user(user).key, user, session=session)
+    elif conf.uploads().allow_anonymous and (token := session.get(SESSION_TOKEN)):
+        owner = Owner(f"visitor:{token}", AnonymousUser(), session=session)
+    else:
+        raise AuthenticationRequired
+    if expected is not None and owner.key != expected:
+        raise AuthenticationRequired
+    return owner
+
+
+def owner_from_scope_user(user: AbstractBaseUser | AnonymousUser | None) -> Owner:
+    """For a host whose own middleware sets ``scope["user"]`` without a session."""
+    if user is None or not user.is_authenticated:
+        raise AuthenticationRequired
+    return _owner_from_user(user)
+
+
+def ensure_visitor(request: HttpRequest) -> None:
+    """Let an anonymous visitor of a page upload: puts a random token into the session's data.
+
+    Call it in the view that shows the page, where ``ALLOW_ANONYMOUS`` is set; the session's cookie goes out
+    with the response.
+    """
+    if not request.session.get(SESSION_TOKEN):
+        request.session[SESSION_TOKEN] = get_random_string(32)
+
+
+def _owner_from_user(user: Any) -> Owner:
+    if user is None or not user.is_active:
+        raise AuthenticationRequired
+    return Owner(f"user:{user.pk}", user)

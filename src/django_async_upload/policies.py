@@ -1,0 +1,91 @@
+"""What an upload must look like before it is let in. A policy refuses by raising; it changes nothing."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from django.core.exceptions import SuspiciousFileOperation
+from django.utils.text import get_valid_filename
+
+from .exceptions import FileTooLarge, MetadataInvalid, NameRefused, TypeRefused
+
+MAX_NAME: Final = 255
+"""Characters of a file name, and bytes of the name in the storage."""
+MAX_METADATA: Final = 16 * 1024
+"""Bytes of the metadata as JSON."""
+
+_FORBIDDEN: Final = frozenset("/\\\x7f\u2028\u2029")
+# Bidirectional controls make "gpj.exe" read as "exe.jpg": https://trojansource.codes
+_BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_DEVICES: Final = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
+)
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`NameRefused` for what no file system gives a file, and for names that deceive."""
+    if (
+        len(name) > MAX_NAME
+        or name.strip(" .") == ""
+        or any(char in _FORBIDDEN or char in _BIDI or char < " " for char in name)
+        or any(unicodedata.category(char) in ("Cs", "Cc") for char in name)
+    ):
+        raise NameRefused
+
+
+def storage_name(name: str) -> str:
+    """A name that is safe in any storage, made from one that :func:`check_name` let in."""
+    name = unicodedata.normalize("NFC", name)
+    try:
+        name = get_valid_filename(name)
+    except SuspiciousFileOperation:
+        name = "file"
+    stem, dot, extension = name.lstrip(".").rpartition(".")
+    if not stem:
+        stem, dot, extension = extension or "file", "", ""
+    if stem.partition(".")[0].lower() in _DEVICES:
+        stem = f"_{stem}"
+    extension = _cut(extension, 32)
+    return _cut(stem, MAX_NAME - 40 - len(extension.encode())) + dot + extension
+
+
+def _cut(text: str, size: int) -> str:
+    """At most ``size`` bytes of UTF-8, no character cut in two."""
+    return text.encode()[:size].decode(errors="ignore")
+
+
+def check_extension(name: str, allowed: Iterable[str] | None) -> None:
+    """Raises :class:`TypeRefused` unless the name ends in one of ``allowed`` (None: any)."""
+    extension = name.rpartition(".")[2].lower() if "." in name else ""
+    if allowed is not None and extension not in {each.lower().lstrip(".") for each in allowed}:
+        raise TypeRefused(type=f".{extension}")
+
+
+def check_type(content_type: str, allowed: Iterable[str] | None) -> None:
+    """Raises :class:`TypeRefused` unless the declared type matches one of ``allowed`` (None: any)."""
+    declared = content_type.partition(";")[0].strip().lower()
+    if allowed is not None and not any(fnmatchcase(declared, each.lower()) for each in allowed):
+        raise TypeRefused(type=declared or "unknown")
+
+
+def check_size(size: int | None, max_size: int | None) -> None:
+    """Raises :class:`FileTooLarge`. An unknown size is checked again as the bytes come."""
+    if size is not None and max_size is not None and size > max_size:
+        raise FileTooLarge(size=size, max_size=max_size)
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raises :class:`MetadataInvalid` where it is larger than any metadata needs to be."""
+    size = len(json.dumps(metadata).encode())
+    if size > MAX_METADATA:
+        raise MetadataInvalid(reason=f"{size} bytes are more than {MAX_METADATA}")
+
+
+def smallest(*limits: int | None) -> int | None:
+    """The smallest of several limits, where None is no limit."""
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None

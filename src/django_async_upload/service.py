@@ -1,0 +1,281 @@
+"""The use cases: create, attach, write, finish, cancel. No Channels and no HTTP in here.
+
+One :class:`UploadService` serves an event loop: it has the store, the database thread, the credit and the uploads
+that this process holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from django.core.signals import setting_changed
+from django.db import router
+
+from . import conf, leases, signals
+from .active import ActiveUpload, Listener
+from .completion import Host, Publisher, verify
+from .credit import Budget
+from .database import Database
+from .exceptions import Busy, DataLost, TakenOver, UploadError, UploadFailed, UploadRefused
+from .leases import Claim, Creation, Ending
+from .models import UploadSession
+from .outbox import Outbox
+from .owners import Owner
+from .protocol import messages as m
+from .protocol.state import ACTIVE, PUBLISHED, State
+from .stores.base import Store, Writer
+from .stores.configured import make_store
+
+logger = logging.getLogger("django_async_upload")
+
+EVICTION_SECONDS: Final = 1.0
+"""How long the newest connection waits for an older one of this process to let go of the file."""
+
+
+class UploadService:
+    """What the uploads of one process share."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        configured = conf.uploads()
+        self.store = store or make_store()
+        self.database = Database(router.db_for_write(UploadSession))
+        self.budget = Budget(configured.memory_budget)
+        self.outbox = Outbox(self.database)
+        self.active: dict[uuid.UUID, ActiveUpload] = {}
+        self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
+        self._turns: dict[uuid.UUID, asyncio.Lock] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    @cached_property
+    def copies(self) -> ThreadPoolExecutor:
+        """Threads for copies into storages that cannot be linked into: never the chunks' threads."""
+        return ThreadPoolExecutor(
+            conf.uploads().threads, thread_name_prefix="async-upload-publication"
+        )
+
+    def start(self) -> None:
+        """Deliver what a process that died left behind; at the first connection or by lifespan."""
+        if self._watch is None:
+            self._watch = asyncio.create_task(self.outbox.watch())
+
+    async def close(self) -> None:
+        """Let go of every upload, deliver what was claimed, end the threads."""
+        for upload in list(self.active.values()):
+            upload.release()
+            await upload.closed.wait()
+        if self._watch is not None:
+            self._watch.cancel()
+        await self.outbox.join()
+        self.store.close()
+        self.database.close()
+        if "copies" in self.__dict__:
+            self.copies.shutdown()
+
+    def open(self, listener: Listener) -> ActiveUpload:
+        """A queue for an upload that is about to be created or attached. Raises :class:`Busy`."""
+        return ActiveUpload(self, self.budget.open(listener.pause), listener)
+
+    async def create(
+        self,
+        upload: ActiveUpload,
+        session: UploadSession,
+        owner: Owner,
+        max_size: int | None = None,
+    ) -> UploadSession:
+        """Insert the session and begin its upload; the session of an earlier create comes back as it is.
+
+        Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
+        """
+        outcome = await self.database.call(leases.create, Creation(session, owner))
+        if outcome is session:
+            upload.begin(session, max_size)
+            self.active[session.pk] = upload
+        return outcome
+
+    async def find(self, claim: Claim) -> UploadSession:
+        """Raises :class:`NotFound`, for somebody else's upload too."""
+        return await self.database.call(leases.find, claim)
+
+    async def attach(
+        self, upload: ActiveUpload, claim: Claim, max_size: int | None = None
+    ) -> UploadSession:
+        """Take an upload over from whoever holds it.
+
+        Afterwards ``upload`` has a writer and can go on; without one the upload is past that, and
+        :meth:`result` has the answer. Raises what :func:`leases.claim` returns, :class:`DataLost` and
+        :class:`StorageFailed`.
+        """
+        async with self._turn(claim.upload):
+            session = await self.find(claim)
+            if claim.upload in self._results or session.state not in ACTIVE:
+                return await self._outcome(claim)
+            await self._evict(claim.upload)
+            outcome = await self.database.call(leases.claim, claim)
+            if outcome.state == State.UPLOADING:
+                await self._open(upload, outcome, max_size)
+            return outcome
+
+    async def _outcome(self, claim: Claim) -> UploadSession:
+        session = await self.find(claim)
+        if session.state in PUBLISHED or claim.upload in self._results:
+            return session
+        raise leases.over(session)
+
+    async def _open(
+        self, upload: ActiveUpload, session: UploadSession, max_size: int | None
+    ) -> None:
+        try:
+            writer = await self._open_part(session)
+        except DataLost as error:
+            await self.fail(session, error)
+            raise
+        upload.resume(session, max_size, writer)
+        self.active[session.pk] = upload
+        if writer.part != session.part:  # its bytes went to a new part: write that down first
+            await upload.save(await self.store.run(writer.sync), State.UPLOADING)
+
+    async def _open_part(self, session: UploadSession) -> Writer:
+        if not session.part:
+            return await self.store.run(self.store.create, session.size)
+        return await self.store.run(self.store.open, session.checkpoint, size=session.size)
+
+    async def _evict(self, pk: uuid.UUID) -> None:
+        """The newest wins: an older connection of this process stops, and lets go of the file."""
+        holder = self.active.get(pk)
+        if holder is not None:
+            holder.lose(TakenOver())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(holder.closed.wait(), EVICTION_SECONDS)
+
+    @asynccontextmanager
+    async def _turn(self, pk: uuid.UUID) -> AsyncIterator[None]:
+        """One at a time takes an upload over."""
+        lock = self._turns.setdefault(pk, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._turns.pop(pk, None)
+
+    async def complete(self, upload: ActiveUpload, finish: m.Finish, host: Host) -> UploadSession:
+        """Check and publish what was written. It happens once, and goes on when the client is gone.
+
+        Raises :class:`SizeMismatch` and other :class:`UploadInterrupted` (the upload can be attached again);
+        with :class:`UploadFailed` and :class:`UploadRefused` it is over and its part deleted.
+        """
+        result = self._results[upload.session.pk] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            session = await self._complete(upload, finish, host)
+        except BaseException as error:
+            known = isinstance(error, UploadError)
+            result.set_exception(error if known else Busy(retry_after=1.0))
+            raise
+        else:
+            result.set_result(session)
+            return session
+        finally:
+            del self._results[upload.session.pk]
+
+    async def _complete(self, upload: ActiveUpload, finish: m.Finish, host: Host) -> UploadSession:
+        session = upload.session
+        try:
+            digests = await verify(upload, finish, host)
+        except (UploadFailed, UploadRefused) as error:
+            await self.fail(session, error)
+            raise
+        if upload.is_cancelled:
+            return await self.end(session, State.CANCELLED)
+        assert upload.writer is not None
+        publisher = Publisher(self, session, upload.writer, upload.report)
+        self.outbox.deliver(await publisher.publish(host, digests))
+        return session
+
+    async def result(
+        self, session: UploadSession, report: Callable[[m.Progress], None]
+    ) -> UploadSession:
+        """The published session of an upload that is past writing: wait, or go on after a crash.
+
+        Raises what made it fail, and :class:`Busy` while another process is at it.
+        """
+        if session.state in PUBLISHED:
+            return session
+        if running := self._results.get(session.pk):
+            return await asyncio.shield(running)
+        async with self._turn(session.pk):
+            writer = await self.store.run(
+                self.store.open, session.checkpoint, size=session.size, steal=False
+            )
+            try:
+                event = await Publisher(self, session, writer, report).go_on()
+            finally:
+                await self.store.run(writer.close)
+        self.outbox.deliver(event)
+        return session
+
+    async def cancel(self, claim: Claim) -> UploadSession:
+        """Throw an upload away, whoever holds it; one that is published comes back as it is."""
+        session = await self.find(claim)
+        if running := self._results.get(session.pk):
+            with suppress(UploadError):
+                return await asyncio.shield(running)
+        return await self.end(session, State.CANCELLED)
+
+    async def fail(self, session: UploadSession, error: UploadError) -> None:
+        """The holder of the upload gives it up for good."""
+        await self.end(session, State.FAILED, error=error.code, epoch=session.epoch)
+
+    async def end(
+        self, session: UploadSession, to: State, *, error: str = "", epoch: int | None = None
+    ) -> UploadSession:
+        """Bring an upload to an end and delete its part; raises :class:`TakenOver` for an old holder."""
+        ending = Ending(session.pk, to, error=error, epoch=epoch)
+        ended, changed = await self.database.call(leases.end, ending)
+        if not changed:
+            return ended
+        holder = self.active.get(session.pk)
+        if holder is not None:
+            holder.lose(leases.over(ended))
+        if ended.part:
+            await self.store.run(self.store.delete, ended.part)
+        if to is State.CANCELLED:
+            await signals.send(signals.upload_cancelled, ended)
+        elif to is State.FAILED:
+            await signals.send(signals.upload_failed, ended, error=leases.over(ended))
+        return ended
+
+    async def leave(self, upload: ActiveUpload) -> None:
+        """Let go of an upload in whatever state it is. Cannot fail."""
+        await upload.close()
+        session = getattr(upload, "session", None)
+        if session is not None and self.active.get(session.pk) is upload:
+            del self.active[session.pk]
+
+
+_services: WeakKeyDictionary[asyncio.AbstractEventLoop, UploadService] = WeakKeyDictionary()
+
+
+def get_service() -> UploadService:
+    """The service of the running event loop, made at first use."""
+    loop = asyncio.get_running_loop()
+    service = _services.get(loop)
+    if service is None:
+        service = _services[loop] = UploadService()
+    return service
+
+
+def _forget(*, setting: str, **kwargs: object) -> None:
+    if setting in ("ASYNC_UPLOAD", "STORAGES", "MEDIA_ROOT", "DATABASES"):
+        _services.clear()
+
+
+setting_changed.connect(_forget)
