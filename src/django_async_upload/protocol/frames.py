@@ -110,7 +110,7 @@ def parse_header(frame: bytes | memoryview) -> Header:
     flags = (word >> _OFFSET_BITS) & 0xFF
     offset = word & MAX_OFFSET
     if kind is FrameType.DATA:
-        if flags & ~Flag.RESTART:
+        if flags not in (Flag.NONE, Flag.RESTART):
             raise MalformedFrame(reason=f"flags 0x{flags:02x} are not known")
         if not HEADER_SIZE < len(frame) <= HEADER_SIZE + MAX_CHUNK:
             raise MalformedFrame(reason=f"{len(frame) - HEADER_SIZE} bytes are no chunk")
