@@ -1,0 +1,100 @@
+"""No orphans: what goes with a session that is deleted, and the purge of what was left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from asgiref.sync import async_to_sync
+from django.db import transaction
+from django.db.models.signals import post_delete
+from django.dispatch import receiver
+from django.utils import timezone
+
+from . import leases, signals
+from .exceptions import UploadError
+from .leases import Ending
+from .models import UploadSession
+from .protocol.state import State
+from .stores.base import Part, Store
+from .stores.configured import make_store
+
+GRACE: Final = timedelta(hours=1)
+"""A part is written before its row knows its name, and linked before it is bound: younger ones stay."""
+
+
+@receiver(post_delete, sender=UploadSession)
+def forget_file(instance: UploadSession, **kwargs: Any) -> None:
+    """The file of a deleted session goes with it; one that a host has bound is the host's."""
+    if instance.part:
+        transaction.on_commit(partial(_delete_part, instance.part))
+    if instance.stored_as and instance.state == State.COMPLETED:
+        transaction.on_commit(partial(instance.get_storage().delete, instance.stored_as))
+
+
+def _delete_part(part: str) -> None:
+    store = make_store()
+    try:
+        store.delete(part)
+    finally:
+        store.close()
+
+
+@dataclass(slots=True)
+class Purge:
+    """What a purge did, or would do."""
+
+    sessions: int = 0
+    parts: int = 0
+    bytes: int = 0
+
+
+def purge(*, dry_run: bool = False, log: Callable[[str], None] = lambda line: None) -> Purge:
+    """Expire uploads without a sign of life, and delete parts that no row knows. Synchronous.
+
+    Safe beside live uploads: a session expires by compare-and-set, and a holder that still lives loses its
+    epoch and is told so; parts are deleted only when they are older than :data:`GRACE` and no
+    session names them.
+    """
+    store = make_store()
+    done = Purge()
+    try:
+        sizes = {part.name: part.size for part in store.parts()}
+        for session in UploadSession.objects.expired().iterator():
+            if dry_run or _expire(session, store):
+                done.sessions += 1
+                done.parts += session.part in sizes
+                done.bytes += sizes.get(session.part, 0)
+                log(f"{session.pk} {session.name!r}: nothing came since {session.updated_at:%F %T}")
+        for part in _orphans(store, timezone.now() - GRACE):
+            if not dry_run:
+                store.delete(part.name)
+            done.parts += 1
+            done.bytes += part.size
+            log(f"part {part.name}: {part.size} bytes that belong to no upload")
+    finally:
+        store.close()
+    return done
+
+
+def _expire(session: UploadSession, store: Store) -> bool:
+    with transaction.atomic():
+        outcome = leases.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
+    if isinstance(outcome, UploadError) or not outcome[1]:
+        return False
+    if outcome[0].part:
+        store.delete(outcome[0].part)
+    async_to_sync(signals.send)(signals.upload_expired, outcome[0])
+    return True
+
+
+def _orphans(store: Store, before: datetime) -> list[Part]:
+    old = [part for part in store.parts() if part.modified < before]
+    known: set[str] = set()
+    for start in range(0, len(old), 500):
+        names = [part.name for part in old[start : start + 500]]
+        known.update(UploadSession.objects.filter(part__in=names).values_list("part", flat=True))
+    return [part for part in old if part.name not in known]

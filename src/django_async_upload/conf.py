@@ -88,6 +88,11 @@ _POSITIVE = {
 }
 
 
+def is_dotted_path(upload_to: str) -> bool:
+    """Whether an ``UPLOAD_TO`` names a callable rather than being a ``strftime`` prefix."""
+    return all(part.isidentifier() for part in upload_to.split(".")) and "." in upload_to
+
+
 def problems(configured: object) -> list[str]:
     """What is wrong with an ``ASYNC_UPLOAD`` value, a sentence each; the system checks report them."""
     if not isinstance(configured, Mapping):

@@ -119,8 +119,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         """The name to publish under, as ``upload_to`` has it; it is made free afterwards."""
         upload_to = self._setting("upload_to")
         name = policies.storage_name(session.name)
-        if isinstance(upload_to, str) and "%" not in upload_to and "/" not in upload_to:
-            upload_to = import_string(upload_to) if "." in upload_to else upload_to
+        if isinstance(upload_to, str) and conf.is_dotted_path(upload_to):
+            upload_to = import_string(upload_to)
         if callable(upload_to):
             return str(await sync_to_async(upload_to, thread_sensitive=False)(session, name))
         directory = timezone.now().strftime(upload_to).strip("/")

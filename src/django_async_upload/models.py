@@ -109,7 +109,7 @@ class UploadSession(models.Model):
     digest = models.CharField(_("digest asked for"), max_length=16, blank=True)
 
     state = models.CharField(
-        _("state"), max_length=12, choices=STATE_CHOICES, default=State.CREATED
+        _("state"), max_length=12, choices=STATE_CHOICES, default=State.CREATED.value
     )
     epoch = models.PositiveIntegerField(_("epoch"), default=1, help_text=_("Counts the holders."))
     part = models.CharField(_("part"), max_length=255, blank=True)

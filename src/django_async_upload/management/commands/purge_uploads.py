@@ -1,0 +1,27 @@
+"""``manage.py purge_uploads``: run it from cron, as often as you like."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from django_async_upload.cleanup import purge
+
+
+class Command(BaseCommand):
+    help = (
+        "Expires uploads that nothing came for since EXPIRE_AFTER, and deletes files of unfinished "
+        "uploads that no session knows. Safe beside live uploads."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Say what would be done; change nothing."
+        )
+
+    def handle(self, *args: Any, dry_run: bool, verbosity: int, **options: Any) -> None:
+        log = self.stdout.write if verbosity > 1 or dry_run else lambda line: None
+        done = purge(dry_run=dry_run, log=log)
+        verb = "Would expire" if dry_run else "Expired"
+        self.stdout.write(
+            f"{verb} {done.sessions} uploads; {done.parts} files, {done.bytes} bytes."
+        )
