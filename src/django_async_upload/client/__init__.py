@@ -3,15 +3,34 @@
 pip install django-async-upload[client]
 """
 
-try:
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
     from .client import Ticket, UploadClient, upload_file
-except ModuleNotFoundError as error:
-    if error.name != "websockets":
-        raise
-    raise ModuleNotFoundError(
-        "The client needs websockets: pip install django-async-upload[client]", name=error.name
-    ) from error
-from .conversation import Progress
-from .upload import Upload, UploadResult
+    from .conversation import Progress
+    from .upload import Upload, UploadResult
 
 __all__ = ["Progress", "Ticket", "Upload", "UploadClient", "UploadResult", "upload_file"]
+
+_MODULES = {
+    "Progress": "conversation",
+    "Ticket": "client",
+    "Upload": "upload",
+    "UploadClient": "client",
+    "UploadResult": "upload",
+    "upload_file": "client",
+}
+
+
+def __getattr__(name: str) -> object:
+    # On demand, so that the command line can say what to install where the extra is missing.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "websockets":
+            raise
+        message = f"{name} needs websockets: pip install django-async-upload[client]"
+        raise ModuleNotFoundError(message, name=error.name) from error

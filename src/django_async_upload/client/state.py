@@ -125,17 +125,16 @@ class StateFile:
             logger.warning("The state file %s could not be written: %s", self.path, error)
 
     async def flush(self) -> None:
-        """Write what has changed; what was changed while a write ran goes into one next write."""
-        while self._changes:
-            async with self._lock:
-                changes, self._changes = self._changes, {}
-                if not changes:
-                    return
-                try:
-                    await asyncio.to_thread(self._write, changes)
-                except BaseException:
-                    self._changes = {**changes, **self._changes}
-                    raise
+        """Return when every change so far is in the file; changes that came together are one write."""
+        async with self._lock:
+            changes, self._changes = self._changes, {}
+            if not changes:
+                return
+            try:
+                await asyncio.to_thread(self._write, changes)
+            except BaseException:
+                self._changes = {**changes, **self._changes}
+                raise
 
     def _write(self, changes: dict[str, Entry | None]) -> None:
         folder = os.path.dirname(self.path)
