@@ -319,7 +319,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         """The first AUTH, or one in the middle of an upload with a fresh ticket or login."""
         try:
             owner = await self.service.database.call(
-                _log_in, self._ticket(auth) if auth.ticket else await self.authenticated()
+                _log_in,
+                await self.authenticated() if auth.ticket is None else self._ticket(auth),
             )
             if not self._login.done():
                 limit = conf.uploads().user_max_connections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -18,6 +19,8 @@ MAX_NAME: Final = 255
 MAX_METADATA: Final = 16 * 1024
 """Bytes of the metadata as JSON."""
 
+# An escaped NUL in JSON: behind an even number of backslashes.
+_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _FORBIDDEN: Final = frozenset("/\\\x7f\u2028\u2029")
 # Bidirectional controls make "gpj.exe" read as "exe.jpg": https://trojansource.codes
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -67,6 +70,8 @@ def check_extension(name: str, allowed: Iterable[str] | None) -> None:
 
 def check_type(content_type: str, allowed: Iterable[str] | None) -> None:
     """Raises :class:`TypeRefused` unless the declared type matches one of ``allowed`` (None: any)."""
+    if any(unicodedata.category(char) in ("Cs", "Cc") for char in content_type):
+        raise TypeRefused(type=ascii(content_type))
     declared = content_type.partition(";")[0].strip().lower()
     if allowed is not None and not any(fnmatchcase(declared, each.lower()) for each in allowed):
         raise TypeRefused(type=declared or "unknown")
@@ -79,10 +84,20 @@ def check_size(size: int | None, max_size: int | None) -> None:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raises :class:`MetadataInvalid` where it is larger than any metadata needs to be."""
-    size = len(json.dumps(metadata).encode())
+    """Raises :class:`MetadataInvalid` where it is larger than any metadata needs to be.
+
+    Also for what JSON can say and a database cannot hold: numbers beyond a double, lone surrogates, and the
+    NUL that PostgreSQL refuses.
+    """
+    try:
+        text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except ValueError as error:
+        raise MetadataInvalid(reason="it is not interoperable JSON (RFC 7493)") from error
     if size > MAX_METADATA:
         raise MetadataInvalid(reason=f"{size} bytes are more than {MAX_METADATA}")
+    if _NUL.search(text):
+        raise MetadataInvalid(reason="it holds a NUL")
 
 
 def smallest(*limits: int | None) -> int | None:

@@ -64,7 +64,7 @@ def read_ticket(text: str, *, endpoint: str) -> Ticket:
     """Raises :class:`TicketInvalid` (also for one of another endpoint) and :class:`TicketExpired`."""
     try:
         claims = signing.loads(text, salt=_SALT)
-    except signing.BadSignature as error:
+    except (signing.BadSignature, UnicodeError) as error:
         raise TicketInvalid from error
     if claims["e"] != endpoint:
         raise TicketInvalid
