@@ -177,31 +177,30 @@ class ServerProtocol:
         end = header.offset + length
         if (
             stream is not None
-            and stream.state in ACCEPTS[_T.DATA]
+            and (
+                stream.state in ACCEPTS[_T.DATA]
+                or (stream.state is _S.REWINDING and header.flags & Flag.RESTART)
+            )
             and header.offset == stream.expected
             and end <= stream.limit
             and (stream.size is None or end <= stream.size)
         ):
             self._count(length)
             stream.expected = end
+            if stream.state is _S.REWINDING:
+                stream.state = _S.OPEN
             return Chunk(header.stream, frame)
         return self._receive_odd_data(header, frame, stream, end)
 
     def _receive_odd_data(
         self, header: Header, frame: bytes, stream: _Stream | None, end: int
     ) -> Event | None:
-        """DATA that does not simply follow: damaged, in flight, the first after REWIND, or wrong."""
+        """DATA that does not fit its stream: damaged, in flight, or wrong."""
         if not is_intact(frame, self._crc):
             raise CorruptFrame
         self._count(len(frame) - HEADER_SIZE)
         if stream is None:
             self._require_known(header.stream)
-            return None
-        if stream.state is _S.REWINDING and header.flags & Flag.RESTART:
-            if header.offset == stream.expected and end <= stream.limit:
-                stream.state = _S.OPEN
-                stream.expected = end
-                return Chunk(header.stream, frame)
             return None
         if stream.state in DROPS:
             return None
