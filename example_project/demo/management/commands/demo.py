@@ -1,0 +1,74 @@
+"""``manage.py demo``: set the site up, say how to use it, and serve it."""
+
+import os
+import socket
+import sys
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+
+ADDRESS = "127.0.0.1"
+
+WELCOME = """
+The site:      http://{address}:{port}/      sign in as demo, password demo
+The endpoint:  ws://{address}:{port}/ws/uploads/
+The files:     {media}
+
+Upload a file from another terminal:
+
+  {python_folder}/async-upload put README.md --url ws://{address}:{port}/ws/uploads/ \
+--ticket "$({python_folder}/python {manage} upload_ticket demo)"
+
+Ctrl-C stops the server.
+"""
+
+
+class Command(BaseCommand):
+    help = "Migrates, makes the user demo (password demo) and serves the site with uvicorn."
+
+    def add_arguments(self, parser):
+        parser.add_argument("--port", type=int, default=8000)
+
+    def handle(self, *, port, **options):
+        _require_free(port)
+        call_command("migrate", verbosity=0)
+        user, is_new = get_user_model().objects.get_or_create(username="demo")
+        if is_new:
+            user.set_password("demo")
+            user.save()
+        self.stdout.write(
+            WELCOME.format(
+                address=ADDRESS,
+                port=port,
+                media=_short(settings.MEDIA_ROOT),
+                manage=_short(sys.argv[0]),
+                python_folder=_short(os.path.dirname(sys.executable)),
+            )
+        )
+        self.stdout.flush()
+        command = [sys.executable, "-m", "uvicorn", "demo.asgi:application"]
+        command += ["--app-dir", str(settings.BASE_DIR), "--host", ADDRESS, "--port", str(port)]
+        command += ["--ws", "websockets-sansio", "--ws-per-message-deflate", "false"]
+        command += ["--ws-max-size", "1048576", "--timeout-graceful-shutdown", "3"]
+        os.execv(sys.executable, command)
+
+
+def _require_free(port):
+    with socket.socket() as probe:
+        # As the server does: without it, a port that was just closed looks taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except OSError as error:
+            raise CommandError(
+                f"{ADDRESS}:{port} cannot be used: {error.strerror}. "
+                f"Choose another port: make demo PORT={port + 1}"
+            ) from error
+
+
+def _short(path):
+    """As one types it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
