@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from ..exceptions import DataLost, Draining, FileChanged, UploadOver
+from ..exceptions import DataLost, Draining, FileChanged, UploadError, UploadOver
 from ..protocol import messages
 from ..protocol.client import SENDS, Stream, StreamState
 from ..protocol.frames import FrameType
@@ -102,6 +102,8 @@ class Conversation:
                 await self._changed.wait()
         except (FileChanged, DataLost):
             self._give_up(FrameType.CANCEL)
+            raise
+        except UploadError:
             raise
         except BaseException:
             self._give_up(FrameType.RELEASE if self._upload.resumable else FrameType.CANCEL)
