@@ -15,9 +15,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
 from django.db.utils import DatabaseError
 
 from .exceptions import DatabaseUnavailable, UploadError
@@ -36,8 +43,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 @dataclass(slots=True)
 class _Call:
     function: Callable[[Sequence[Any]], Sequence[Any]]
-    item: Any
-    future: asyncio.Future[Any]
+    items: Sequence[Any]
+    future: asyncio.Future[list[Any]]
 
 
 class Database:
@@ -62,22 +69,38 @@ class Database:
     ) -> Result:
         """Run ``function([item, ...])`` in a transaction shared with others and return the item's result.
 
-        The function gets the items of all callers that wait, and returns a result for each, in order; a result that
-        is an exception is raised to its caller. When anything raises, the group is rolled back
-        and each call is run again in a transaction of its own, so a function may run more than once.
+        The function gets the items of all callers that wait, and returns a result for each, in order; a
+        result that is an :class:`UploadError` is raised to its caller. When the function itself raises, the
+        group is rolled back and each call is run again in a transaction of its own: a function may run
+        more than once.
 
         While the database cannot be reached or is locked, it is tried again for ``patience`` seconds; then
         :class:`DatabaseUnavailable` is raised.
         """
+        outcome = (await self.call_many(function, [item], patience=patience))[0]
+        if isinstance(outcome, UploadError):
+            raise outcome
+        return outcome
+
+    async def call_many(
+        self,
+        function: Callable[[Sequence[Item]], Sequence[Result | UploadError]],
+        items: Sequence[Item],
+        *,
+        patience: float = 10.0,
+    ) -> list[Result | UploadError]:
+        """As :meth:`call`, for several items of one caller: a result or an error for each."""
+        if not items:
+            return []
         deadline = time.monotonic() + patience
         pause = FIRST_PAUSE
         while True:
-            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            self._calls.append(_Call(function, item, future))
+            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            self._calls.append(_Call(function, items, future))
             if self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
             try:
-                return await future  # type: ignore[no-any-return]
+                return await future
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() + pause > deadline:
                     raise DatabaseUnavailable(retry_after=1.0) from error
@@ -100,15 +123,19 @@ class Database:
         finally:
             self._draining = None
 
-    def _run_group(self, group: list[_Call]) -> list[Any]:
+    def _run_group(self, group: list[_Call]) -> Sequence[list[Any] | Exception]:
         self._care()
         try:
             return self._transact(group)
+        except (OperationalError, InterfaceError) as error:
+            # Not about one of them: each alone would wait as long for a database that is away.
+            self._close_after(error)
+            return [error] * len(group)
         except Exception as error:
             self._close_after(error)
-            if len(group) == 1:
+            if len(group) == 1 and not isinstance(error, IntegrityError):
                 return [error]
-        outcomes: list[Any] = []
+        outcomes: list[list[Any] | Exception] = []
         for call in group:
             try:
                 outcomes += self._transact([call])
@@ -117,18 +144,18 @@ class Database:
                 outcomes.append(error)
         return outcomes
 
-    def _transact(self, group: list[_Call]) -> list[Any]:
+    def _transact(self, group: list[_Call]) -> Sequence[list[Any]]:
         """One transaction; calls of one function become one call of it."""
-        together: dict[Any, list[int]] = {}
-        for index, call in enumerate(group):
-            together.setdefault(call.function, []).append(index)
-        outcomes: list[Any] = [None] * len(group)
+        together: dict[Any, list[_Call]] = {}
+        for call in group:
+            together.setdefault(call.function, []).append(call)
+        outcomes: dict[int, list[Any]] = {}
         with transaction.atomic(using=self.alias):
-            for function, indexes in together.items():
-                results = function([group[index].item for index in indexes])
-                for index, result in zip(indexes, results, strict=True):
-                    outcomes[index] = result
-        return outcomes
+            for function, calls in together.items():
+                results = iter(function([item for call in calls for item in call.items]))
+                for call in calls:
+                    outcomes[id(call)] = list(islice(results, len(call.items)))
+        return [outcomes[id(call)] for call in group]
 
     def _care(self) -> None:
         """Seen: after a restart of PostgreSQL a kept connection never healed by itself."""

@@ -1,0 +1,228 @@
+"""A client for a host's own tests: Channels' communicator, in the frames and messages of the protocol.
+
+::
+
+    async with UploadCommunicator(application, ticket=issue_ticket(user)) as uploads:
+        completed = await uploads.upload("notes.txt", b"hello")
+
+No socket and no server process: the application runs in the event loop of the test.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from http.cookies import SimpleCookie
+from typing import Any, NamedTuple, Self, TypeVar
+
+from channels.testing import WebsocketCommunicator
+from crc32c import crc32c
+
+from ..exceptions import ConnectionLost, from_code
+from ..protocol import messages as m
+from ..protocol.frames import (
+    SUBPROTOCOL,
+    build_data,
+    parse_fields,
+    parse_header,
+)
+
+M = TypeVar("M", bound=m.Message)
+
+
+class Received(NamedTuple):
+    """A message of the server, on its stream (0 is the connection)."""
+
+    stream: int
+    message: m.Message
+
+
+class UploadCommunicator:
+    """One connection to a consumer. ``application`` is the host's own, or ``UploadConsumer.as_asgi()``.
+
+    A ``ticket`` is sent as soon as the connection is open. ``cookies`` are those of Django's test client after
+    ``client.force_login(user)``; then the handshake carries an ``Origin``, as a browser's does.
+    Waiting for a message for ``timeout`` seconds raises :class:`TimeoutError`.
+    """
+
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        path: str = "/ws/uploads/",
+        *,
+        ticket: str | None = None,
+        cookies: SimpleCookie | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        subprotocols: Iterable[str] = (SUBPROTOCOL,),
+        address: str = "127.0.0.1",
+        timeout: float = 10.0,
+    ) -> None:
+        sent = [(b"host", b"testserver"), *headers]
+        if cookies is not None:
+            cookie = "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())
+            sent += [(b"cookie", cookie.encode()), (b"origin", b"http://testserver")]
+        self.socket = WebsocketCommunicator(application, path, sent, list(subprotocols))
+        self.socket.scope["client"] = [address, 0]
+        self.timeout = timeout
+        self.hello: m.Hello
+        self.close_code: int | None = None
+        """The server's, once it has closed the connection."""
+        self._ticket = ticket
+        self._highest = 0
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.disconnect()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.disconnect()
+
+    async def connect(self) -> m.Hello:
+        """Open the connection, wait for HELLO and send the ticket.
+
+        Raises :class:`ConnectionLost` where the handshake is refused, and the error that came instead of HELLO.
+        """
+        await self.socket.send_input({"type": "websocket.connect"})
+        answer = await self.socket.receive_output(self.timeout)
+        if answer["type"] != "websocket.accept":
+            raise ConnectionLost("The handshake was refused.")
+        self.hello = await self.wait_for(m.Hello)
+        if self._ticket is not None:
+            await self.send(m.Auth(self._ticket))
+            await self.wait_for(m.Authenticated)
+        return self.hello
+
+    async def disconnect(self, code: int = 1000) -> None:
+        """Drop the connection and wait for the consumer to end; raises what it raised."""
+        await self.socket.send_input({"type": "websocket.disconnect", "code": code})
+        await self.socket.wait(self.timeout)
+
+    def new_stream(self) -> int:
+        """An id that was not used before on this connection."""
+        self._highest += 1
+        return self._highest
+
+    async def send(self, message: m.Message, stream: int = 0) -> None:
+        self._highest = max(self._highest, stream)
+        await self.send_frame(message.to_frame(stream, crc32c))
+
+    async def send_data(
+        self, stream: int, offset: int, payload: bytes, *, restart: bool = False
+    ) -> None:
+        await self.send_frame(build_data(stream, offset, payload, crc32c, restart=restart))
+
+    async def send_frame(self, frame: bytes) -> None:
+        """One binary message as it is, damaged perhaps."""
+        await self.socket.send_input({"type": "websocket.receive", "bytes": frame})
+
+    async def receive(self) -> Received:
+        """The next message. Raises :class:`ConnectionLost` when the server closes: see :attr:`close_code`."""
+        output = await self.socket.receive_output(self.timeout)
+        if output["type"] == "websocket.close":
+            self.close_code = output.get("code", 1000)
+            raise ConnectionLost(f"The server closed with {self.close_code}.")
+        header = parse_header(output["bytes"])
+        fields = parse_fields(output["bytes"], crc32c)
+        return Received(header.stream, m.parse_message(header.type, fields))
+
+    async def wait_for(self, kind: type[M], stream: int = 0) -> M:
+        """The next message of a type on a stream; others are passed over.
+
+        Raises the error that ends the stream, or the connection, instead.
+        """
+        while True:
+            number, message = await self.receive()
+            if number == stream and isinstance(message, kind):
+                return message
+            if number in (0, stream) and isinstance(message, m.Error):
+                facts = dict(message.facts)
+                if message.retry_after is not None:
+                    facts["retry_after"] = message.retry_after
+                raise from_code(message.code, message.message, facts)
+
+    async def receives_nothing(self, seconds: float = 0.1) -> bool:
+        """Whether the server stays silent."""
+        return bool(await self.socket.receive_nothing(seconds))
+
+    async def upload(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        content_type: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> m.Completed:
+        """Create, send and finish a file; raises the error that it ends with.
+
+        With the ``key`` of an earlier upload this goes on with it. One upload at a time: messages on other
+        streams are passed over.
+        """
+        stream = self.new_stream()
+        create = m.Create(
+            key or secrets.token_hex(16),
+            name,
+            len(data),
+            content_type,
+            metadata=dict(metadata or {}),
+        )
+        await self.send(create, stream)
+        return await _Sending(self, stream, data).run()
+
+
+class _Sending:
+    """The sender of one file: as much as it has credit for, after every word of the server."""
+
+    def __init__(self, uploads: UploadCommunicator, stream: int, data: bytes) -> None:
+        self._uploads = uploads
+        self._stream = stream
+        self._data = data
+        self._offset = 0
+        self._limit = uploads.hello.stream_limit
+        self._restart = False
+        self._is_finished = False
+
+    async def run(self) -> m.Completed:
+        await self._send()
+        while True:
+            message = await self._uploads.wait_for(m.Message, self._stream)
+            match message:
+                case m.Completed():
+                    return message
+                case m.Error():
+                    raise from_code(message.code, message.message, message.facts)
+                case m.Attached():
+                    self._limit, self._is_finished = 0, False
+                    durable = crc32c(self._data[: message.durable])
+                    received = crc32c(self._data[: message.received])
+                    proof = m.Proof(f"{durable:08x}", f"{received:08x}")
+                    await self._uploads.send(proof, self._stream)
+                    continue
+                case m.Ready():
+                    self._offset, self._limit = message.offset, message.limit
+                case m.Rewind():
+                    self._offset, self._limit = message.offset, message.limit
+                    self._restart, self._is_finished = True, False
+                case m.Pause():
+                    self._limit = self._offset
+                    await self._uploads.send(m.Paused(self._offset), self._stream)
+                    continue
+                case m.Created() | m.Ack():
+                    self._limit = max(self._limit, message.limit)
+            await self._send()
+
+    async def _send(self) -> None:
+        data, most = self._data, self._uploads.hello.max_chunk
+        while (stop := min(len(data), self._limit, self._offset + most)) > self._offset:
+            payload = data[self._offset : stop]
+            await self._uploads.send_data(
+                self._stream, self._offset, payload, restart=self._restart
+            )
+            self._offset, self._restart = stop, False
+        if self._offset == len(data) and not self._is_finished:
+            self._is_finished = True
+            await self._uploads.send(m.Finish(len(data), f"{crc32c(data):08x}"), self._stream)

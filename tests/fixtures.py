@@ -1,0 +1,153 @@
+"""What the tests of the server share: a service with folders of its own, users, and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.auth import AuthMiddlewareStack
+from crc32c import crc32c
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.test import Client
+
+from django_async_upload import consumers, service, signals
+from django_async_upload.consumers import UploadConsumer
+from django_async_upload.models import UploadSession
+from django_async_upload.owners import Owner
+from django_async_upload.protocol import messages as m
+from django_async_upload.service import UploadService, get_service
+from django_async_upload.testing.communicator import UploadCommunicator
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+def crc(data: bytes) -> str:
+    return f"{crc32c(data):08x}"
+
+
+def finish(data: bytes, **digests: str) -> m.Finish:
+    return m.Finish(len(data), crc(data), digests)
+
+
+def new_key() -> str:
+    return secrets.token_hex(16)
+
+
+@pytest.fixture
+def media(settings: Any, tmp_path: Path) -> Path:
+    """The default storage's folder, empty; the staging folder is beside it."""
+    settings.MEDIA_ROOT = str(tmp_path / "media")
+    return tmp_path / "media"
+
+
+@pytest.fixture
+def staging(media: Path) -> Path:
+    return media.with_name("media-staging")
+
+
+@pytest.fixture
+def alice(transactional_db: None) -> Any:
+    return get_user_model().objects.create_user("alice", password="secret")
+
+
+@pytest.fixture
+def bob(transactional_db: None) -> Any:
+    return get_user_model().objects.create_user("bob", password="secret")
+
+
+@pytest.fixture
+def owner(alice: Any) -> Owner:
+    return Owner(f"user:{alice.pk}", alice)
+
+
+@pytest.fixture
+def login(alice: Any) -> Client:
+    """Django's test client, signed in as alice."""
+    client = Client()
+    client.force_login(alice)
+    return client
+
+
+async def forget_service() -> None:
+    """Close the running loop's service; the next use makes a new one."""
+    running = service._services.pop(asyncio.get_running_loop(), None)
+    if running is not None:
+        await running.close()
+
+
+async def settled() -> None:
+    """Wait for what goes on after its connection has gone."""
+    while consumers._tasks:
+        await asyncio.wait(list(consumers._tasks))
+
+
+@pytest.fixture
+async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadService]:
+    """The service of the test's event loop. Afterwards no credit is out, and nothing is held."""
+    running = get_service()
+    yield running
+    await settled()
+    last = get_service()
+    await forget_service()
+    await sync_to_async(connections.close_all)()
+    assert last.budget.promised == 0
+    assert not last.budget.accounts
+    assert not last.active
+    assert not consumers._connections["owner"]
+    assert not consumers._connections["address"]
+
+
+@pytest.fixture
+async def application(uploads: UploadService) -> Any:
+    return AuthMiddlewareStack(UploadConsumer.as_asgi())
+
+
+@pytest.fixture
+def connect(application: Any, login: Client) -> Callable[..., UploadCommunicator]:
+    """A connection as alice, by her session's cookie."""
+
+    def connect(app: Any = application, **options: Any) -> UploadCommunicator:
+        if "ticket" not in options:
+            options.setdefault("cookies", login.cookies)
+        return UploadCommunicator(app, **options)
+
+    return connect
+
+
+class Heard(list[tuple[str, dict[str, Any]]]):
+    """The signals that were sent: (name, arguments)."""
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [arguments for heard, arguments in self if heard == name]
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    """Every signal but ``chunk_received``, heard by an async receiver."""
+    heard = Heard()
+    connected = []
+    for name in ("started", "resumed", "completed", "failed", "cancelled", "expired"):
+
+        async def receiver(*, name: str = name, **arguments: Any) -> None:
+            heard.append((name, arguments))
+
+        getattr(signals, f"upload_{name}").connect(receiver, weak=False)
+        connected.append((getattr(signals, f"upload_{name}"), receiver))
+    yield heard
+    for signal, receiver in connected:
+        signal.disconnect(receiver)
+
+
+async def row(pk: Any) -> UploadSession:
+    return await UploadSession.objects.aget(pk=pk)
+
+
+async def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A synchronous piece of a test, where the ORM may be used."""
+    return await sync_to_async(function)(*args, **kwargs)
