@@ -251,8 +251,7 @@ class FileWriter(Writer):
 
     def write(self, payloads: Sequence[memoryview]) -> None:
         with self._lock:
-            if self._lost:
-                raise StorageFailed(reason="a sync failed before")
+            self._check()
             try:
                 disk.write_at(self._fd, payloads, self.received)
             except OSError as error:
@@ -263,9 +262,8 @@ class FileWriter(Writer):
                 raise translate(error) from error
 
     def sync(self) -> Checkpoint:
+        self._check()
         position = self.position
-        if self._lost:
-            raise StorageFailed(reason="a sync failed before")
         if self.store.durability == "fsync" and not (self._named and position == self._durable):
             try:
                 self._sync_file()
@@ -298,6 +296,12 @@ class FileWriter(Writer):
             self._lost = True
             os.ftruncate(self._fd, self._durable.offset)
 
+    def _check(self) -> None:
+        if self._fd < 0:
+            raise StorageFailed(reason="the writer is closed")
+        if self._lost:
+            raise StorageFailed(reason="a sync failed before")
+
     def rewrite(self, checkpoint: Checkpoint) -> None:
         with translated():
             part, fd = self.store.copy(self._fd, checkpoint.offset, self._size)
@@ -322,6 +326,7 @@ class FileWriter(Writer):
         if checkpoint.offset > self.received:
             raise DataLost(durable=checkpoint.offset, proved=self.received)
         with self._lock, translated():
+            self._check()
             self._cut(checkpoint.offset)
             self.position = Position(checkpoint.offset, checkpoint.crc)
             if self._durable.offset > checkpoint.offset:
@@ -335,6 +340,7 @@ class FileWriter(Writer):
     def read(
         self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20
     ) -> Iterator[bytes]:
+        self._check()
         stop = self.received if stop is None else min(stop, self.received)
         with translated():
             yield from disk.read_at(self._fd, start, stop, size)

@@ -1,0 +1,1 @@
+"""What projects that build on this one test their own parts with."""
