@@ -93,7 +93,7 @@ def test_a_read_only_folder_is_a_storage_error_that_heals(
             host.tracebacks_expected = True  # the operator must find out
             disk.remount("ro")
             with pytest.raises(Failed) as failed:
-                connection.create("another.bin", 1000)
+                connection.create("another.bin", MIB)
             assert (failed.value.error.code, failed.value.error.retryable) == (
                 "storage_error",
                 True,

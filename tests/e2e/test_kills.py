@@ -13,7 +13,8 @@ from crc32c import crc32c
 
 from .conftest import KILLS, SERVERS
 from .hosts import Host
-from .programs import put
+from .programs import Program, put
+from .proxy import ChaosProxy
 from .servers import wait_for
 
 MIB = 1024 * 1024
@@ -30,22 +31,13 @@ def test_a_server_that_is_killed_again_and_again_gets_the_file_that_was_sent(
     source = tmp_path / "killed.bin"
     kills, left = 0, -(-KILLS // len(SERVERS))
     while left > 0:
-        source.write_bytes(data := chance.randbytes(chance.randint(1, 24) * MIB + 1))
+        source.write_bytes(data := chance.randbytes(chance.randint(4, 32) * MIB + 1))
         with host.proxy() as proxy:
-            proxy.rate = 24 * MIB
+            proxy.rate = 48 * MIB
             ours = 0
             with put(tmp_path / "home", host.url(proxy.port), ticket, source) as program:
                 while program.is_running and left > 0:
-                    moment = proxy.data_bytes() + chance.choice([0, 0, 1]) * chance.randrange(
-                        8 * MIB
-                    )
-                    deadline = time.monotonic() + chance.uniform(0, 0.7)
-                    while (
-                        program.is_running
-                        and proxy.data_bytes() <= moment
-                        and time.monotonic() < deadline
-                    ):
-                        time.sleep(0.002)
+                    wait_until_a_random_moment(program, proxy, chance)
                     if not program.is_running:
                         break
                     host.server.kill()
@@ -62,6 +54,18 @@ def test_a_server_that_is_killed_again_and_again_gets_the_file_that_was_sent(
         stored.unlink()
     assert host.files() == []
     assert kills >= KILLS / len(SERVERS)
+
+
+def wait_until_a_random_moment(program: Program, proxy: ChaosProxy, chance: random.Random) -> None:
+    """From before the client has come back to after its last byte, but mostly while bytes flow."""
+    heard = proxy.bytes_up
+    deadline = time.monotonic() + 10
+    while program.is_running and proxy.bytes_up == heard and time.monotonic() < deadline:
+        time.sleep(0.002)
+    goal = proxy.data_bytes() + chance.choice([0, 1, 1, 1]) * chance.randrange(12 * MIB)
+    deadline = time.monotonic() + chance.uniform(0, 0.6)
+    while program.is_running and proxy.data_bytes() < goal and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def assert_completed_once(host: Host, upload: str) -> None:
