@@ -1,0 +1,139 @@
+"""The sockets of the doctor: a connection that speaks the protocol and reports how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from crc32c import crc32c
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Origin, Subprotocol
+
+from .protocol import frames
+from .protocol import messages as m
+from .protocol.frames import SUBPROTOCOL
+
+TIMEOUT: Final = 10.0
+"""Seconds for a handshake, and for an answer."""
+SAMPLE: Final = 1024 * 1024
+"""Bytes of the upload that is made and cancelled."""
+PINGS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """Whom to examine, and as whom."""
+
+    url: str
+    ticket: str | None = None
+    cookie: str | None = None
+    """A Cookie header, ``sessionid=...``."""
+    origin: str | None = None
+    """Of the pages that upload; None is the server's own."""
+
+    @property
+    def pages(self) -> str:
+        """The origin to come from."""
+        parts = urlsplit(self.url)
+        return self.origin or f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
+
+
+class Talk:
+    """A connection that speaks the protocol."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        response = connection.response
+        name = response.headers.get("Server", "") if response else ""
+        self.server = name.partition("/")[0].partition("-")[0].lower()
+        """The first word of the Server header: ``uvicorn``, ``nginx``, ... or nothing."""
+
+    @property
+    def compresses(self) -> bool:
+        return bool(self.connection.protocol.extensions)
+
+    async def send(self, stream: int, message: m.Message) -> None:
+        await self.connection.send(message.to_frame(stream, crc32c))
+
+    async def receive(self, *kinds: type[m.Message]) -> m.Message:
+        """The next message of one of ``kinds``, or an ERROR; others are passed over.
+
+        Raises ConnectionClosed, TimeoutError and :class:`ProtocolViolation`.
+        """
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                frame = await self.connection.recv(decode=False)
+                kind = frames.parse_header(frame).type
+                message = m.parse_message(kind, frames.parse_fields(frame, crc32c))
+                if isinstance(message, (*kinds, m.Error)):
+                    return message
+
+    async def refusal(self) -> str:
+        """Wait for the end of the connection; the code of the ERROR before it, else the close code."""
+        try:
+            last = await self.receive()
+        except ConnectionClosed as closed:
+            return f"close code {closed.rcvd.code if closed.rcvd else 1006}"
+        assert isinstance(last, m.Error)
+        return last.code
+
+
+@asynccontextmanager
+async def talk(
+    patient: Patient,
+    *,
+    origin: str | None = "",
+    cookie: bool = False,
+    subprotocol: str | None = SUBPROTOCOL,
+) -> AsyncIterator[Talk]:
+    """Connect, offering permessage-deflate as browsers do. ``origin`` None sends none."""
+    async with connect(
+        patient.url,
+        origin=None if origin is None else Origin(origin or patient.pages),
+        subprotocols=[Subprotocol(subprotocol)] if subprotocol else None,
+        additional_headers={"Cookie": patient.cookie} if cookie and patient.cookie else None,
+        open_timeout=TIMEOUT,
+        close_timeout=1,
+    ) as connection:
+        yield Talk(connection)
+
+
+async def round_trip(connection: Talk) -> float:
+    """Seconds, the median of several."""
+    times = []
+    for nonce in range(PINGS):
+        started = time.monotonic()
+        await connection.send(0, m.Ping(nonce))
+        await connection.receive(m.Pong)
+        times.append(time.monotonic() - started)
+    return statistics.median(times)
+
+
+async def send_sample(connection: Talk, hello: m.Hello) -> m.Error | None:
+    """Send within the limit, wait until all of it is durable, cancel; the ERROR where one came."""
+    create = m.Create(key=secrets.token_hex(16), name="upload-doctor.bin", size=SAMPLE)
+    await connection.send(1, create)
+    sample, sent, durable, limit = os.urandom(SAMPLE), 0, 0, hello.stream_limit
+    while durable < SAMPLE:
+        while (end := min(limit, SAMPLE, sent + 64 * 1024)) > sent:
+            await connection.connection.send(frames.build_data(1, sent, sample[sent:end], crc32c))
+            sent = end
+        match await connection.receive(m.Created, m.Ack):
+            case m.Created(limit=limit):
+                pass
+            case m.Ack(durable=durable, limit=limit):
+                pass
+            case m.Error() as error:
+                return error
+    await connection.send(1, m.Cancel())
+    answer = await connection.receive(m.Cancelled)
+    return answer if isinstance(answer, m.Error) else None

@@ -1,0 +1,124 @@
+"""The doctor, on real servers that are set up well and badly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .e2e import servers
+from .e2e.hosts import Host, hosting, prepare
+from .e2e.servers import APPLICATION, ROOT, free_port
+
+BAD_UVICORN = ("uvicorn", APPLICATION, "--host", "127.0.0.1", "--ws", "websockets-sansio")
+"""Nothing said about deflate and the largest message: as it is shipped."""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("template")
+    prepare(root)
+    return root
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Iterator[Host]:
+    with hosting(request.param, template, tmp_path / "host", {}) as host:
+        yield host
+
+
+def examine(host: Host, *options: str, url: str | None = None) -> tuple[int, dict[str, str]]:
+    """Exit status, and verdict and words for each subject."""
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "upload_doctor", url or host.url(), *options],
+        cwd=ROOT,
+        env={**os.environ, **host.server.env, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert not done.stderr, done.stderr
+    found: dict[str, str] = {}
+    subject = ""
+    for line in done.stdout.splitlines():
+        if line.startswith(" "):
+            found[subject] += " " + line.strip()  # advice follows its finding
+        else:
+            subject = line[9:25].strip()
+            found[subject] = f"{line[:9].strip()} {line[26:]}"
+    return done.returncode, found
+
+
+@pytest.mark.parametrize("host", ["uvicorn", "daphne"], indirect=True)
+def test_a_server_with_the_documented_flags_is_healthy(host: Host) -> None:
+    status, found = examine(host, "--ticket", host.ticket())
+
+    wrong = {subject: words for subject, words in found.items() if words.startswith("bad")}
+    assert (status, wrong) == (0, {})
+    assert found["deflate"].startswith("ok")
+    assert found["larger message"].startswith("ok")
+    assert "HTTP 403" in found["origin"]
+    assert "authentication_required" in found["authentication"]
+    assert "authentication_timeout" in found["silence"]
+    assert found["upload"].startswith("ok 1,024 KiB sent")
+    assert "every 20 s" in found["heartbeat"]
+    assert [each["state"] for each in host.uploads()] == ["cancelled"]
+    assert host.parts() == []
+
+
+@pytest.mark.parametrize("host", ["daphne"], indirect=True)
+def test_what_is_known_of_a_server_is_said_where_it_cannot_be_seen(host: Host) -> None:
+    _status, found = examine(host)
+
+    assert found["backpressure"].startswith("unknown")
+    assert "Daphne does not" in found["backpressure"]
+    assert found["upload"].startswith("unknown")
+
+
+@pytest.mark.parametrize("host", ["uvicorn"], indirect=True)
+def test_a_login_is_tried_as_a_browser_would(host: Host) -> None:
+    status, found = examine(host, "--cookie", host.login())
+
+    assert status == 0
+    assert found["upload"].startswith("ok")
+
+
+def test_a_server_as_it_is_shipped_is_not_healthy(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {"uvicorn": lambda port: [*BAD_UVICORN, "--port", str(port)]}
+    monkeypatch.setattr(servers, "KINDS", shipped)
+    with hosting("uvicorn", template, tmp_path / "host", {}) as host:
+        status, found = examine(host)
+
+    assert status == 1
+    assert found["deflate"].startswith("bad")
+    assert "--ws-per-message-deflate false" in found["deflate"]
+    assert found["larger message"].startswith("bad")
+    assert "--ws-max-size 1048576" in found["larger message"]
+
+
+@pytest.mark.parametrize("host", ["uvicorn"], indirect=True)
+def test_a_refused_ticket_and_a_foreign_page_are_said(host: Host) -> None:
+    status, found = examine(host, "--ticket", host.ticket(endpoint="other"))
+    assert status == 1
+    assert "ticket_invalid" in found["upload"]
+
+    status, found = examine(host, "--origin", "https://elsewhere.example")
+    assert status == 1
+    assert "CSRF_TRUSTED_ORIGINS" in found["connection"]
+
+
+@pytest.mark.parametrize("host", ["uvicorn"], indirect=True)
+def test_what_is_no_endpoint_is_said(host: Host) -> None:
+    status, found = examine(host, url=f"ws://127.0.0.1:{free_port()}/ws/uploads/")
+    assert status == 1
+    assert "Is the server running" in found["connection"]
+
+    status, found = examine(host, url=host.url(path="/nowhere/"))
+    assert status == 1
+    assert list(found) == ["connection"]
