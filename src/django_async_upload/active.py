@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from . import leases, signals
 from .credit import FLOOR, WINDOW, Account
-from .exceptions import StorageFailed, TakenOver, UploadError, UploadFailed
+from .exceptions import StorageFailed, UploadError, UploadFailed
 from .leases import Change
 from .models import UploadSession
 from .policies import check_size
@@ -129,6 +129,16 @@ class ActiveUpload:
     def checkpoint(self) -> Checkpoint:
         """The last one that was written down."""
         return self._checkpoint
+
+    @property
+    def queued(self) -> list[bytes]:
+        """The frames that wait to be written."""
+        return self._frames
+
+    @property
+    def finishing(self) -> m.Finish | None:
+        """FINISH, once it came."""
+        return self._finish
 
     @property
     def is_cancelled(self) -> bool:
@@ -296,6 +306,13 @@ class ActiveUpload:
         self._grant()
         self.listener.acked()
 
+    async def flush(self) -> None:
+        """Have everything received written down now, and acked."""
+        await self.settle()
+        if self.writer is not None and self.received > self.durable:
+            self._checkpointing = asyncio.create_task(self._run_checkpoint())
+            await self.settle()
+
     async def settle(self) -> None:
         """Wait for the checkpoint that runs."""
         if self._timer is not None:
@@ -326,10 +343,12 @@ class ActiveUpload:
     async def interrupt(self) -> int:
         """Make durable what was received, for whoever resumes; returns ``durable``.
 
-        Used when the client leaves. Raises nothing: what could not be saved is proved again at the resume.
+        Used when the client leaves, or a newer connection wants the upload: the row is this one's until the newer
+        one has claimed it, and the epoch refuses what comes later. Raises nothing: what could not be
+        saved is proved again at the resume.
         """
         await self.settle()
-        holds = not isinstance(self._lost, TakenOver | UploadFailed)
+        holds = not isinstance(self._lost, UploadFailed)
         if self.writer is not None and holds and not self._sync_failed:
             try:
                 await self.save(await self.store.run(self.writer.sync), State.INTERRUPTED)

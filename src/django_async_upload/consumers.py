@@ -70,6 +70,8 @@ CONNECTION_WINDOW: Final = 16 * 1024 * 1024
 AUTHENTICATION_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 5.0
 """How long a closing connection may take to be told why, and its uploads to be saved."""
+BREATH_SECONDS: Final = 0.02
+"""For how long a small file is waited for before its CREATE is answered by itself."""
 MAX_UNSENT: Final = 4096
 """Frames that wait for a client which does not read; one more ends the connection."""
 
@@ -92,8 +94,6 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     allowed_extensions: ClassVar[tuple[str, ...] | None] = None
     storage: ClassVar[str | None] = None
     upload_to: ClassVar[Any] = None
-
-    channel_layer_alias = ""  # a channel layer carries hints, and none is needed on one process
 
     # Hooks --------------------------------------------------------------------------------------
 
@@ -139,6 +139,16 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     def inspects(self) -> bool:
         return type(self).inspect is not UploadConsumer.inspect
 
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""
+        self.scope = scope
+        self.base_send = send
+        try:
+            while True:
+                await self.dispatch(await receive())
+        except StopConsumer:
+            pass
+
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Take a message from the server.
 
@@ -160,6 +170,7 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         self._streams: dict[int, UploadStream] = {}
         self._counted: list[tuple[str, str]] = []
         self._unsent: deque[bytes] = deque()
+        self._held: dict[int, UploadStream] = {}
         self._acks: dict[int, UploadStream] = {}
         self._wake = asyncio.Event()
         self._close_code: int | None = None
@@ -174,7 +185,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             self._gone = True
             await self.send({"type": "websocket.close"})
             return
-        self._protocol = ServerProtocol(await self._hello(), crc32c)
+        refusal = await self._look_who_is_there()
+        self._protocol = ServerProtocol(self._hello(), crc32c)
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
         await self.send(
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
@@ -182,6 +194,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         self._sender = asyncio.create_task(self._send_forever())
         limits = conf.uploads()
         try:
+            if refusal is not None:
+                raise refusal
             if not offered:
                 raise SubprotocolRequired(subprotocol=SUBPROTOCOL)
             self._count("address", address, limits.address_max_connections)
@@ -196,15 +210,21 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late)
         self._arm()
 
-    async def _hello(self) -> m.Hello:
-        configured = conf.uploads()
+    async def _look_who_is_there(self) -> UploadError | None:
+        """Find the login of the cookie; returns what speaks against talking with the client at all."""
+        if not any(name == b"origin" for name, _value in self.scope["headers"]):
+            return None  # no browser: a cookie alone proves nothing
         try:
-            if not any(name == b"origin" for name, _value in self.scope["headers"]):
-                raise AuthenticationRequired  # no browser: a cookie alone proves nothing
             self.owner = await self.service.database.call(_log_in, self._session() or self.scope)
-            self._login.set_result(self.owner)
         except ConnectionRefused:
-            pass
+            return None  # a ticket may come
+        except UploadError as error:
+            return error
+        self._login.set_result(self.owner)
+        return None
+
+    def _hello(self) -> m.Hello:
+        configured = conf.uploads()
         return m.Hello(
             connection_limit=CONNECTION_WINDOW,
             stream_limit=FLOOR,
@@ -245,6 +265,7 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             self._login.set_exception(AuthenticationRequired())
         for stream in list(self._streams.values()):
             stream.disconnected()
+        self._serve_held()
         self._wake.set()
 
     # Receiving ----------------------------------------------------------------------------------
@@ -270,6 +291,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
                 self._receive_own(message)
             case Received(number, message) if number in self._streams:
                 self._streams[number].receive(message)
+                if number in self._held:
+                    self._spawn(self._run_stream(self._held.pop(number)))
             case Received(number, message):
                 self._open_stream(number, message)
             case Broken(number, reason):
@@ -290,7 +313,21 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             self.send_message(number, error_message(error))
             return
         self._streams[number] = stream
-        self._spawn(self._run_stream(stream))
+        if isinstance(message, m.Create) and message.size is not None and message.size <= FLOOR:
+            self._hold(stream)
+        else:
+            self._spawn(self._run_stream(stream))
+
+    def _hold(self, stream: UploadStream) -> None:
+        """A small file's data and FINISH mostly come in the same breath: serve it when they are here."""
+        if not self._held:
+            asyncio.get_running_loop().call_later(BREATH_SECONDS, self._serve_held)
+        self._held[stream.number] = stream
+
+    def _serve_held(self) -> None:
+        held, self._held = self._held, {}
+        for stream in held.values():
+            self._spawn(self._run_stream(stream))
 
     async def _run_stream(self, stream: UploadStream) -> None:
         try:
@@ -433,6 +470,14 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
         self._close_code = None
 
+    async def _drain(self, retry_after: float) -> None:
+        self.send_message(0, m.Drain(retry_after))
+        uploads = [stream.upload for stream in self._streams.values()]
+        saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
+        if saving:
+            await asyncio.wait(saving, timeout=FAREWELL_SECONDS)
+        await self._shut(Draining(retry_after=retry_after))
+
     # Time ---------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
@@ -493,10 +538,6 @@ async def drain(retry_after: float = 1.0) -> None:
 
     Call it before the server is stopped: most servers close the sockets themselves on SIGTERM.
     """
-    connections = list(_open)
-    for connection in connections:
-        connection.send_message(0, m.Drain(retry_after))
-    if connections:
-        await asyncio.gather(*(each._shut(Draining()) for each in connections))
+    await asyncio.gather(*(connection._drain(retry_after) for connection in list(_open)))
     if _tasks:
         await asyncio.wait(_tasks, timeout=FAREWELL_SECONDS)

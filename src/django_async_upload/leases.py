@@ -18,7 +18,7 @@ from django.db.models import Count, F, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from . import conf
+from . import conf, signals
 from .exceptions import (
     BY_CODE,
     ByteQuotaExceeded,
@@ -151,13 +151,11 @@ class _Quota:
     def refusal(self, session: UploadSession) -> UploadError | None:
         limits, size = self._limits, session.size or 0
         checks = [
-            (self._owners[session.owner_key], limits.user_max_sessions, limits.user_max_bytes),
-            (
-                self._addresses[session.address],
-                limits.address_max_sessions,
-                limits.address_max_bytes,
-            ),
+            (self._owners[session.owner_key], limits.user_max_sessions, limits.user_max_bytes)
         ]
+        if session.address is not None:
+            held = self._addresses[session.address]
+            checks.append((held, limits.address_max_sessions, limits.address_max_bytes))
         for (sessions, open_bytes), max_sessions, max_bytes in checks:
             if sessions >= max_sessions:
                 return SessionQuotaExceeded(max_sessions=max_sessions)
@@ -223,15 +221,14 @@ def over(session: UploadSession) -> UploadError:
 
 def change(items: Sequence[Change]) -> list[UploadError | None]:
     """Carry out state changes; :class:`TakenOver` or the upload's end for a holder whose epoch is gone."""
-    return [_change(item) for item in items]
+    refusals = _checked_owners(items)
+    return [
+        refusal if refusal is not None else _change(item)
+        for item, refusal in zip(items, refusals, strict=True)
+    ]
 
 
 def _change(item: Change) -> UploadError | None:
-    if item.owner is not None:
-        try:
-            item.owner.check()
-        except ConnectionRefused as refusal:
-            return refusal
     if UploadSession.objects.transition([item.upload], item.to, holder=item.epoch, **item.values):
         return None
     session = UploadSession.objects.filter(pk=item.upload).first()
@@ -240,6 +237,16 @@ def _change(item: Change) -> UploadError | None:
     if session.epoch == item.epoch and session.state == item.to:
         return None  # the commit before a lost connection went through after all
     return over(session) if session.state in OVER else TakenOver()
+
+
+def stuck(items: Sequence[float]) -> list[list[UploadSession]]:
+    """Uploads in ``finalizing`` for that many seconds."""
+    finalizing = UploadSession.objects.filter(state=State.FINALIZING)
+    now = timezone.now()
+    return [
+        list(finalizing.filter(updated_at__lt=now - timedelta(seconds=seconds))[:20])
+        for seconds in items
+    ]
 
 
 def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadError]:
@@ -252,14 +259,33 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
     changed = UploadSession.objects.transition(
         pks, State.COMPLETED, part="", completed_at=now, expires_at=None
     )
+    delivered = None if signals.upload_completed.has_listeners(UploadSession) else now
     events = {
-        session.pk: CompletionEvent(session=session, claimed_until=now + CLAIM) for session in items
+        session.pk: CompletionEvent(
+            session=session, created_at=now, claimed_until=now + CLAIM, delivered_at=delivered
+        )
+        for session in items
     }
-    if changed != len(items):  # completed before, by this very call or by whoever recovered it
-        before = CompletionEvent.objects.filter(session__in=pks).select_related("session")
-        events |= {event.session_id: event for event in before}
-    CompletionEvent.objects.bulk_create([event for event in events.values() if event._state.adding])
-    return [events[session.pk] for session in items]
+    if changed == len(items):
+        CompletionEvent.objects.bulk_create(events.values())
+        return [events[session.pk] for session in items]
+    # Some were completed before, by this very call or by whoever recovered them; others are over.
+    known = UploadSession.objects.select_related("completion").in_bulk(pks)
+    found = {pk: _event_or_error(known.get(pk), events[pk]) for pk in events}
+    CompletionEvent.objects.bulk_create(
+        [event for event in events.values() if event is found[event.session_id]]
+    )
+    return [found[session.pk] for session in items]
+
+
+def _event_or_error(
+    session: UploadSession | None, new: CompletionEvent
+) -> CompletionEvent | UploadError:
+    if session is None:
+        return NotFound()
+    if session.state not in PUBLISHED:
+        return over(session) if session.state in OVER else TakenOver()
+    return getattr(session, "completion", new)
 
 
 def end(items: Sequence[Ending]) -> list[tuple[UploadSession, bool] | UploadError]:
@@ -280,18 +306,18 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     )
     if changed:
         session.state, session.error = item.to, item.error
-    elif item.epoch not in (None, session.epoch):
+    elif item.epoch not in (None, session.epoch) and session.state not in OVER:
         return TakenOver()
     return session, bool(changed)
 
 
 def _checked_owners(
-    items: Sequence[Creation] | Sequence[Claim],
+    items: Sequence[Creation] | Sequence[Claim] | Sequence[Change],
 ) -> list[Any]:
     """None for each item whose owner still is who they were; each owner is looked at once."""
-    refusals: dict[int, ConnectionRefused | None] = {}
+    refusals: dict[int, ConnectionRefused | None] = {id(None): None}
     for item in items:
-        if id(item.owner) not in refusals:
+        if item.owner is not None and id(item.owner) not in refusals:
             try:
                 item.owner.check()
             except ConnectionRefused as refusal:

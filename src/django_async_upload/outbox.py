@@ -34,6 +34,8 @@ class Outbox:
 
     def deliver(self, event: CompletionEvent) -> None:
         """Call the receivers soon; the caller has claimed the event and goes on."""
+        if event.delivered_at is not None:  # by somebody else, or there are no receivers
+            return
         task = asyncio.create_task(self._deliver(event))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -45,15 +47,6 @@ class Outbox:
             await asyncio.gather(*map(self._deliver, events))
             count += len(events)
         return count
-
-    async def watch(self) -> None:
-        """Deliver what is due, again and again: the claims of a process that died run out."""
-        while True:
-            try:
-                await self.deliver_due()
-            except UploadError as error:
-                logger.warning("The outbox could not be read: %s", error)
-            await asyncio.sleep(CLAIM.total_seconds())
 
     async def join(self) -> None:
         """Wait for what is being delivered."""

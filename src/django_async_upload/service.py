@@ -31,11 +31,14 @@ from .outbox import Outbox
 from .owners import Owner
 from .protocol import messages as m
 from .protocol.state import ACTIVE, PUBLISHED, State
+from .small import SmallFiles
 from .stores.base import Store, Writer
 from .stores.configured import make_store
 
 logger = logging.getLogger("django_async_upload")
 
+STUCK_SECONDS: Final = 60.0
+"""After so long in ``finalizing`` an upload is looked at: its process may have died."""
 EVICTION_SECONDS: Final = 1.0
 """How long the newest connection waits for an older one of this process to let go of the file."""
 
@@ -52,6 +55,7 @@ class UploadService:
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._turns: dict[uuid.UUID, asyncio.Lock] = {}
+        self.small_files = SmallFiles(self)
         self._watch: asyncio.Task[None] | None = None
 
     @cached_property
@@ -64,7 +68,18 @@ class UploadService:
     def start(self) -> None:
         """Deliver what a process that died left behind; at the first connection or by lifespan."""
         if self._watch is None:
-            self._watch = asyncio.create_task(self.outbox.watch())
+            self._watch = asyncio.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        """Take up, again and again, what processes that died left behind."""
+        while True:
+            try:
+                await self.outbox.deliver_due()
+                for session in await self.database.call(leases.stuck, STUCK_SECONDS):
+                    await self.result(session, lambda progress: None)
+            except UploadError as error:
+                logger.warning("What was left behind could not be finished: %s", error)
+            await asyncio.sleep(leases.CLAIM.total_seconds())
 
     async def close(self) -> None:
         """Let go of every upload, deliver what was claimed, end the threads."""
@@ -212,9 +227,15 @@ class UploadService:
         if running := self._results.get(session.pk):
             return await asyncio.shield(running)
         async with self._turn(session.pk):
-            writer = await self.store.run(
-                self.store.open, session.checkpoint, size=session.size, steal=False
-            )
+            try:
+                writer = await self.store.run(
+                    self.store.open, session.checkpoint, size=session.size, steal=False
+                )
+            except DataLost as error:
+                ended = await self.end(session, State.FAILED, error=error.code)
+                if ended.state in PUBLISHED:  # by whoever was at it a moment ago
+                    return ended
+                raise
             try:
                 event = await Publisher(self, session, writer, report).go_on()
             finally:

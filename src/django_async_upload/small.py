@@ -1,0 +1,178 @@
+"""Small files that arrived whole before anybody was answered: many share a transaction and a thread hop.
+
+Thousands of small files would spend their time in transactions and thread hops of their own. (Rule: transitions that
+nobody has been answered for may share one transaction.) Whatever is unusual about a file, the ordinary way takes
+it from where it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, cast
+
+from django.core.files.storage import FileSystemStorage
+
+from . import leases, signals
+from .active import ActiveUpload
+from .exceptions import UploadError
+from .leases import Creation
+from .models import UploadSession
+from .owners import Owner
+from .protocol import messages as m
+from .protocol.state import State
+from .stores import publication
+from .stores.base import Writer
+
+if TYPE_CHECKING:
+    from .service import UploadService
+
+logger = logging.getLogger("django_async_upload")
+
+MAX_BATCH: Final = 256
+BATCHES: Final = 1
+"""At once: while one is in the database, the next is on the disk."""
+
+
+@dataclass(slots=True, eq=False)
+class SmallFile:
+    """A file whose CREATE, data and FINISH are all here."""
+
+    session: UploadSession
+    owner: Owner
+    upload: ActiveUpload
+    name: str
+    """To publish under, where it is free."""
+    writer: Writer | None = None
+    is_created: bool = False
+    """Its row is in the database, in ``finalizing``."""
+    is_linked: bool = False
+    published: asyncio.Future[bool] = field(default_factory=asyncio.Future)
+
+
+class SmallFiles:
+    """Collects small files while others are on their way to the disk, and publishes them together."""
+
+    def __init__(self, service: UploadService) -> None:
+        self._service = service
+        self._waiting: list[SmallFile] = []
+        self._drains: set[asyncio.Task[None]] = set()
+
+    def takes(self, session: UploadSession, finish: m.Finish | None) -> bool:
+        """Whether nothing about the upload asks for the ordinary way."""
+        return (
+            finish is not None
+            and finish.size == session.size
+            and not session.digest
+            and self._service.store.supports_path
+            and isinstance(session.get_storage(), FileSystemStorage)
+            and not signals.upload_started.has_listeners(UploadSession)
+            and not signals.chunk_received.has_listeners(UploadSession)
+        )
+
+    async def publish(self, file: SmallFile) -> bool:
+        """True when the session is completed; False when nothing happened and the ordinary way is to go.
+
+        Raises what refuses the upload.
+        """
+        self._waiting.append(file)
+        if len(self._drains) < BATCHES:
+            drain = asyncio.create_task(self._drain())
+            self._drains.add(drain)
+            drain.add_done_callback(self._drains.discard)
+        return await file.published
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            try:
+                await self._publish(batch)
+            except Exception as error:  # the ordinary way meets it again, one by one
+                logger.warning("Small files go one by one: %r", error)
+            for file in batch:
+                if not file.published.done():
+                    file.published.set_result(False)
+
+    async def _publish(self, batch: list[SmallFile]) -> None:
+        service = self._service
+        try:
+            await service.store.run(self._write, batch)
+            written = [file for file in batch if file.writer is not None]
+            created = await self._create(written)
+            await service.store.run(self._link, created)
+            linked = [file for file in created if file.is_linked]
+            sessions = [file.session for file in linked]
+            events = await service.database.call_many(leases.complete, sessions)
+            for file, event in zip(linked, events, strict=True):
+                if not isinstance(event, UploadError):
+                    file.session.state = State.COMPLETED
+                    file.session.completed_at = event.created_at
+                    service.outbox.deliver(event)
+                    file.published.set_result(True)
+        finally:
+            await service.store.run(self._close, batch)
+
+    def _write(self, batch: Sequence[SmallFile]) -> None:
+        """A part for each file that is what its sender says it is."""
+        for file in batch:
+            with contextlib.suppress(UploadError):  # the ordinary way meets it again, and tells
+                self._write_one(file)
+
+    def _write_one(self, file: SmallFile) -> None:
+        session, frames = file.session, file.upload.queued
+        writer = self._service.store.create(None)
+        try:
+            good = writer.append(frames) if frames else 0
+            finish = file.upload.finishing
+            assert finish is not None
+            if (
+                good < len(frames)
+                or writer.received != session.size
+                or f"{writer.crc:08x}" != finish.crc32c
+                or not publication.links_into(session.get_storage(), writer.path())
+            ):
+                return
+            checkpoint = writer.sync()
+            for column, value in leases.checkpoint_values(checkpoint).items():
+                setattr(session, column, value)
+            session.state = State.FINALIZING
+            session.stored_as = session.get_storage().generate_filename(file.name)
+            file.writer = writer
+        finally:
+            if file.writer is None:
+                writer.close()
+                self._service.store.delete(writer.part)
+
+    async def _create(self, files: list[SmallFile]) -> list[SmallFile]:
+        creations = [Creation(file.session, file.owner) for file in files]
+        outcomes = await self._service.database.call_many(leases.create, creations)
+        created = []
+        for file, outcome in zip(files, outcomes, strict=True):
+            if isinstance(outcome, UploadError):
+                file.published.set_exception(outcome)
+            elif outcome is file.session:
+                file.is_created = True
+                created.append(file)
+        return created
+
+    def _link(self, files: Sequence[SmallFile]) -> None:
+        durability = self._service.store.durability
+        for file in files:
+            assert file.writer is not None
+            storage = cast("FileSystemStorage", file.session.get_storage())
+            with contextlib.suppress(FileExistsError, UploadError):
+                publication.link(
+                    storage, file.writer.path(), file.session.stored_as, durability=durability
+                )
+                file.is_linked = True
+
+    def _close(self, files: Sequence[SmallFile]) -> None:
+        """The parts of files that are published, or that no row names, are no longer needed."""
+        for file in files:
+            if file.writer is not None:
+                file.writer.close()
+                if file.session.state == State.COMPLETED or not file.is_created:
+                    self._service.store.delete(file.writer.part)
