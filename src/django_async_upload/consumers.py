@@ -108,12 +108,10 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     async def check(self, session: UploadSession) -> None:
         """Look at a new session (name, content type, metadata, ...) before it is let in, or change it.
 
-        The default checks the name, the declared type and the extension against the settings.
+        The default checks the declared type and the extension against the settings.
         """
-        policies.check_name(session.name)
         policies.check_extension(session.name, self._setting("allowed_extensions"))
         policies.check_type(session.content_type, self._setting("allowed_types"))
-        policies.check_metadata(session.metadata)
 
     async def get_name(self, session: UploadSession) -> str:
         """The name to publish under, as ``upload_to`` has it; it is made free afterwards."""
@@ -398,6 +396,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             raise PermissionRefused
         max_size = await self.largest_size()
         policies.check_size(create.size, max_size)
+        policies.check_name(create.name)
+        policies.check_metadata(create.metadata)
         session = UploadSession(
             key=create.key,
             endpoint=self.endpoint,
