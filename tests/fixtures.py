@@ -52,12 +52,12 @@ def staging(media: Path) -> Path:
 
 
 @pytest.fixture
-def alice(transactional_db: None) -> Any:
+def alice(db: None) -> Any:
     return get_user_model().objects.create_user("alice", password="secret")
 
 
 @pytest.fixture
-def bob(transactional_db: None) -> Any:
+def bob(db: None) -> Any:
     return get_user_model().objects.create_user("bob", password="secret")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -37,9 +37,8 @@ groups_seen: list[list[str]] = []
 
 
 @pytest.fixture(autouse=True)
-def _forget_groups() -> Iterator[None]:
+def _forget_groups() -> None:
     groups_seen.clear()
-    yield
 
 
 def insert(items: Sequence[str]) -> list[str | UploadError]:

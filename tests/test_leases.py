@@ -1,0 +1,507 @@
+"""Rows change by compare-and-set: every transition, epochs, quotas, and answers that were lost."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import IntegrityError, connection, connections, transaction
+from django.utils import timezone
+
+from django_async_upload import leases
+from django_async_upload.exceptions import (
+    AuthenticationRequired,
+    ByteQuotaExceeded,
+    DataLost,
+    KeyReused,
+    NotFound,
+    SessionQuotaExceeded,
+    TakenOver,
+    UploadOver,
+)
+from django_async_upload.leases import Change, Claim, Creation, Ending
+from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.owners import Owner
+from django_async_upload.protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+
+from .fixtures import Heard, new_key
+
+pytest_plugins = ["tests.fixtures"]
+
+ENDINGS = sorted(OVER)
+CHANGES = sorted(set(State) - OVER - {State.CREATED, State.COMPLETED, State.BOUND})
+
+
+def make(owner: Owner, **fields: Any) -> UploadSession:
+    """A session that is not saved."""
+    return UploadSession(
+        **{
+            "key": new_key(),
+            "endpoint": "default",
+            "owner_id": owner.user_id,
+            "owner_key": owner.key,
+            "name": "a.bin",
+            "size": 100,
+            **fields,
+        }
+    )
+
+
+def saved(owner: Owner, **fields: Any) -> UploadSession:
+    session = make(owner, **fields)
+    session.save(force_insert=True)
+    return session
+
+
+def state_of(session: UploadSession) -> str:
+    return UploadSession.objects.get(pk=session.pk).state
+
+
+# Transitions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", sorted(State))
+@pytest.mark.parametrize("target", sorted(State))
+def test_a_row_enters_a_state_only_from_where_the_table_allows(
+    owner: Owner, source: State, target: State
+) -> None:
+    session = saved(owner, state=source)
+    changed = UploadSession.objects.transition([session.pk], target)
+    assert changed == (source in SOURCES[target])
+    assert state_of(session) == (target if changed else source)
+
+
+@pytest.mark.parametrize("source", sorted(State))
+@pytest.mark.parametrize("target", CHANGES)
+def test_a_holder_changes_the_state_or_hears_why_not(
+    owner: Owner, source: State, target: State
+) -> None:
+    session = saved(owner, state=source)
+    (outcome,) = leases.change([Change(session.pk, session.epoch, target, {"durable": 7})])
+    session.refresh_from_db()
+    if source in SOURCES[target]:
+        assert outcome is None
+        assert (session.state, session.durable) == (target, 7)
+    else:
+        # The same change once more is one whose commit was not answered.
+        assert (outcome is None) == (source == target)
+        assert isinstance(outcome, UploadOver) == (source in OVER)
+        assert isinstance(outcome, TakenOver) == (source not in OVER | {target})
+        assert (session.state, session.durable) == (source, 0)
+
+
+@pytest.mark.parametrize("target", CHANGES)
+def test_an_old_epoch_changes_nothing(owner: Owner, target: State) -> None:
+    session = saved(owner, state=min(SOURCES[target]), epoch=3)
+    (outcome,) = leases.change([Change(session.pk, 2, target, {"durable": 7})])
+    assert isinstance(outcome, TakenOver)
+    session.refresh_from_db()
+    assert (session.state, session.epoch, session.durable) == (min(SOURCES[target]), 3, 0)
+
+
+def test_a_change_of_a_row_that_is_gone(owner: Owner) -> None:
+    (outcome,) = leases.change([Change(uuid.uuid4(), 1, State.UPLOADING)])
+    assert isinstance(outcome, NotFound)
+
+
+def test_a_change_says_what_an_upload_failed_with(owner: Owner) -> None:
+    session = saved(owner, state=State.FAILED, error=DataLost.code)
+    (outcome,) = leases.change([Change(session.pk, 1, State.UPLOADING)])
+    assert isinstance(outcome, DataLost)
+
+
+def test_a_refused_change_leaves_the_others_of_its_group(owner: Owner) -> None:
+    good, bad = saved(owner), saved(owner, epoch=9)
+    items = [Change(each.pk, 1, State.UPLOADING, {"durable": 5}) for each in (good, bad, good)]
+    outcomes = leases.change(items)
+    assert outcomes[0] is outcomes[2] is None
+    assert isinstance(outcomes[1], TakenOver)
+    assert state_of(good) == State.UPLOADING
+
+
+def test_a_change_may_depend_on_its_owner(owner: Owner) -> None:
+    session, other = saved(owner), saved(owner)
+    get_user_model().objects.filter(pk=owner.user_id).update(is_active=False)
+    outcomes = leases.change(
+        [
+            Change(session.pk, 1, State.FINALIZING, owner=owner),
+            Change(other.pk, 1, State.UPLOADING),
+        ]
+    )
+    assert isinstance(outcomes[0], AuthenticationRequired)
+    assert outcomes[1] is None
+    assert (state_of(session), state_of(other)) == (State.CREATED, State.UPLOADING)
+
+
+# Endings ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", sorted(State))
+@pytest.mark.parametrize("target", ENDINGS)
+def test_an_upload_ends_only_before_it_is_published(
+    owner: Owner, source: State, target: State
+) -> None:
+    session = saved(owner, state=source, part="p")
+    ((ended, changed),) = leases.end([Ending(session.pk, target, error="data_lost")])
+    session.refresh_from_db()
+    assert changed == (source in SOURCES[target])
+    assert ended.state == session.state == (target if changed else source)
+    if changed:
+        assert ended.part == "p"  # for the caller to delete
+        assert (session.part, session.error, session.epoch) == ("", "data_lost", 2)
+    else:
+        assert (session.part, session.error, session.epoch) == ("p", "", 1)
+
+
+def test_an_old_holder_cannot_end_an_upload(owner: Owner) -> None:
+    session = saved(owner, state=State.UPLOADING, epoch=2)
+    (outcome,) = leases.end([Ending(session.pk, State.FAILED, epoch=1)])
+    assert isinstance(outcome, TakenOver)
+    assert state_of(session) == State.UPLOADING
+
+
+def test_ending_again_after_a_lost_commit_gives_the_same_end(owner: Owner) -> None:
+    session = saved(owner, state=State.UPLOADING)
+    ending = Ending(session.pk, State.FAILED, error="data_lost", epoch=1)
+    assert leases.end([ending])[0][1] is True
+    ended, changed = leases.end([ending])[0]
+    assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", False)
+
+
+def test_the_end_of_a_row_that_is_gone(owner: Owner) -> None:
+    (outcome,) = leases.end([Ending(uuid.uuid4(), State.CANCELLED)])
+    assert isinstance(outcome, NotFound)
+
+
+# Claims -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", sorted(State))
+def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
+    owner: Owner, source: State
+) -> None:
+    session = saved(owner, state=source)
+    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+    session.refresh_from_db()
+    if source in OVER:
+        assert isinstance(outcome, UploadOver)
+        assert (session.state, session.epoch) == (source, 1)
+    elif source in PUBLISHED | {State.FINALIZING}:
+        assert outcome.state == source
+        assert (session.state, session.epoch) == (source, 1)
+    else:
+        assert (outcome.state, outcome.epoch) == (State.UPLOADING, 2)
+        assert (session.state, session.epoch) == (State.UPLOADING, 2)
+
+
+def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
+    session = saved(owner)
+    claim = Claim(session.pk, owner, "default")
+    first, second = leases.claim([claim, claim])
+    assert (first.epoch, second.epoch) == (2, 3)
+    older, newer = leases.change(
+        [Change(session.pk, each.epoch, State.INTERRUPTED) for each in (first, second)]
+    )
+    assert isinstance(older, TakenOver)
+    assert newer is None
+
+
+def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
+    transactional_db: None, owner: Owner
+) -> None:
+    session = saved(owner)
+    epochs: list[int] = []
+    errors: list[BaseException] = []
+
+    def claim_often() -> None:
+        try:
+            for _ in range(15):
+                with transaction.atomic():
+                    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+                    assert isinstance(outcome, UploadSession)
+                epochs.append(outcome.epoch)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=claim_often) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert sorted(epochs) == list(range(2, 32))
+
+
+@pytest.mark.parametrize("what", ["missing", "foreign", "elsewhere", "nobody's"])
+@pytest.mark.parametrize("verb", [leases.claim, leases.find])
+def test_somebody_elses_upload_is_answered_like_a_missing_one(
+    owner: Owner, bob: Any, verb: Any, what: str
+) -> None:
+    session = saved(owner) if what != "nobody's" else saved(owner, owner_id=None, owner_key="")
+    stranger = Owner(f"user:{bob.pk}", bob)
+    claims = {
+        "missing": Claim(uuid.uuid4(), owner, "default"),
+        "foreign": Claim(session.pk, stranger, "default"),
+        "elsewhere": Claim(session.pk, owner, "other"),
+        "nobody's": Claim(session.pk, owner, "default"),
+    }
+    (outcome,) = verb([claims[what]])
+    assert isinstance(outcome, NotFound)
+    assert outcome.message == NotFound().message
+    assert not outcome.facts
+    session.refresh_from_db()
+    assert session.epoch == 1
+
+
+@pytest.mark.parametrize("verb", [leases.claim, leases.find])
+def test_an_owner_who_is_no_more_is_refused_and_the_others_of_the_group_are_not(
+    owner: Owner, bob: Any, verb: Any
+) -> None:
+    other = Owner(f"user:{bob.pk}", bob)
+    mine, theirs = saved(owner), saved(other)
+    get_user_model().objects.filter(pk=bob.pk).update(is_active=False)
+    found, refused = verb([Claim(mine.pk, owner, "default"), Claim(theirs.pk, other, "default")])
+    assert found.pk == mine.pk
+    assert isinstance(refused, AuthenticationRequired)
+
+
+# Creation -----------------------------------------------------------------------------------------
+
+
+def create(owner: Owner, *sessions: UploadSession) -> list[Any]:
+    return leases.create([Creation(session, owner) for session in sessions])
+
+
+def test_a_new_key_makes_a_new_row(owner: Owner) -> None:
+    session = make(owner)
+    assert create(owner, session) == [session]
+    assert state_of(session) == State.CREATED
+
+
+def test_the_same_key_twice_in_a_group_is_one_upload(owner: Owner) -> None:
+    first, second = make(owner), make(owner)
+    second.key = first.key
+    outcomes = create(owner, first, second)
+    assert outcomes[0] is outcomes[1] is first
+    assert UploadSession.objects.count() == 1
+
+
+def test_the_same_key_in_a_later_group_gives_the_first_upload(owner: Owner) -> None:
+    first, second = make(owner), make(owner)
+    second.key = first.key
+    create(owner, first)
+    (found,) = create(owner, second)
+    assert found is not second
+    assert found.pk == first.pk
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("name", "b.bin"), ("size", 101), ("content_type", "text/plain"), ("digest", "sha-256")],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_the_same_key_with_other_facts_is_refused(
+    owner: Owner, fact: str, value: Any, together: bool
+) -> None:
+    first = make(owner)
+    second = make(owner, key=first.key, **{fact: value})
+    outcomes = (
+        create(owner, first, second)
+        if together
+        else [*create(owner, first), *create(owner, second)]
+    )
+    assert outcomes[0] is first
+    assert isinstance(outcomes[1], KeyReused)
+    assert outcomes[1].facts == {"field": fact}
+
+
+def test_a_size_that_is_not_known_matches_the_one_that_the_finished_row_has(owner: Owner) -> None:
+    session = saved(owner, size=100)
+    (found,) = create(owner, make(owner, key=session.key, size=None))
+    assert found.pk == session.pk
+
+
+def test_a_key_belongs_to_its_owner_and_endpoint(owner: Owner, bob: Any) -> None:
+    other = Owner(f"user:{bob.pk}", bob)
+    first = make(owner)
+    sessions = [
+        first,
+        make(owner, key=first.key, endpoint="other"),
+        make(other, key=first.key),
+    ]
+    creations = [
+        Creation(session, each)
+        for session, each in zip(sessions, (owner, owner, other), strict=True)
+    ]
+    outcomes = leases.create(creations)
+    assert all(outcome is session for outcome, session in zip(outcomes, sessions, strict=True))
+
+
+def test_creating_again_after_a_lost_commit_finds_the_row(owner: Owner) -> None:
+    session = make(owner)
+    create(owner, session)
+    (found,) = create(owner, session)
+    assert found.pk == session.pk
+    assert UploadSession.objects.count() == 1
+
+
+def test_quotas_count_what_is_in_the_same_group(owner: Owner, settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 3}
+    saved(owner)
+    saved(owner, state=State.COMPLETED)  # over: not open
+    outcomes = create(owner, *(make(owner) for _ in range(4)))
+    assert [type(each) for each in outcomes] == [UploadSession] * 2 + [SessionQuotaExceeded] * 2
+    assert outcomes[2].facts == {"max_sessions": 3}
+
+
+def test_bytes_are_declared_or_where_unknown_received(owner: Owner, settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 1000}
+    saved(owner, size=400)
+    saved(owner, size=None, durable=300, state=State.UPLOADING)
+    saved(owner, size=900, state=State.CANCELLED)
+    too_much, fits, no_more = create(owner, *(make(owner, size=size) for size in (301, 300, 1)))
+    assert isinstance(too_much, ByteQuotaExceeded)
+    assert too_much.facts == {"max_bytes": 1000, "open_bytes": 700}
+    assert isinstance(fits, UploadSession)
+    assert isinstance(no_more, ByteQuotaExceeded)
+
+
+@pytest.mark.parametrize(
+    ("limits", "refusal"),
+    [
+        ({"ADDRESS_MAX_SESSIONS": 2}, SessionQuotaExceeded),
+        ({"ADDRESS_MAX_BYTES": 200}, ByteQuotaExceeded),
+    ],
+)
+def test_an_address_has_a_quota_over_all_its_owners(
+    owner: Owner, bob: Any, settings: Any, limits: dict[str, int], refusal: type[Exception]
+) -> None:
+    settings.ASYNC_UPLOAD = limits
+    other = Owner(f"user:{bob.pk}", bob)
+    saved(owner, address="192.0.2.1")
+    outcomes = leases.create(
+        [
+            Creation(make(other, address="192.0.2.1"), other),
+            Creation(make(owner, address="192.0.2.1"), owner),
+            Creation(make(owner, address="192.0.2.2"), owner),
+        ]
+    )
+    assert isinstance(outcomes[1], refusal)
+    assert isinstance(outcomes[0], UploadSession)
+    assert isinstance(outcomes[2], UploadSession)
+
+
+def test_uploads_without_an_address_share_no_quota(owner: Owner, settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"ADDRESS_MAX_SESSIONS": 1}
+    outcomes = create(owner, make(owner), make(owner))
+    assert all(isinstance(outcome, UploadSession) for outcome in outcomes)
+
+
+def test_a_refused_creation_leaves_the_others_of_its_group(owner: Owner, bob: Any) -> None:
+    other = Owner(f"user:{bob.pk}", bob)
+    get_user_model().objects.filter(pk=bob.pk).update(is_active=False)
+    mine, theirs = make(owner), make(other)
+    created, refused = leases.create([Creation(mine, owner), Creation(theirs, other)])
+    assert created is mine
+    assert isinstance(refused, AuthenticationRequired)
+    assert UploadSession.objects.count() == 1
+
+
+# Completion ---------------------------------------------------------------------------------------
+
+
+def finalizing(owner: Owner, **fields: Any) -> UploadSession:
+    return saved(owner, state=State.FINALIZING, part="p", stored_as="a.bin", **fields)
+
+
+def test_a_completion_writes_its_event_in_the_same_breath(owner: Owner, heard: Heard) -> None:
+    session = finalizing(owner, expires_at=timezone.now())
+    (event,) = leases.complete([session])
+    session.refresh_from_db()
+    assert (session.state, session.part, session.expires_at) == (State.COMPLETED, "", None)
+    assert session.completed_at is not None
+    kept = CompletionEvent.objects.get(session=session)
+    assert kept.pk == event.pk
+    assert kept.delivered_at is None
+    assert timezone.now() < kept.claimed_until <= timezone.now() + leases.CLAIM
+
+
+def test_a_completion_that_nobody_listens_to_is_delivered_already(owner: Owner) -> None:
+    (event,) = leases.complete([finalizing(owner)])
+    assert event.delivered_at is not None
+
+
+def test_completing_again_gives_the_same_event(owner: Owner) -> None:
+    session, other = finalizing(owner), finalizing(owner)
+    (first,) = leases.complete([session])
+    again, new = leases.complete([session, other])
+    assert again.pk == first.pk
+    assert new.session_id == other.pk
+    assert CompletionEvent.objects.count() == 2
+
+
+def test_completing_twice_in_one_group_is_one_event(owner: Owner) -> None:
+    session = finalizing(owner)
+    first, second = leases.complete([session, session])
+    assert first.pk == second.pk
+    assert CompletionEvent.objects.count() == 1
+
+
+@pytest.mark.parametrize("state", sorted(ACTIVE - {State.FINALIZING} | OVER))
+def test_nothing_but_finalizing_is_completed(owner: Owner, state: State) -> None:
+    good, bad = finalizing(owner), saved(owner, state=state)
+    event, refused = leases.complete([good, bad])
+    assert event.session_id == good.pk
+    assert isinstance(refused, UploadOver if state in OVER else TakenOver)
+    assert state_of(bad) == state
+    assert CompletionEvent.objects.count() == 1
+
+
+def test_a_row_that_is_gone_is_not_completed(owner: Owner) -> None:
+    good, gone = finalizing(owner), finalizing(owner)
+    UploadSession.objects.filter(pk=gone.pk).delete()
+    event, refused = leases.complete([good, gone])
+    assert event.session_id == good.pk
+    assert isinstance(refused, NotFound)
+
+
+def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"EXPIRE_AFTER": 60}
+    assert timedelta(seconds=59) < leases.expiry() - timezone.now() <= timedelta(seconds=60)
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="its writers take turns")
+def test_a_race_for_a_key_in_another_connection_is_an_integrity_error(
+    transactional_db: None, owner: Owner
+) -> None:
+    session = make(owner)
+    inserted = threading.Event()
+
+    def insert_meanwhile() -> None:
+        saved(owner, key=session.key)
+        inserted.set()
+        connections.close_all()
+
+    original = UploadSession.objects.bulk_create
+
+    def race(sessions: Any) -> Any:
+        thread = threading.Thread(target=insert_meanwhile)
+        thread.start()
+        thread.join()
+        return original(sessions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(UploadSession.objects), "bulk_create", lambda self, new: race(new))
+        with pytest.raises(IntegrityError), transaction.atomic():
+            create(owner, session)
+    assert connection.is_usable()
+    with transaction.atomic():  # as the database thread does: see test_database
+        (found,) = create(owner, session)
+    assert found.pk != session.pk
+    assert found.key == session.key
