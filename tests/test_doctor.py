@@ -14,6 +14,8 @@ from .e2e import servers
 from .e2e.hosts import Host, hosting, prepare
 from .e2e.servers import APPLICATION, ROOT, free_port
 
+pytestmark = pytest.mark.e2e
+
 BAD_UVICORN = ("uvicorn", APPLICATION, "--host", "127.0.0.1", "--ws", "websockets-sansio")
 """Nothing said about deflate and the largest message: as it is shipped."""
 
