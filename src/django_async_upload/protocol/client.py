@@ -112,6 +112,9 @@ RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
     },
     _S.RELEASING: {
         **dict.fromkeys(_IN_FLIGHT, _S.RELEASING),
+        # CREATE or ATTACH of an upload whose bytes are all there: nothing is left to release.
+        _F.PROGRESS: _S.RELEASING,
+        _F.COMPLETED: _S.CLOSED,
         _F.RELEASED: _S.CLOSED,
         **_OVER,
     },

@@ -14,6 +14,7 @@ and the payload. The CRC function is passed in, so that this package needs the s
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from enum import IntEnum, IntFlag
@@ -31,6 +32,8 @@ MAX_CHUNK: Final = MAX_FRAME - 4096
 """Bytes of payload of a DATA frame: below MAX_FRAME, and a multiple of the page size."""
 MAX_CONTROL: Final = 64 * 1024
 """Bytes of payload of a control frame."""
+MAX_DEPTH: Final = 32
+"""Objects and arrays within each other in a control payload, the payload itself being the first."""
 MAX_OFFSET: Final = 2**48 - 1
 MAX_STREAM: Final = 2**32 - 1
 
@@ -157,8 +160,14 @@ def build_data(
 
 
 def build_control(kind: FrameType, stream: int, fields: dict[str, Any], crc: CRC) -> bytes:
-    """A control frame: the payload is one JSON object in UTF-8, keys as given."""
-    payload = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    """A control frame: the payload is one JSON object in UTF-8, keys as given.
+
+    Raises :class:`ValueError` where the fields cannot be told: NaN, lone surrogates, too large.
+    """
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    payload = text.encode()
+    if len(payload) > MAX_CONTROL:
+        raise ValueError(f"{len(payload)} bytes do not fit a control frame")
     return build_header(kind, stream, payload, crc) + payload
 
 
@@ -170,13 +179,32 @@ def parse_fields(frame: bytes | memoryview, crc: CRC) -> dict[str, Any]:
     if not is_intact(frame, crc):
         raise CorruptFrame
     try:
-        fields = json.loads(bytes(frame[HEADER_SIZE:]), parse_constant=_refuse_constant)
+        # Decoded here: json.loads would take UTF-16, UTF-32 and encoded surrogates for UTF-8.
+        text = str(memoryview(frame)[HEADER_SIZE:], "utf-8")
+        fields = json.loads(text, parse_constant=_refuse_number, parse_float=_parse_float)
     except (ValueError, RecursionError) as error:
         raise MalformedFrame(reason="the payload is not JSON") from error
     if not isinstance(fields, dict):
         raise MalformedFrame(reason="the payload is not a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _is_too_deep(fields):
+        raise MalformedFrame(reason=f"the payload is nested deeper than {MAX_DEPTH}")
     return fields
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _refuse_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _parse_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
+
+
+def _is_too_deep(fields: dict[str, Any]) -> bool:
+    layer: list[Any] = [fields]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for each in layer:
+            below.extend(each.values() if isinstance(each, dict) else each)
+        layer = [each for each in below if isinstance(each, dict | list)]
+    return bool(layer)

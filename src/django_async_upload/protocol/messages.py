@@ -1,8 +1,8 @@
 """The control messages: one frozen dataclass per frame type, its fields the JSON fields.
 
 A field without a default must be there; a field that is not known is ignored, so that a later minor
-version may add some. CRCs and digests are lower-case hex strings, sizes and offsets are bytes,
-times are seconds.
+version may add some. CRCs and digests are lower-case hex strings, integers are 0 to 2**48 - 1, sizes
+and offsets are bytes, times are seconds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _BY_TYPE: dict[FrameType, type[Message]] = {}
 
 
-def _is_offset(value: object) -> bool:
-    return type(value) is int and 0 <= value <= frames.MAX_OFFSET
-
-
 def _is_digests(value: object) -> bool:
     if isinstance(value, list):  # in HELLO: the names only
         return all(isinstance(name, str) for name in value)
@@ -59,8 +55,12 @@ _RULES: dict[str, Callable[[Any], Any]] = {
     "received_crc32c": _CRC.match,
     "digest": DIGESTS.__contains__,
     "digests": _is_digests,
-    **dict.fromkeys(("size", "offset", "received", "durable", "limit"), _is_offset),
-    "retry_after": lambda seconds: 0 <= seconds < 1e9,
+    "max_streams": lambda streams: streams > 0,
+    "max_chunk": lambda size: 0 < size <= MAX_CHUNK,
+    **dict.fromkeys(
+        ("retry_after", "auth_timeout", "heartbeat", "expires_in"),
+        lambda seconds: 0 <= seconds < 1e9,
+    ),
 }
 
 
@@ -82,7 +82,7 @@ class Message:
             if name in fields:
                 value = fields[name]
                 rule = _RULES.get(name)
-                if not accepts(value) or (rule and value is not None and not rule(value)):
+                if not accepts(value) or (rule and not rule(value)):
                     raise MalformedFrame(reason=f"{cls.__name__.upper()}: {name} is not valid")
                 values[name] = value
             elif required:
@@ -386,9 +386,14 @@ _SCHEMAS: dict[type[Message], dict[str, tuple[Callable[[object], bool], bool]]] 
 
 
 def _accepts(hint: Any) -> Callable[[object], bool]:
-    """A predicate for an annotation; JSON has no subclasses, and ``true`` is not a number."""
+    """A predicate for an annotation.
+
+    JSON has no subclasses, ``true`` is not a number, ``null`` is no value, and integers are as large as an offset.
+    """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = {typing.get_origin(option) or option for option in options}
+    kinds = {typing.get_origin(option) or option for option in options} - {types.NoneType}
     if float in kinds:
         kinds.add(int)
+    if kinds == {int}:
+        return lambda value: type(value) is int and 0 <= value <= frames.MAX_OFFSET
     return lambda value: type(value) in kinds

@@ -1,12 +1,13 @@
 """The server's side of one connection, sans I/O: it awaits nothing, has no clock and moves no bytes.
 
 The shell passes every message to :meth:`ServerProtocol.receive` and carries out the event that comes back;
-it sends every message through :meth:`ServerProtocol.send`, which keeps the state of the streams.
+it sends every message through :meth:`ServerProtocol.send`, which keeps the state of the streams. The frames
+must go out in the order in which they were made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -55,24 +56,28 @@ class StreamState(Enum):
     """FINISH came."""
     ASKING = auto()
     """QUERY, or CANCEL of an upload that this connection does not hold."""
+    ENDING = auto()
+    """CANCEL or RELEASE came, or the client broke the stream; only the answer is missing."""
 
 
 _S = StreamState
 _T = FrameType
 
-_HOLDING: Final = {_S.CREATING, _S.ATTACHING, _S.PROVING, _S.OPEN, _S.REWINDING, _S.FINISHING}
+_HOLDING: Final = frozenset(
+    {_S.CREATING, _S.ATTACHING, _S.PROVING, _S.OPEN, _S.REWINDING, _S.FINISHING}
+)
 
 ACCEPTS: Final[dict[FrameType, frozenset[StreamState]]] = {
     _T.DATA: frozenset({_S.CREATING, _S.OPEN}),
     _T.PROOF: frozenset({_S.PROVING}),
     _T.FINISH: frozenset({_S.CREATING, _S.OPEN}),
-    _T.PAUSED: frozenset({_S.CREATING, _S.OPEN, _S.REWINDING, _S.FINISHING}),
-    _T.CANCEL: frozenset(_HOLDING),
-    _T.RELEASE: frozenset(_HOLDING),
+    _T.PAUSED: _HOLDING,
+    _T.CANCEL: _HOLDING,
+    _T.RELEASE: _HOLDING,
 }
-"""The frames that may come on an open stream, and in which of its states."""
+"""The frames that may come on an open stream, and in which of its states. While ENDING all are dropped."""
 
-DROPS: Final = frozenset({_S.ATTACHING, _S.PROVING, _S.REWINDING})
+DROPS: Final = frozenset({_S.ATTACHING, _S.PROVING, _S.REWINDING, _S.ENDING})
 """In these states DATA and FINISH were in flight before the client could know better."""
 
 _OPENS: Final = {
@@ -100,7 +105,7 @@ class Received(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The client broke one stream; send ``error`` on it, and let go of the upload."""
+    """The client broke one stream: let go of the upload and send ``error``. What else comes is dropped."""
 
     stream: int
     error: UploadError
@@ -131,6 +136,7 @@ class ServerProtocol:
         self._received = 0
         self._limit = hello.connection_limit
         self._silent = not hello.authenticated
+        self._authenticating = False
 
     @property
     def greeting(self) -> bytes:
@@ -175,50 +181,46 @@ class ServerProtocol:
         length = len(frame) - HEADER_SIZE
         stream = self._streams.get(header.stream)
         end = header.offset + length
+        received = self._received + length
         if (
             stream is not None
-            and (
-                stream.state in ACCEPTS[_T.DATA]
-                or (stream.state is _S.REWINDING and header.flags & Flag.RESTART)
-            )
+            and _takes_data(stream, header)
             and header.offset == stream.expected
             and end <= stream.limit
             and (stream.size is None or end <= stream.size)
+            and received <= self._limit
         ):
-            self._count(length)
+            self._received = received
             stream.expected = end
             if stream.state is _S.REWINDING:
                 stream.state = _S.OPEN
             return Chunk(header.stream, frame)
-        return self._receive_odd_data(header, frame, stream, end)
-
-    def _receive_odd_data(
-        self, header: Header, frame: bytes, stream: _Stream | None, end: int
-    ) -> Event | None:
-        """DATA that does not fit its stream: damaged, in flight, or wrong."""
         if not is_intact(frame, self._crc):
             raise CorruptFrame
-        self._count(len(frame) - HEADER_SIZE)
+        if received > self._limit:
+            raise FlowControlViolation(stream=0, end=received, limit=self._limit)
+        event = self._judge_data(header, stream, end)
+        self._received = received
+        return event
+
+    def _judge_data(self, header: Header, stream: _Stream | None, end: int) -> Broken | None:
+        """DATA that is intact and does not fit: it was in flight, or is wrong."""
         if stream is None:
             self._require_known(header.stream)
             return None
-        if stream.state in DROPS:
-            return None
-        if stream.state not in ACCEPTS[_T.DATA]:
+        if not _takes_data(stream, header):
+            if stream.state in DROPS:
+                return None
             raise UnexpectedMessage(type="DATA", state=stream.state.name)
         if end > stream.limit:
             raise FlowControlViolation(stream=header.stream, end=end, limit=stream.limit)
+        error: UploadError
         if header.offset != stream.expected:
-            return Broken(
-                header.stream, WrongOffset(offset=header.offset, expected=stream.expected)
-            )
-        assert stream.size is not None
-        return Broken(header.stream, SizeExceeded(end=end, size=stream.size))
-
-    def _count(self, length: int) -> None:
-        if self._received + length > self._limit:
-            raise FlowControlViolation(stream=0, end=self._received + length, limit=self._limit)
-        self._received += length
+            error = WrongOffset(offset=header.offset, expected=stream.expected)
+        else:
+            error = SizeExceeded(end=end, size=stream.size)
+        stream.state = _S.ENDING
+        return Broken(header.stream, error)
 
     def _require_known(self, stream: int) -> None:
         if stream == 0 or stream > self._highest:
@@ -229,7 +231,11 @@ class ServerProtocol:
         if kind in _CONNECTION:
             if number != 0:
                 raise MalformedFrame(reason=f"{kind.name} belongs to stream 0")
-            self._silent = False
+            if kind is _T.AUTH:
+                if self._authenticating:
+                    raise UnexpectedMessage(type="AUTH", state="the last one is not answered")
+                self._authenticating = True
+                self._silent = False
             return None if kind is _T.PONG else Received(0, message)
         stream = self._streams.get(number)
         if stream is None and kind in _OPENS and number > self._highest:
@@ -239,7 +245,7 @@ class ServerProtocol:
             if kind in _OPENS and kind is not _T.CANCEL:
                 raise UnexpectedMessage(type=kind.name, state="the stream id was used before")
             return None
-        if kind is _T.FINISH and stream.state in DROPS:
+        if stream.state is _S.ENDING or (kind is _T.FINISH and stream.state in DROPS):
             return None
         if stream.state not in ACCEPTS.get(kind, frozenset()):
             raise UnexpectedMessage(type=kind.name, state=stream.state.name)
@@ -247,6 +253,8 @@ class ServerProtocol:
             stream.state = _S.ATTACHING
         elif kind is _T.FINISH:
             stream.state = _S.FINISHING
+        elif kind in (_T.CANCEL, _T.RELEASE):
+            stream.state = _S.ENDING
         elif isinstance(message, m.Paused):
             self._receive_paused(stream, message)
         return Received(number, message)
@@ -265,11 +273,11 @@ class ServerProtocol:
     def _receive_paused(self, stream: _Stream, message: m.Paused) -> None:
         if not stream.pausing:
             raise UnexpectedMessage(type="PAUSED", state="no PAUSE was sent")
-        stream.pausing = False
-        if stream.state is not _S.REWINDING:
+        if stream.state not in DROPS:  # otherwise a later message has set the limit anew
             if message.offset != stream.expected:
                 raise UnexpectedMessage(type="PAUSED", state=f"data up to {stream.expected} came")
             stream.limit = message.offset
+        stream.pausing = False
 
     def send(self, stream: int, message: m.Message) -> bytes:
         """The frame for a message, the stream's state changed accordingly.
@@ -280,39 +288,57 @@ class ServerProtocol:
         if stream == 0:
             if isinstance(message, m.Limit):
                 self._limit = max(self._limit, message.limit)
+            elif isinstance(message, m.Authenticated):
+                self._authenticating = False
             return message.to_frame(0, self._crc)
-        state = self._streams.get(stream)
-        if state is None:
+        entry = self._streams.get(stream)
+        if entry is None:
             raise RuntimeError(f"stream {stream} is not open")
-        match message:
-            case m.Created():
-                if state.state is _S.CREATING:
-                    state.state = _S.OPEN
-                state.limit = max(state.limit, message.limit)
-            case m.Attached():
-                state.state = _S.PROVING
-                state.size = message.size
-                state.limit = 0
-            case m.Ready():
-                state.state = _S.OPEN
-                state.expected = message.offset
-                state.limit = message.limit
-            case m.Ack():
-                if not state.pausing:
-                    state.limit = max(state.limit, message.limit)
-            case m.Rewind():
-                self._rewind(state, message)
-            case m.Pause():
-                state.pausing = True
-            case _ if isinstance(message, _CLOSES):
-                del self._streams[stream]
+        if isinstance(message, _CLOSES):
+            del self._streams[stream]
+        elif isinstance(message, m.Ack) and entry.pausing:
+            # PAUSED may be on its way: credit beyond its offset would be refused when it has come.
+            message = replace(message, limit=min(message.limit, entry.expected))
+        elif entry.state is not _S.ENDING:
+            self._change(entry, message)
         return message.to_frame(stream, self._crc)
 
+    def _change(self, stream: _Stream, message: m.Message) -> None:
+        match message:
+            case m.Created():
+                if stream.state is _S.CREATING:
+                    stream.state = _S.OPEN
+                stream.limit = max(stream.limit, message.limit)
+            case m.Attached():
+                stream.state = _S.PROVING
+                stream.size = message.size
+                stream.limit = 0
+            case m.Ready():
+                stream.state = _S.OPEN
+                stream.expected = message.offset
+                stream.limit = message.limit
+            case m.Ack():
+                stream.limit = max(stream.limit, message.limit)
+            case m.Rewind():
+                self._rewind(stream, message)
+            case m.Pause():
+                stream.pausing = True
+
     def _rewind(self, stream: _Stream, message: m.Rewind) -> None:
-        stream.rewinds = stream.rewinds + 1 if message.offset == stream.rewound_to else 1
+        rewinds = stream.rewinds + 1 if message.offset == stream.rewound_to else 1
+        if rewinds > MAX_REWINDS:
+            raise CorruptChunks(offset=message.offset, times=rewinds)
+        stream.rewinds = rewinds
         stream.rewound_to = message.offset
-        if stream.rewinds > MAX_REWINDS:
-            raise CorruptChunks(offset=message.offset, times=stream.rewinds)
         stream.state = _S.REWINDING
         stream.expected = message.offset
         stream.limit = message.limit
+
+
+def _takes_data(stream: _Stream, header: Header) -> bool:
+    """DATA may come, or this is the first after a REWIND."""
+    return stream.state in ACCEPTS[_T.DATA] or (
+        stream.state is _S.REWINDING
+        and header.flags & Flag.RESTART != 0
+        and header.offset == stream.expected
+    )
