@@ -194,7 +194,7 @@ class _Commands:
 
     def _completed(self, path: str, result: UploadResult) -> None:
         if self._options.json:
-            fields = dataclasses.asdict(result)
+            fields = {**dataclasses.asdict(result), "seconds": round(result.seconds, 3)}
             self._print_json(**fields, path=path)
         else:
             print(f"{path} -> {result.stored_as} ({result.size} bytes, crc32c {result.crc32c})")

@@ -12,15 +12,22 @@ from inspect import isawaitable
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
-from ..exceptions import AuthenticationRequired, TicketExpired, UploadError, UploadOver
+from ..exceptions import (
+    AuthenticationRequired,
+    ConnectionLost,
+    TicketExpired,
+    UploadError,
+    UploadOver,
+)
 from ..protocol import messages
 from ..protocol.messages import Message
+from .backoff import Backoff
 from .connection import Connection, error_of
 from .conversation import Progress
 from .source import Cut, Path
 from .state import StateFile
 from .transport import Connect, Endpoint, connect
-from .upload import Backoff, Job, Upload, UploadResult
+from .upload import Job, Upload, UploadResult
 from .worker import Worker
 
 logger = logging.getLogger("django_async_upload.client")
@@ -81,8 +88,7 @@ class UploadClient:
         self.state = self._make_state()
         self._large = asyncio.Semaphore(self._jobs)
         self._open = asyncio.Semaphore(_OPEN_FILES)
-        self._backoff = Backoff()
-        self._progress_at = self._loop.time()
+        self._backoff = Backoff(self.patience)
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[Connection] | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -153,8 +159,6 @@ class UploadClient:
     ) -> Upload:
         """Begin an upload and return its handle at once; see :meth:`upload`."""
         job = Job(what, name, dict(metadata or {}), content_type, on_progress, sha256)
-        if not self._uploads:
-            self._progress_at = self._loop.time()
         upload = Upload(self, job)
         self._uploads.add(upload)
         upload.task.add_done_callback(lambda _: self._uploads.discard(upload))
@@ -186,7 +190,6 @@ class UploadClient:
         return self._large
 
     def progressed(self) -> None:
-        self._progress_at = self._loop.time()
         self._backoff.reset()
 
     async def connected(self) -> Connection:
@@ -218,7 +221,8 @@ class UploadClient:
         previous = self._connection
         if previous is not None:
             await asyncio.wait({previous.lost})  # a restart was announced: the server closes
-            await asyncio.sleep(self._backoff.delay(previous.retry_after))
+            error = previous.error or ConnectionLost()
+            await asyncio.sleep(self._backoff.delay(error, previous.retry_after))
         while True:
             try:
                 ticket = await self._fresh_ticket()
@@ -228,9 +232,7 @@ class UploadClient:
                 login = isinstance(error, AuthenticationRequired | TicketExpired)
                 if not error.retryable or (login and not self.can_renew):
                     raise
-                delay = self._backoff.delay(error.retry_after)
-                if self._loop.time() + delay - self._progress_at > self.patience:
-                    raise
+                delay = self._backoff.delay(error)
                 logger.info("%s Trying again in %.1f s.", error, delay)
                 await asyncio.sleep(delay)
             else:
@@ -257,51 +259,45 @@ class UploadClient:
             self._renewal.cancel()
         renewable = self.can_renew or self._ticket is None
         if message.expires_in is not None and renewable:
-            self._renewal = self._loop.call_later(0.8 * message.expires_in, self._renew_now)
+            seconds = max(1.0, 0.8 * message.expires_in)
+            self._renewal = self._loop.call_later(seconds, self._renew_now)
 
     def _renew_now(self) -> None:
         self._renewing = asyncio.create_task(self.renew())
 
     async def _ask(self, send: Callable[[Connection], tuple[int, bytes]]) -> Message:
         """One question, on a stream of its own; asked again when the connection is lost."""
-        self._progress_at = self._loop.time()
+        backoff = Backoff(self.patience)
         while True:
             connection = await self.connected()
-            question = _Question(self._loop)
-            while connection.open_stream(question, lambda: send(connection)) is None:  # noqa: B023
-                await question.woken()
             try:
-                return await question.answer(connection)
+                return await _Question().ask(connection, lambda: send(connection))  # noqa: B023
             except UploadError as error:
-                late = self._loop.time() - self._progress_at > self.patience
-                if not error.retryable or late:
+                if not error.retryable:
                     raise
+                await asyncio.sleep(backoff.delay(error))
 
 
 class _Question:
-    """Listens for the frame that closes a stream."""
+    """Something asked on a stream of its own, and the frame that closes it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._event = asyncio.Event()
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
         self._last: Message | None = None
 
     def message_received(self, message: Message) -> None:
         self._last = message
-        self._event.set()
+        self._changed.set()
 
     def cut_sent(self, cut: Cut) -> None:
         raise AssertionError("a question has no data")
 
     def wake(self) -> None:
-        self._event.set()
+        self._changed.set()
 
-    async def woken(self) -> None:
-        await self._event.wait()
-        self._event.clear()
-
-    async def answer(self, connection: Connection) -> Message:
+    async def ask(self, connection: Connection, send: Callable[[], tuple[int, bytes]]) -> Message:
+        stream = None
         while True:
-            await self.woken()
             match self._last:
                 case messages.Error() as error:
                     raise error_of(error)
@@ -309,6 +305,9 @@ class _Question:
                     return answer
             if connection.error is not None:
                 raise connection.error
+            self._changed.clear()
+            stream = stream or connection.open_stream(self, send)
+            await self._changed.wait()
 
 
 def upload_file(

@@ -113,7 +113,8 @@ class Connection:
             raise
         if connection.error is not None:
             raise connection.error
-        connection._beat()
+        if connection.hello.heartbeat > 0:
+            connection._beat()
         return connection
 
     @property
@@ -211,7 +212,7 @@ class Connection:
             listener = self._listeners.get(event.stream)
             if event.stream not in self.protocol.streams:
                 self._listeners.pop(event.stream, None)
-                self._wake(self._waiting_for_slot, 1)
+                self._wake(self._waiting_for_slot)
             if listener is not None:
                 listener.message_received(event.message)
         self._measure()
@@ -340,8 +341,8 @@ class Connection:
         for listener in list(self._listeners.values()):
             listener.wake()
 
-    def _wake(self, waiting: deque[Listener], count: int | None = None) -> None:
-        for _ in range(len(waiting) if count is None else min(count, len(waiting))):
+    def _wake(self, waiting: deque[Listener]) -> None:
+        for _ in range(len(waiting)):
             waiting.popleft().wake()
 
 

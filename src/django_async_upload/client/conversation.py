@@ -50,6 +50,8 @@ class Observer(Protocol):
 
     def went_on(self) -> None: ...
 
+    def abandoned(self) -> None: ...
+
     def report(self, progress: Progress) -> None: ...
 
 
@@ -102,6 +104,7 @@ class Conversation:
                 await self._changed.wait()
         except (FileChanged, DataLost):
             self._give_up(FrameType.CANCEL)
+            self._upload.abandoned()
             raise
         except UploadError:
             raise
@@ -133,9 +136,13 @@ class Conversation:
                 self._upload.identified(upload, at_once=finished)
             case messages.Attached(upload=upload):
                 self._upload.identified(upload, at_once=False)
-                self._start_from(0)
-            case messages.Ready(offset=offset):
                 self._upload.went_on()
+                self._start_from(0)
+            case messages.Completed(upload=upload):
+                self._upload.identified(upload, at_once=True)
+                if not self._pipelined:  # CREATE was answered with the result
+                    self._upload.went_on()
+            case messages.Ready(offset=offset):
                 self._start_from(offset)
                 self._pipelined = True
             case messages.Rewind(offset=offset):

@@ -339,7 +339,8 @@ def open_source(what: Path | BinaryIO, name: str | None, sha256: bool, wake: Wak
     """
     if isinstance(what, str | os.PathLike):
         path = os.path.abspath(what)
-        name = name or os.path.basename(path)
+        # Names on a disk are bytes, and not always UTF-8.
+        name = name or os.fsencode(os.path.basename(path)).decode(errors="replace")
         file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115  # type: ignore[assignment]
         try:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

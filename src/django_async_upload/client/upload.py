@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol
+
+from crc32c import crc32c
 
 from ..exceptions import (
     AuthenticationRequired,
@@ -17,12 +18,16 @@ from ..exceptions import (
     DigestMismatch,
     Draining,
     FileChanged,
+    MetadataInvalid,
+    NameRefused,
     TicketExpired,
+    TypeRefused,
     UploadError,
     UploadFailed,
     UploadRefused,
 )
 from ..protocol import messages
+from .backoff import Backoff
 from .connection import Connection
 from .conversation import Conversation, Progress
 from .source import FileSource, Path, Source, open_source
@@ -64,27 +69,6 @@ class Job:
     sha256: bool = False
 
 
-class Backoff:
-    """Exponential, with full jitter, so that many clients do not come back in step.
-
-    See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
-
-    def __init__(self, first: float = 0.25, largest: float = 30.0) -> None:
-        self._first = first
-        self._largest = largest
-        self._failures = 0
-
-    def delay(self, retry_after: float | None = None) -> float:
-        """Seconds to wait after one more failure, at least ``retry_after``."""
-        ceiling = min(self._largest, self._first * 2 ** min(self._failures, 16))
-        self._failures += 1
-        return (retry_after or 0) + random.uniform(0, ceiling)  # noqa: S311
-
-    def reset(self) -> None:
-        self._failures = 0
-
-
 class Host(Protocol):
     """What an upload needs of its client."""
 
@@ -122,8 +106,8 @@ class Upload:
         self._loop = asyncio.get_running_loop()
         self._conversation: Conversation | None = None
         self._entry: Entry | None = None
-        self._backoff = Backoff()
-        self._progress_at = self._loop.time()
+        self._backoff = Backoff(host.patience)
+        self._abandoned = False
         self._furthest = 0
         self._sent = 0
         self._resumed = False
@@ -144,7 +128,7 @@ class Upload:
         """The newest progress, whenever there is some; ends with the upload and does not raise."""
         seen: Progress | None = None
         while True:
-            if self.progress is not seen:
+            if self.progress != seen:
                 seen = self.progress
                 yield seen
             elif self.task.done():
@@ -187,14 +171,17 @@ class Upload:
             state.change(self._entry)
 
     def went_on(self) -> None:
-        """The server had bytes of an earlier connection."""
+        """The server knew the upload from an earlier connection."""
         self._resumed = True
+
+    def abandoned(self) -> None:
+        """The source cannot go on, and the upload was cancelled on the server."""
+        self._abandoned = True
 
     def report(self, progress: Progress) -> None:
         if progress.done > self._furthest or progress.phase not in ("waiting", "uploading"):
             # Something was gained that a lost connection does not take away.
             self._furthest = progress.done
-            self._progress_at = self._loop.time()
             self._backoff.reset()
             self._host.progressed()
         self.progress = progress
@@ -242,9 +229,9 @@ class Upload:
                     completed = await self._send(source, create, fresh)
             await self._verify(source, completed)
         except UploadError as error:
-            if isinstance(error, UploadFailed | UploadRefused) and not (
-                error.retryable or (isinstance(error, FileChanged) and "upload" in error.facts)
-            ):
+            over = isinstance(error, UploadFailed | UploadRefused) and not error.retryable
+            # A changed file is a decision to make: until then nothing is thrown away.
+            if self._abandoned or (over and not isinstance(error, FileChanged)):
                 self._forget()
             raise
         finally:
@@ -267,14 +254,22 @@ class Upload:
     async def _begin(self, source: Source) -> tuple[messages.Create, bool]:
         """CREATE's fields, and whether the key is a new one; the key is on the disk afterwards."""
         digest = "sha-256" if self._job.sha256 else None
+        if not 0 < len(source.name) <= 1024:
+            raise NameRefused("A name has 1 to 1,024 characters.")
+        if len(self._job.content_type) > 255:
+            raise TypeRefused(type=self._job.content_type)
         create = messages.Create(
             key=secrets.token_hex(16),
             name=source.name,
-            size=source.size,
+            size=source.size if isinstance(source, FileSource) else None,
             content_type=self._job.content_type,
             digest=digest,
             metadata=self._job.metadata,
         )
+        try:
+            create.to_frame(1, crc32c)
+        except (TypeError, ValueError) as error:
+            raise MetadataInvalid(reason=str(error)) from error
         state = self._host.state
         fresh = True
         if state is not None and isinstance(source, FileSource) and source.path is not None:
@@ -353,9 +348,7 @@ class Upload:
             raise error
         if isinstance(error, ConnectionLost | Draining):
             return  # the client waits before it connects
-        delay = self._backoff.delay(error.retry_after)
-        if self._loop.time() + delay - self._progress_at > self._host.patience:
-            raise error
+        delay = self._backoff.delay(error)
         logger.info("%s: %s Trying again in %.1f s.", self._job.what, error, delay)
         await asyncio.sleep(delay)
         if login:
