@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from . import leases, signals
 from .credit import FLOOR, WINDOW, Account
-from .exceptions import StorageFailed, UploadError, UploadFailed
+from .exceptions import InternalError, StorageFailed, UploadError, UploadFailed
 from .leases import Change
 from .models import UploadSession
 from .policies import check_size
@@ -21,6 +22,8 @@ from .stores.base import Checkpoint, Store, Writer
 
 if TYPE_CHECKING:
     from .service import UploadService
+
+logger = logging.getLogger("django_async_upload")
 
 CHECKPOINT_BYTES: Final = WINDOW // 2
 """A checkpoint is due after this many bytes: at half a window, so that the sender never waits for it."""
@@ -153,10 +156,8 @@ class ActiveUpload:
         self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
 
     def resume(self, session: UploadSession, max_size: int | None, writer: Writer) -> None:
-        """An upload that was begun before; what was queued is void."""
+        """An upload that was begun before. Call :meth:`forget_queued` when the client is told."""
         self.begin(session, max_size)
-        self._frames.clear()
-        self._finish = None
         self.sha256 = None  # its state cannot be saved: the file is read again at the end
         self.writer = writer
         self._checkpoint = session.checkpoint
@@ -164,6 +165,11 @@ class ActiveUpload:
         self.durable = session.durable
         self.limit = self.received
         self._grant()
+
+    def forget_queued(self) -> None:
+        """Data and FINISH that came before the client knew where to go on are void."""
+        self._frames.clear()
+        self._finish = None
 
     async def reserve(self) -> None:
         """Make the part now, so that a full disk is an error before any byte is sent."""
@@ -192,7 +198,7 @@ class ActiveUpload:
     async def write(self) -> m.Finish | type[m.Cancel | m.Release]:
         """Write what comes until FINISH, CANCEL or RELEASE, and return which.
 
-        At FINISH everything queued before it is written. Raises :class:`TakenOver` and other
+        At FINISH and RELEASE everything that came before is written. Raises :class:`TakenOver` and other
         :class:`UploadError`; call :meth:`close` in any case.
         """
         while True:
@@ -200,12 +206,14 @@ class ActiveUpload:
                 raise self._lost
             if self._sync_failed:
                 await self._go_back()
-            elif self._wish is not None:
+            elif self._wish is m.Cancel:
                 return self._wish
             elif self._frames:
                 await self._write_queued()
             elif self._finish is not None:
                 return self._finish
+            elif self._wish is not None:
+                return self._wish
             else:
                 self._checkpoint_if_due()
                 self._wake.clear()
@@ -260,8 +268,7 @@ class ActiveUpload:
         self.chunk = self.account.chunk(granted)
 
     def _rewind(self, offset: int, code: str) -> None:
-        self._frames.clear()
-        self._finish = None
+        self.forget_queued()
         self.listener.rewound(offset, self.durable, self.limit, code)
 
     # Checkpoints --------------------------------------------------------------------------------
@@ -289,6 +296,9 @@ class ActiveUpload:
             self._sync_failed = True
         except UploadError as error:
             self.lose(error)
+        except Exception:
+            logger.exception("A checkpoint of upload %s failed", self.session.pk)
+            self.lose(InternalError())
         finally:
             self._checkpointing = None
             self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
@@ -334,7 +344,8 @@ class ActiveUpload:
         await self.settle()
         assert self.writer is not None
         await self.store.run(self.writer.rewrite, self._checkpoint)
-        self.received = self.writer.received
+        self.received = self.limit = self.writer.received
+        self._grant()
         self.sha256 = None
         self._rewind(self.received, "storage_error")
 
@@ -360,9 +371,10 @@ class ActiveUpload:
         """Let go of the part and of the credit. Cannot be cancelled half way."""
         await self.settle()
         try:
-            await self.hashed()
-        finally:
+            if self._hashing is not None:
+                await asyncio.wait({self._hashing})
             if self.writer is not None:
                 await self.store.run(self.writer.close)
+        finally:
             self.account.close()
             self.closed.set()

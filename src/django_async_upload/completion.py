@@ -122,17 +122,16 @@ class Publisher:
         self._report = report
         self._progressed(0)
 
-    async def publish(self, host: Host, digests: dict[str, str]) -> CompletionEvent:
-        """Choose the name, commit ``finalizing``, publish, commit ``completed``.
+    async def publish(self, name: str, owner: Owner, digests: dict[str, str]) -> CompletionEvent:
+        """Commit ``finalizing``, publish under ``name`` or one like it, commit ``completed``.
 
         ``finalizing`` names the file before it is there, so that a crash leaves no file that no row knows.
         Raises :class:`TakenOver`, :class:`StorageFailed` and what :meth:`Owner.check` raises.
         """
         checkpoint = await self.service.store.run(self.writer.sync)
-        name = self.storage.generate_filename(await host.get_name(self.session))
         self.session.size = self.writer.received
         self.session.digests = digests
-        await self._commit(name, checkpoint, host.owner)
+        await self._commit(self.storage.generate_filename(name), checkpoint, owner)
         return await self.go_on()
 
     async def go_on(self) -> CompletionEvent:

@@ -141,11 +141,16 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""
         self.scope = scope
         self.base_send = send
+        self._serving = asyncio.current_task()
+        self._is_cut = False
         try:
             while True:
                 await self.dispatch(await receive())
         except StopConsumer:
             pass
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Take a message from the server.
@@ -353,10 +358,14 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     async def _authenticate(self, auth: m.Auth) -> None:
         """The first AUTH, or one in the middle of an upload with a fresh ticket or login."""
         try:
+            if auth.ticket is None and not self._login.done():
+                raise AuthenticationRequired
             owner = await self.service.database.call(
                 _log_in,
                 await self.authenticated() if auth.ticket is None else self._ticket(auth),
             )
+            if self._gone:
+                return
             if not self._login.done():
                 limit = conf.uploads().user_max_connections
                 self._count("owner", owner.key, limit)
@@ -382,8 +391,13 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             self._login.set_exception(error)
             self._spawn(self._shut(error))
 
-    async def largest_size(self) -> int | None:
-        """The largest file of this owner: the hook's word, and the ticket's."""
+    async def admit(self) -> int | None:
+        """The largest file of this owner: the hook's word, and the ticket's.
+
+        Raises :class:`PermissionRefused` for one who may not upload here.
+        """
+        if not await self.may_upload(self.owner.user):
+            raise PermissionRefused
         ticket = self.owner.ticket
         return policies.smallest(
             await self.get_max_size(self.owner.user), ticket.max_size if ticket else None
@@ -392,9 +406,7 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     async def new_session(self, create: m.Create) -> tuple[UploadSession, int | None]:
         """The row for a CREATE that the host allows, and its largest size. Raises :class:`UploadRefused`."""
         owner = self.owner
-        if not await self.may_upload(owner.user):
-            raise PermissionRefused
-        max_size = await self.largest_size()
+        max_size = await self.admit()
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
         policies.check_metadata(create.metadata)
@@ -467,7 +479,12 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES
         )
         await self._disconnect()
-        await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
+        if not (await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS))[0]:
+            # The client does not read: the server drops the connection of an application that ends.
+            self._sender.cancel()
+            self._is_cut = True
+            assert self._serving is not None
+            self._serving.cancel()
         self._close_code = None
 
     async def _drain(self, retry_after: float) -> None:

@@ -213,6 +213,12 @@ def _find(item: Claim) -> UploadSession | UploadError:
     return session or NotFound()
 
 
+def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
+    """Uploads as they are now, on behalf of the server itself."""
+    found = UploadSession.objects.in_bulk(items)
+    return [found.get(pk) or NotFound() for pk in items]
+
+
 def over(session: UploadSession) -> UploadError:
     """The error that an upload which is over answers with."""
     failure = BY_CODE.get(session.error)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from django.core.signals import setting_changed
 from django.db import router
@@ -30,7 +30,7 @@ from .models import UploadSession
 from .outbox import Outbox
 from .owners import Owner
 from .protocol import messages as m
-from .protocol.state import ACTIVE, PUBLISHED, State
+from .protocol.state import ACTIVE, OVER, PUBLISHED, State
 from .small import SmallFiles
 from .stores.base import Store, Writer
 from .stores.configured import make_store
@@ -54,7 +54,7 @@ class UploadService:
         self.outbox = Outbox(self.database)
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
-        self._turns: dict[uuid.UUID, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
         self.small_files = SmallFiles(self)
         self._watch: asyncio.Task[None] | None = None
 
@@ -76,10 +76,18 @@ class UploadService:
             try:
                 await self.outbox.deliver_due()
                 for session in await self.database.call(leases.stuck, STUCK_SECONDS):
-                    await self.result(session, lambda progress: None)
+                    await self._take_up(session)
             except UploadError as error:
-                logger.warning("What was left behind could not be finished: %s", error)
+                logger.warning("What was left behind could not be read: %s", error)
             await asyncio.sleep(leases.CLAIM.total_seconds())
+
+    async def _take_up(self, session: UploadSession) -> None:
+        try:
+            await self.result(session, lambda progress: None)
+        except UploadError as error:
+            logger.warning("Upload %s could not be finished: %s", session.pk, error)
+        except Exception:  # of the host's storage: the next one is another matter
+            logger.exception("Upload %s could not be finished", session.pk)
 
     async def close(self) -> None:
         """Let go of every upload, deliver what was claimed, end the threads."""
@@ -170,16 +178,9 @@ class UploadService:
             with suppress(TimeoutError):
                 await asyncio.wait_for(holder.closed.wait(), EVICTION_SECONDS)
 
-    @asynccontextmanager
-    async def _turn(self, pk: uuid.UUID) -> AsyncIterator[None]:
-        """One at a time takes an upload over."""
-        lock = self._turns.setdefault(pk, asyncio.Lock())
-        try:
-            async with lock:
-                yield
-        finally:
-            if not lock.locked():
-                self._turns.pop(pk, None)
+    def _turn(self, pk: uuid.UUID) -> asyncio.Lock:
+        """One at a time takes an upload over. The lock lives as long as somebody has or awaits it."""
+        return self._turns.setdefault(pk, asyncio.Lock())
 
     async def complete(self, upload: ActiveUpload, finish: m.Finish, host: Host) -> UploadSession:
         """Check and publish what was written. It happens once, and goes on when the client is gone.
@@ -205,6 +206,7 @@ class UploadService:
         session = upload.session
         try:
             digests = await verify(upload, finish, host)
+            name = await host.get_name(session)
         except (UploadFailed, UploadRefused) as error:
             await self.fail(session, error)
             raise
@@ -212,7 +214,7 @@ class UploadService:
             return await self.end(session, State.CANCELLED)
         assert upload.writer is not None
         publisher = Publisher(self, session, upload.writer, upload.report)
-        self.outbox.deliver(await publisher.publish(host, digests))
+        self.outbox.deliver(await publisher.publish(name, host.owner, digests))
         return session
 
     async def result(
@@ -227,13 +229,18 @@ class UploadService:
         if running := self._results.get(session.pk):
             return await asyncio.shield(running)
         async with self._turn(session.pk):
+            session = await self.database.call(leases.read, session.pk)
+            if session.state in PUBLISHED:  # by whoever had the turn before
+                return session
+            if session.state in OVER:
+                raise leases.over(session)
+            if session.state != State.FINALIZING:  # what ran was interrupted
+                raise Busy(retry_after=1.0)
             try:
-                writer = await self.store.run(
-                    self.store.open, session.checkpoint, size=session.size, steal=False
-                )
+                writer = await self.store.run(self._open_whole, session)
             except DataLost as error:
                 ended = await self.end(session, State.FAILED, error=error.code)
-                if ended.state in PUBLISHED:  # by whoever was at it a moment ago
+                if ended.state in PUBLISHED:  # by another process, a moment ago
                     return ended
                 raise
             try:
@@ -243,13 +250,26 @@ class UploadService:
         self.outbox.deliver(event)
         return session
 
+    def _open_whole(self, session: UploadSession) -> Writer:
+        """The part of an upload in ``finalizing``, which was whole when that was written down."""
+        writer = self.store.open(session.checkpoint, size=session.size, steal=False)
+        if writer.position != (session.size, session.crc):
+            writer.close()
+            raise DataLost(durable=session.durable, proved=writer.received)
+        return writer
+
     async def cancel(self, claim: Claim) -> UploadSession:
         """Throw an upload away, whoever holds it; one that is published comes back as it is."""
         session = await self.find(claim)
         if running := self._results.get(session.pk):
+            if holder := self.active.get(session.pk):
+                holder.cancel()
             with suppress(UploadError):
                 return await asyncio.shield(running)
-        return await self.end(session, State.CANCELLED)
+        ended = await self.end(session, State.CANCELLED)
+        if ended.state == State.FINALIZING:  # its process died: too late to stop it
+            return await self.result(ended, lambda progress: None)
+        return ended
 
     async def fail(self, session: UploadSession, error: UploadError) -> None:
         """The holder of the upload gives it up for good."""

@@ -12,12 +12,10 @@ from . import signals
 from .active import ActiveUpload
 from .credit import FLOOR
 from .exceptions import (
-    ConnectionRefused,
     FileChanged,
     InternalError,
     UploadError,
     UploadFailed,
-    UploadInterrupted,
     UploadRefused,
 )
 from .leases import Claim, over
@@ -148,10 +146,11 @@ class UploadStream:
 
     async def _attach(self, pk: uuid.UUID) -> m.Message:
         assert self.upload is not None
-        max_size = await self.connection.largest_size()
+        max_size = await self.connection.admit()
         session = await self.service.attach(self.upload, self._claim(pk), max_size)
         if self.upload.writer is None:
             return ended_message(await self._result(session))
+        self.upload.forget_queued()
         self._send(
             m.Attached(
                 str(session.pk),
@@ -198,7 +197,7 @@ class UploadStream:
         except (UploadFailed, UploadRefused) as error:
             await self.service.fail(upload.session, error)
             raise
-        except UploadError:
+        except Exception:
             await upload.interrupt()
             raise
         if wish is m.Cancel:
@@ -209,7 +208,9 @@ class UploadStream:
         try:
             work = self.service.complete(upload, wish, self.connection)
             return ended_message(await self._reporting(work))
-        except (UploadInterrupted, ConnectionRefused):
+        except (UploadFailed, UploadRefused):
+            raise
+        except Exception:  # what a host's hook raised, too: the upload can be attached again
             await upload.interrupt()
             raise
 
