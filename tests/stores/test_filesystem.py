@@ -231,6 +231,23 @@ def test_a_failed_sync_leaves_only_what_is_durable(
     again.close()
 
 
+def test_a_failed_sync_after_a_truncation_leaves_no_hole(
+    store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = store.create(None)
+    writer.append(split(DATA[:20_000]))
+    checkpoint = writer.sync()
+    writer.append(split(DATA[20_000:], offset=20_000))
+    writer.sync()
+    writer.truncate(checkpoint)
+    monkeypatch.setattr(disk, "fdatasync", fail)
+    writer.append(split(b"other", offset=20_000))
+    with pytest.raises(StorageFailed):
+        writer.sync()
+    writer.close()
+    assert store.open(checkpoint).received == 20_000
+
+
 def test_a_rewrite_heals_a_failed_sync(
     store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,14 +360,20 @@ def test_the_path_is_refused_when_it_is_another_file(store: FileSystemStore) -> 
         writer.path()
 
 
-def test_a_part_deleted_while_one_waits_for_its_lock_is_lost(store: FileSystemStore) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_part_deleted_while_one_waits_for_its_lock_is_lost(
+    store: FileSystemStore, replaced: bool
+) -> None:
     writer = store.create(None)
     writer.append(split(DATA))
     checkpoint = writer.sync()
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(store.open, checkpoint)
         time.sleep(0.2)
+        path = Path(writer.path())
         store.delete(checkpoint.part)
+        if replaced:
+            path.write_bytes(DATA)
         writer.close()
         with pytest.raises(DataLost):
             opening.result()
