@@ -13,6 +13,8 @@ from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from crc32c import crc32c
 from django.contrib.auth import get_user_model
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.db import connections
 from django.test import Client
 
@@ -21,6 +23,7 @@ from django_async_upload.consumers import UploadConsumer
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.state import State
 from django_async_upload.service import UploadService, get_service
 from django_async_upload.testing.communicator import UploadCommunicator
 
@@ -151,3 +154,23 @@ async def row(pk: Any) -> UploadSession:
 async def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A synchronous piece of a test, where the ORM may be used."""
     return await sync_to_async(function)(*args, **kwargs)
+
+
+def publish(owner: Owner, data: bytes = b"hello", name: str = "a.bin", **fields: Any) -> Any:
+    """A completed upload, its file in the storage. Synchronous."""
+    stored_as = default_storage.save(f"uploads/{name}", ContentFile(data))
+    return UploadSession.objects.create(
+        **{
+            "key": new_key(),
+            "endpoint": "default",
+            "owner_id": owner.user_id,
+            "owner_key": owner.key,
+            "name": name,
+            "size": len(data),
+            "durable": len(data),
+            "crc": crc32c(data),
+            "state": State.COMPLETED,
+            "stored_as": stored_as,
+            **fields,
+        }
+    )

@@ -19,6 +19,7 @@ from .protocol import messages as m
 from .protocol.frames import HEADER_SIZE
 from .protocol.state import State
 from .stores.base import Checkpoint, Store, Writer
+from .stores.disk import boot_id
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -172,8 +173,12 @@ class ActiveUpload:
         self._finish = None
 
     async def reserve(self) -> None:
-        """Make the part now, so that a full disk is an error before any byte is sent."""
+        """Make the part now, so that a full disk is an error before any byte is sent.
+
+        Its name is written down at once: nothing may come for long, and the purge takes what no row names.
+        """
         self.writer = await self.store.run(self.store.create, self.session.size)
+        await self.save(Checkpoint(self.writer.part, boot_id=boot_id()), State.UPLOADING)
 
     async def proof(self) -> m.Proof | type[m.Cancel | m.Release]:
         """The client's PROOF, or what it wants instead. Raises what ended the upload meanwhile."""

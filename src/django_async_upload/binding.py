@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage
@@ -16,32 +15,61 @@ from .stores.configured import staging_root
 if TYPE_CHECKING:
     from .models import UploadSession
 
+    BytesFile = File[bytes]
+else:
+    BytesFile = File  # Django's own cannot be subscripted
 
-class BoundFile(File[bytes]):
+
+class BoundFile(BytesFile):
     """A published file under the name that its sender gave it, for a host's ``FileField``."""
 
     def __init__(self, session: UploadSession) -> None:
+        self._opened: Any = None
+        self._session = session
+        self._is_taken = False
         super().__init__(None, session.name)
         self.content_type = session.content_type
         self.size = session.size or 0
-        self._session = session
-        self._consumed = False
+
+    @property
+    def file(self) -> Any:
+        """Opened when somebody reads: storages seek and read without asking for it."""
+        if self._opened is None:
+            self._opened = self._session.get_storage().open(self._session.stored_as, "rb")
+        return self._opened
+
+    @file.setter
+    def file(self, opened: Any) -> None:
+        self._opened = opened
+
+    @property
+    def closed(self) -> bool:
+        return self._opened is None or self._opened.closed
 
     def open(self, mode: str | None = None, *args: object, **kwargs: object) -> BoundFile:
-        if self.file is None or self.closed:
-            self.file = self._session.get_storage().open(self._session.stored_as, mode or "rb")
+        if self.closed:
+            self._opened = None
         self.file.seek(0)
         return self
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+    def read(self, size: int = -1) -> bytes:
+        piece: bytes = self.file.read(size)
+        self._is_taken |= size < 0 or len(piece) < size
+        return piece
 
     def chunks(self, chunk_size: int | None = None) -> Iterator[bytes]:
         self.open()
         yield from super().chunks(chunk_size)
-        self._consumed = True
+        self._is_taken = True
 
     def forget(self, storage: Storage, name: str) -> None:
-        """After the commit: remove the published name, if the host took the file."""
+        """After the commit: remove the published name, if the host took the file (read it to its end)."""
         self.close()
-        if self._consumed:
+        if self._is_taken:
             storage.delete(name)
 
 
@@ -62,11 +90,10 @@ class LinkedFile(BoundFile):
 
     def forget(self, storage: Storage, name: str) -> None:
         if self._link is not None:
-            # Still there: the host's storage has not moved it.
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 os.unlink(self._link)
-            with contextlib.suppress(FileNotFoundError):
-                self._consumed |= os.stat(storage.path(name)).st_nlink > 1
+            except FileNotFoundError:
+                self._is_taken = True  # the host's storage has moved it to its place
         super().forget(storage, name)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from asgiref.sync import async_to_sync
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models.signals import post_delete
 from django.dispatch import receiver
 from django.utils import timezone
@@ -27,12 +27,13 @@ GRACE: Final = timedelta(hours=1)
 
 
 @receiver(post_delete, sender=UploadSession)
-def forget_file(instance: UploadSession, **kwargs: Any) -> None:
+def forget_file(instance: UploadSession, using: str, **kwargs: Any) -> None:
     """The file of a deleted session goes with it; one that a host has bound is the host's."""
     if instance.part:
-        transaction.on_commit(partial(_delete_part, instance.part))
+        transaction.on_commit(partial(_delete_part, instance.part), using=using)
     if instance.stored_as and instance.state == State.COMPLETED:
-        transaction.on_commit(partial(instance.get_storage().delete, instance.stored_as))
+        delete = instance.get_storage().delete
+        transaction.on_commit(partial(delete, instance.stored_as), using=using)
 
 
 def _delete_part(part: str) -> None:
@@ -63,7 +64,7 @@ def purge(*, dry_run: bool = False, log: Callable[[str], None] = lambda line: No
     done = Purge()
     try:
         sizes = {part.name: part.size for part in store.parts()}
-        for session in UploadSession.objects.expired().iterator():
+        for session in UploadSession.objects.expired():  # no cursor stays open beside the updates
             if dry_run or _expire(session, store):
                 done.sessions += 1
                 done.parts += session.part in sizes
@@ -81,7 +82,7 @@ def purge(*, dry_run: bool = False, log: Callable[[str], None] = lambda line: No
 
 
 def _expire(session: UploadSession, store: Store) -> bool:
-    with transaction.atomic():
+    with transaction.atomic(using=router.db_for_write(UploadSession)):
         outcome = leases.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
     if isinstance(outcome, UploadError) or not outcome[1]:
         return False

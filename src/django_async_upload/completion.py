@@ -58,7 +58,7 @@ async def verify(upload: ActiveUpload, finish: m.Finish, host: Host) -> dict[str
     if not upload.received == finish.size == expected_size:
         raise SizeMismatch(size=finish.size, received=upload.received, declared=session.size)
     if upload.writer is None:  # no byte came: an empty file
-        await upload.reserve()
+        upload.writer = await upload.store.run(upload.store.create, 0)
     assert upload.writer is not None
     actual = f"{upload.writer.crc:08x}"
     if actual != finish.crc32c:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import Storage, storages
-from django.db import models, transaction
+from django.db import models, router, transaction
+from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -187,17 +188,22 @@ class UploadSession(models.Model):
 
         The field's own storage, ``upload_to`` and validators apply. On a file system the host's file is a hard link
         of the published one, which is removed after the commit; on a rollback it stays, and can be bound
-        again. Raises :class:`NotCompleted` and :class:`AlreadyBound`.
+        again. Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError`
+        outside of a transaction.
         """
         from .binding import bound_file
 
-        self._require_unbound()
-        if not UploadSession.objects.transition([self.pk], State.BOUND):
+        using = router.db_for_write(UploadSession, instance=self)
+        if not transaction.get_connection(using).in_atomic_block:
+            # Else the row would say "bound" whether or not the host's object is ever saved.
+            raise TransactionManagementError("bind() belongs into the host's transaction.atomic().")
+        # Not by the state in memory: it is as it was left by a transaction that was rolled back.
+        if not UploadSession.objects.using(using).transition([self.pk], State.BOUND):
             self.refresh_from_db(fields=["state"])
             self._require_unbound()
         file = bound_file(self)
         stored_as, storage = self.stored_as, self.get_storage()
-        transaction.on_commit(lambda: file.forget(storage, stored_as))
+        transaction.on_commit(lambda: file.forget(storage, stored_as), using=using)
         self.state = State.BOUND
         return file
 

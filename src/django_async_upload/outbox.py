@@ -54,17 +54,18 @@ class Outbox:
             await asyncio.wait(self._tasks)
 
     async def _deliver(self, event: CompletionEvent) -> None:
+        sending = asyncio.create_task(self._send(event))
+        while not (await asyncio.wait({sending}, timeout=CLAIM.total_seconds() / 3))[0]:
+            with suppress(UploadError):
+                await self._database.call(renew, event.pk)
+        try:
+            await self._database.call(mark_delivered, event.pk, patience=60.0)
+        except UploadError as error:  # it will be delivered again
+            logger.error("Completion %s was delivered, but not noted: %s", event.pk, error)
+
+    async def _send(self, event: CompletionEvent) -> None:
         async with self._slots:
-            sending = asyncio.create_task(
-                signals.send(signals.upload_completed, event.session, event_id=event.pk)
-            )
-            while not (await asyncio.wait({sending}, timeout=CLAIM.total_seconds() / 3))[0]:
-                with suppress(UploadError):
-                    await self._database.call(renew, event.pk)
-            try:
-                await self._database.call(mark_delivered, event.pk, patience=60.0)
-            except UploadError as error:  # it will be delivered again
-                logger.error("Completion %s was delivered, but not noted: %s", event.pk, error)
+            await signals.send(signals.upload_completed, event.session, event_id=event.pk)
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:

@@ -281,13 +281,16 @@ class UploadService:
         """Bring an upload to an end and delete its part; raises :class:`TakenOver` for an old holder."""
         ending = Ending(session.pk, to, error=error, epoch=epoch)
         ended, changed = await self.database.call(leases.end, ending)
+        holder = self.active.get(session.pk)
+        parts = {ended.part} if changed else set()
+        if holder is not None and ended.state in OVER:
+            holder.lose(leases.over(ended))
+            if holder.writer is not None:  # the row may not have its part's name yet
+                parts.add(holder.writer.part)
+        for part in parts - {""}:
+            await self.store.run(self.store.delete, part)
         if not changed:
             return ended
-        holder = self.active.get(session.pk)
-        if holder is not None:
-            holder.lose(leases.over(ended))
-        if ended.part:
-            await self.store.run(self.store.delete, ended.part)
         if to is State.CANCELLED:
             await signals.send(signals.upload_cancelled, ended)
         elif to is State.FAILED:

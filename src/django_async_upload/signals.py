@@ -68,9 +68,11 @@ async def send(signal: Signal, session: Any, **arguments: Any) -> None:
 async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> None:
     # Seen: sync receivers in the shared thread delayed another upload's UPDATE by a second.
     async with ThreadSensitiveContext() as context:
-        responses = await signal.asend_robust(type(session), session=session, **arguments)
-        if context in SyncToAsync.context_to_thread_executor:  # a sync receiver made the thread
-            await sync_to_async(connections.close_all)()
+        try:
+            responses = await signal.asend_robust(type(session), session=session, **arguments)
+        finally:
+            if context in SyncToAsync.context_to_thread_executor:  # a sync receiver made the thread
+                await sync_to_async(connections.close_all)()
     for receiver, response in responses:
         if isinstance(response, Exception):
             name = getattr(receiver, "__qualname__", repr(receiver))

@@ -25,7 +25,7 @@ from .owners import Owner
 from .protocol import messages as m
 from .protocol.state import State
 from .stores import publication
-from .stores.base import Writer
+from .stores.base import Checkpoint, Writer
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -176,3 +176,7 @@ class SmallFiles:
                 file.writer.close()
                 if file.session.state == State.COMPLETED or not file.is_created:
                     self._service.store.delete(file.writer.part)
+                if not file.is_created:  # the ordinary way begins from nothing
+                    file.session.state, file.session.stored_as = State.CREATED, ""
+                    for column, value in leases.checkpoint_values(Checkpoint("")).items():
+                        setattr(file.session, column, value)

@@ -1,0 +1,236 @@
+"""No orphans: deletion takes files along, but never a host's; the purge takes what nobody needs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+from django.db import transaction
+from django.utils import timezone
+
+from django_async_upload import cleanup
+from django_async_upload.exceptions import UploadOver
+from django_async_upload.models import UploadSession
+from django_async_upload.owners import Owner
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.state import State
+from django_async_upload.service import UploadService
+from django_async_upload.stores.configured import make_store
+from django_async_upload.testing.communicator import UploadCommunicator
+
+from .fixtures import KIB, MIB, Heard, crc, new_key, publish, row, run
+from .models import Document
+
+pytest_plugins = ["tests.fixtures"]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG_AGO = timedelta(days=2)
+
+
+def part(staging: Path, data: bytes = b"part", *, age: timedelta = timedelta()) -> str:
+    """A part in the staging folder: its name."""
+    store = make_store()
+    writer = store.create(None)
+    writer.write([memoryview(data)])
+    writer.close()
+    store.close()
+    then = time.time() - age.total_seconds()
+    os.utime(staging / writer.part, (then, then))
+    return writer.part
+
+
+def unfinished(owner: Owner, part: str, **fields: Any) -> UploadSession:
+    return UploadSession.objects.create(
+        **{
+            "key": new_key(),
+            "endpoint": "default",
+            "owner_id": owner.user_id,
+            "owner_key": owner.key,
+            "name": "a.bin",
+            "part": part,
+            "durable": 4,
+            "crc": crc32c(b"part"),
+            "state": State.UPLOADING,
+            "expires_at": timezone.now() + LONG_AGO,
+            **fields,
+        }
+    )
+
+
+def parts(staging: Path) -> set[str]:
+    return set(os.listdir(staging)) if staging.is_dir() else set()
+
+
+# Deletion -----------------------------------------------------------------------------------------
+
+
+def test_a_deleted_session_takes_its_part_along(owner: Owner, staging: Path) -> None:
+    session = unfinished(owner, part(staging))
+    session.delete()
+    assert not parts(staging)
+
+
+def test_a_deleted_session_takes_its_published_file_along(owner: Owner, media: Path) -> None:
+    session = publish(owner)
+    assert (media / session.stored_as).exists()
+    session.delete()
+    assert not (media / session.stored_as).exists()
+
+
+def test_a_deleted_user_leaves_nothing_behind(
+    owner: Owner, alice: Any, media: Path, staging: Path
+) -> None:
+    unfinished(owner, part(staging))
+    stored_as = publish(owner).stored_as
+    alice.delete()
+    assert not parts(staging)
+    assert not (media / stored_as).exists()
+    assert not UploadSession.objects.exists()
+
+
+def test_a_bound_file_is_the_hosts_and_stays(owner: Owner, alice: Any, media: Path) -> None:
+    session = publish(owner, b"mine", "a.bin")
+    with transaction.atomic():
+        document = Document.objects.create(attachment=session.bind())
+    # The name is free again, and somebody else's next file may have it.
+    assert publish(owner, b"theirs", "a.bin").stored_as == session.stored_as
+    UploadSession.objects.get(pk=session.pk).delete()
+    assert document.attachment.read() == b"mine"
+    assert (media / session.stored_as).read_bytes() == b"theirs"
+    alice.delete()
+    assert Document.objects.get().attachment.read() == b"mine"
+
+
+def test_a_deletion_that_is_rolled_back_deletes_no_file(
+    owner: Owner, media: Path, staging: Path
+) -> None:
+    begun, published = unfinished(owner, part(staging)), publish(owner)
+    with transaction.atomic():
+        UploadSession.objects.all().delete()
+        transaction.set_rollback(True)
+    assert parts(staging) == {begun.part}
+    assert (media / published.stored_as).exists()
+
+
+# Purge --------------------------------------------------------------------------------------------
+
+
+def test_the_purge_expires_what_gave_no_sign_of_life(
+    owner: Owner, staging: Path, heard: Heard
+) -> None:
+    now = timezone.now()
+    old = unfinished(owner, part(staging), expires_at=now - timedelta(seconds=1))
+    live = unfinished(owner, part(staging))
+    lines: list[str] = []
+    done = cleanup.purge(log=lines.append)
+    assert (done.sessions, done.parts, done.bytes) == (1, 1, 4)
+    assert parts(staging) == {live.part}
+    old.refresh_from_db()
+    live.refresh_from_db()
+    assert (old.state, old.epoch, old.part) == (State.EXPIRED, 2, "")
+    assert (live.state, live.epoch) == (State.UPLOADING, 1)
+    assert [arguments["session"].pk for arguments in heard.named("expired")] == [old.pk]
+    assert str(old.pk) in lines[0]
+    assert cleanup.purge() == cleanup.Purge()
+
+
+def test_the_purge_deletes_parts_that_no_session_names_when_they_are_old(
+    owner: Owner, staging: Path
+) -> None:
+    orphan = part(staging, b"orphan", age=LONG_AGO)
+    young = part(staging)
+    known = unfinished(owner, part(staging, age=LONG_AGO)).part
+    done = cleanup.purge()
+    assert (done.sessions, done.parts, done.bytes) == (0, 1, 6)
+    assert parts(staging) == {young, known}
+    assert orphan not in parts(staging)
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing(
+    owner: Owner, staging: Path, heard: Heard
+) -> None:
+    part(staging, age=LONG_AGO)
+    old = unfinished(owner, part(staging), expires_at=timezone.now() - LONG_AGO)
+    before = parts(staging)
+    told = cleanup.purge(dry_run=True)
+    assert parts(staging) == before
+    old.refresh_from_db()
+    assert (old.state, old.epoch) == (State.UPLOADING, 1)
+    assert not heard
+    assert cleanup.purge() == told
+
+
+def test_the_purge_leaves_finished_and_bound_files_alone(
+    owner: Owner, media: Path, heard: Heard
+) -> None:
+    then = timezone.now() - LONG_AGO
+    published = publish(owner, name="b.bin", expires_at=then)
+    session = publish(owner)
+    with transaction.atomic():
+        document = Document.objects.create(attachment=session.bind())
+    assert cleanup.purge() == cleanup.Purge()
+    assert document.attachment.read() == b"hello"
+    assert published.file.read() == b"hello"
+    assert not heard
+
+
+def test_the_purge_never_takes_a_publication(owner: Owner, staging: Path) -> None:
+    then = timezone.now() - LONG_AGO
+    waits = unfinished(owner, part(staging), state=State.FINALIZING, expires_at=then)
+    assert cleanup.purge() == cleanup.Purge()
+    assert parts(staging) == {waits.part}
+
+
+async def test_a_live_upload_is_not_disturbed(
+    connect: Callable[..., UploadCommunicator],
+    uploads: UploadService,
+    staging: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither by the part that its row does not name yet, nor by one that it does."""
+    monkeypatch.setattr(cleanup, "GRACE", timedelta(seconds=-1))
+    data = os.urandom(100 * KIB)
+    async with connect() as client:
+        stream = client.new_stream()
+        await client.send(m.Create(new_key(), "a.bin", len(data)), stream)
+        created = await client.wait_for(m.Created, stream)
+        for _ in range(100):  # made before the first byte, and soon known
+            if (await row(created.upload)).part:
+                break
+            await uploads.store.run(time.sleep, 0.01)
+        assert await run(cleanup.purge) == cleanup.Purge()
+        assert parts(staging) == {(await row(created.upload)).part}
+        offset, limit = 0, created.limit
+        while offset < len(data):
+            stop = min(limit, len(data))
+            await client.send_data(stream, offset, data[offset:stop])
+            offset = stop
+            if offset < len(data):
+                limit = max(limit, (await client.wait_for(m.Ack, stream)).limit)
+        assert await run(cleanup.purge) == cleanup.Purge()
+        await client.send(m.Finish(len(data), crc(data)), stream)
+        await client.wait_for(m.Completed, stream)
+
+
+async def test_a_live_upload_that_expired_hears_of_it(
+    connect: Callable[..., UploadCommunicator], uploads: UploadService, staging: Path
+) -> None:
+    data = os.urandom(MIB)
+    async with connect() as client:
+        stream = client.new_stream()
+        await client.send(m.Create(new_key(), "a.bin", len(data)), stream)
+        created = await client.wait_for(m.Created, stream)
+        await client.send_data(stream, 0, data[: created.limit])
+        await client.wait_for(m.Ack, stream)
+        await UploadSession.objects.aupdate(expires_at=timezone.now() - LONG_AGO)
+        assert (await run(cleanup.purge)).sessions == 1
+        with pytest.raises(UploadOver):
+            await client.wait_for(m.Completed, stream)
+    assert (await row(created.upload)).state == State.EXPIRED
+    assert not parts(staging)
