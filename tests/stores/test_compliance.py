@@ -25,8 +25,8 @@ class Patched(MemoryStore):
     def create(self, size: int | None) -> Writer:
         return self.patch(super().create(size))
 
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
-        return self.patch(super().open(checkpoint, size=size))
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
+        return self.patch(super().open(checkpoint, **options))
 
     def patch(self, writer: Writer) -> Writer:
         writer.__class__ = self.writer
@@ -167,36 +167,41 @@ class HasNoPath(MemoryWriter):
 
 
 class BelievesTheCheckpoint(MemoryStore):
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
         data = self._contents[checkpoint.part].data
         trusted = replace(checkpoint, crc=crc32c(data[: checkpoint.offset]))
-        return super().open(trusted, size=size)
+        return super().open(trusted, **options)
 
 
 class BeginsAgain(MemoryStore):
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
-        return self.create(size)
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
+        return self.create(None)
 
 
 class SharesThePart(MemoryStore):
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
         if content := self._contents.get(checkpoint.part):
             content.is_open = False
-        return super().open(checkpoint, size=size)
+        return super().open(checkpoint, **options)
 
 
 class IgnoresTheSize(MemoryStore):
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
         return super().open(checkpoint)
+
+
+class AlwaysSteals(MemoryStore):
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
+        return super().open(checkpoint, **{**options, "steal": True})
 
 
 class NamesNothingLost(MemoryStore):
     """A part that is gone is an error, even where nothing was in it."""
 
-    def open(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+    def open(self, checkpoint: Checkpoint, **options: Any) -> Writer:
         if checkpoint.part not in self._contents:
             raise StorageFailed
-        return super().open(checkpoint, size=size)
+        return super().open(checkpoint, **options)
 
 
 class DeletesOnce(MemoryStore):
@@ -294,6 +299,7 @@ EXPECTED = {
     BelievesTheCheckpoint: "a_wrong_crc_is_not_believed_after_a_reboot",
     BeginsAgain: "an_opened_part_goes_on",
     SharesThePart: "the_newest_writer_is_the_only_one",
+    AlwaysSteals: "a_part_in_use_can_be_left_alone",
     IgnoresTheSize: "no_more_than_the_size_is_received",
     NamesNothingLost: "a_part_of_which_nothing_was_promised_may_be_gone",
     DeletesOnce: "delete_forgets_a_part_and_again",

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 from crc32c import crc32c
 
-from ..exceptions import DataLost, StorageFailed, StorageFull, UploadError
+from ..exceptions import Busy, DataLost, StorageFailed, StorageFull, UploadError
 from ..protocol.frames import MAX_CHUNK, build_data
 from ..stores.base import Checkpoint, Store, Writer
 
@@ -300,6 +300,17 @@ class StoreCompliance:
         older.close()
         self.assert_holds(newer, self.data + b"\1" * 4096)
         assert {checkpoint.part, newer.part} <= {part.name for part in store.parts()}
+
+    def test_a_part_in_use_can_be_left_alone(self, store: Store) -> None:
+        writer, checkpoint = self.begun(store)
+        with pytest.raises(Busy):
+            store.open(checkpoint, size=self.size, steal=False)
+        assert [part.name for part in store.parts()] == [checkpoint.part]
+        self.assert_holds(writer, self.data)
+        checkpoint = writer.sync()
+        writer.close()
+        writer = store.open(checkpoint, size=self.size, steal=False)
+        self.assert_holds(writer, self.data[: writer.received])
 
     @pytest.mark.parametrize("name", EVIL_NAMES)
     def test_a_name_that_no_store_gave_opens_nothing(self, store: Store, name: str) -> None:
