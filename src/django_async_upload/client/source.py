@@ -312,6 +312,8 @@ class StreamSource(Source):
         while not self._cancelled:
             try:
                 piece = self._read_some(_PIECE)
+                if piece is None:
+                    raise BlockingIOError("the stream does not wait for its bytes")
             except (OSError, ValueError) as error:  # ValueError: somebody closed it
                 self._error = error if isinstance(error, OSError) else OSError(str(error))
                 piece = b""

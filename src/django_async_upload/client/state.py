@@ -68,15 +68,16 @@ class StateFile:
         :class:`ValueError`, for a file that somebody else wrote."""
         try:
             with open(self.path, encoding="utf-8") as file:
-                content = json.load(file)
+                text = file.read()
         except FileNotFoundError:
             return {}
         try:
+            content = json.loads(text)
             if content["version"] != _VERSION:
-                raise ValueError(f"version {content['version']} is not known")
+                raise KeyError(content["version"])
             entries = [Entry.from_json(values) for values in content["uploads"]]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is not a state file of this program") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is not a state file of this version") from error
         return {entry.key: entry for entry in entries}
 
     async def load(self) -> None:
