@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,3 +213,26 @@ def test_the_client_needs_no_django(env: dict[str, str]) -> None:
         "assert not found, found\n"
     )
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
+
+
+def documented() -> list[str]:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "client.md"
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(documented())))
+def test_the_code_in_the_reference_runs(
+    host: Host, env: dict[str, str], tmp_path: Path, number: int
+) -> None:
+    (tmp_path / "large.bin").write_bytes(os.urandom(2**20))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(b"one")
+    code = documented()[number]
+    assert "ws://127.0.0.1:8000/ws/uploads/" in code
+    code = code.replace("ws://127.0.0.1:8000/ws/uploads/", host.url())
+    env["ASYNC_UPLOAD_TICKET"] = host.ticket()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout
