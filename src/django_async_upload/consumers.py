@@ -61,9 +61,12 @@ CLOSE_CODES: Final[dict[type[UploadError], int]] = {
     IdleTimeout: 4408,
     AuthenticationTimeout: 4408,
     TooManyConnections: 4429,
-    Draining: 1012,
+    Draining: 4503,
 }
-"""The WebSocket close code for an error on stream 0; the nearest base class counts."""
+"""The WebSocket close code for an error on stream 0; the nearest base class counts.
+
+None of those below 3000, 1012 for a restart neither: Daphne refuses to send them.
+"""
 
 CONNECTION_WINDOW: Final = 16 * 1024 * 1024
 """Bytes of DATA payload that may be on their way on one connection."""
@@ -151,6 +154,8 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
         except asyncio.CancelledError:
             if not self._is_cut:
                 raise
+            # A server drops the connection of an application that ends.
+            await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Take a message from the server.
@@ -479,13 +484,18 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
             CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES
         )
         await self._disconnect()
+        if asyncio.current_task() is not self._serving:
+            self._cut()  # Granian sends no close frame while its receive() is waited for
         if not (await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS))[0]:
-            # The client does not read: the server drops the connection of an application that ends.
-            self._sender.cancel()
-            self._is_cut = True
-            assert self._serving is not None
-            self._serving.cancel()
+            self._sender.cancel()  # the client does not read
+            self._cut()
         self._close_code = None
+
+    def _cut(self) -> None:
+        """Listen no longer; the application ends when the sender has."""
+        assert self._serving is not None
+        self._is_cut = True
+        self._serving.cancel()
 
     async def _drain(self, retry_after: float) -> None:
         self.send_message(0, m.Drain(retry_after))
