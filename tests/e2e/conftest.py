@@ -30,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+            if callspec := getattr(item, "callspec", None):
+                # With -n 4 --dist loadgroup each server has a worker of its own.
+                item.add_marker(pytest.mark.xdist_group(callspec.params["kind"]))
 
 
 @pytest.fixture(scope="session", params=SERVERS)

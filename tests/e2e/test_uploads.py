@@ -254,7 +254,7 @@ def test_a_drained_connection_is_told_first_and_has_everything_durable(host: Hos
         connection.upload(stream, data, stop=MIB)
         host.get("/drain/")
         assert connection.expect(messages.Drain).retry_after == pytest.approx(0.2)
-        assert connection.close_code() == 1012
+        assert connection.close_code() == 4503
     with host.connect() as connection:
         stream, ready = connection.attach(created.upload, data)
         assert (ready.offset, ready.durable) == (MIB, MIB)
