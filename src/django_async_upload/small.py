@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("django_async_upload")
 
 MAX_BATCH: Final = 256
-BATCHES: Final = 1
-"""At once: while one is in the database, the next is on the disk."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +57,7 @@ class SmallFiles:
     def __init__(self, service: UploadService) -> None:
         self._service = service
         self._waiting: list[SmallFile] = []
-        self._drains: set[asyncio.Task[None]] = set()
+        self._draining: asyncio.Task[None] | None = None
 
     def takes(self, session: UploadSession, finish: m.Finish | None) -> bool:
         """Whether nothing about the upload asks for the ordinary way."""
@@ -79,22 +77,24 @@ class SmallFiles:
         Raises what refuses the upload.
         """
         self._waiting.append(file)
-        if len(self._drains) < BATCHES:
-            drain = asyncio.create_task(self._drain())
-            self._drains.add(drain)
-            drain.add_done_callback(self._drains.discard)
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
         return await file.published
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            try:
-                await self._publish(batch)
-            except Exception as error:  # the ordinary way meets it again, one by one
-                logger.warning("Small files go one by one: %r", error)
-            for file in batch:
-                if not file.published.done():
-                    file.published.set_result(False)
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                try:
+                    await self._publish(batch)
+                except Exception as error:  # the ordinary way meets it again, one by one
+                    logger.warning("Small files go one by one: %r", error)
+                for file in batch:
+                    if not file.published.done():
+                        file.published.set_result(False)
+        finally:
+            # Not in a callback of the task: a file that came before it ran would wait for ever.
+            self._draining = None
 
     async def _publish(self, batch: list[SmallFile]) -> None:
         service = self._service
