@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -79,8 +80,12 @@ def generate(job: dict[str, Any]) -> dict[str, Any]:
 class Load:
     """One kind of job for one server, which may be run again and again."""
 
-    def __init__(self, kind: str, server: Server, source: Source, **extra: Any) -> None:
+    def __init__(
+        self, kind: str, server: Server, source: Source, *, keep: bool = False, **extra: Any
+    ) -> None:
+        """``keep``: what was stored is put aside, not deleted, until the server is stopped."""
         self.server = server
+        self.keep = keep
         self.source = source
         self.job = {
             "kind": kind,
@@ -112,8 +117,17 @@ class Load:
         except RuntimeError as error:
             raise RuntimeError(f"{error}\n{self.server.name} says: {self.server.log()}") from error
         finally:
-            clear(self.server.files)
+            self._clear()
         return outcome
+
+    def _clear(self) -> None:
+        """Leave the folder empty, and let the disk come to rest."""
+        aside = tempfile.mkdtemp(dir=self.server.directory)
+        for entry in os.scandir(self.server.files):
+            os.rename(entry.path, os.path.join(aside, entry.name))
+        if not self.keep:
+            shutil.rmtree(aside)
+        os.sync()
 
     def _compare(self, stored_as: str | list[str]) -> None:
         """The stored files, one after the other, are the source."""
@@ -185,13 +199,3 @@ class Crowd:
             if f"{crc32c((server.files / name).read_bytes()):08x}" != crc:
                 raise RuntimeError(f"{name} on the disk is not what was sent")
         return peak - idle
-
-
-def clear(folder: Path) -> None:
-    """Remove what was stored, and let the disk come to rest."""
-    for entry in os.scandir(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
-    os.sync()

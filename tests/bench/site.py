@@ -81,6 +81,7 @@ from django.core.management import call_command
 from django.db import connection, models
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+
 from django_async_upload.routing import upload_application
 
 if TYPE_CHECKING:

@@ -105,6 +105,7 @@ class Upload:
     offset: int = 0
     """Payload bytes handed out for sending."""
     received: int = 0
+    durable: int = 0
     limit: int = 0
     chunk: int = 0
     built: int = 0
@@ -218,8 +219,8 @@ class Upload:
             if last > first:
                 self._advance(min(last * MAX_CHUNK, size))
                 return self.frames[first * _FRAMED : last * _FRAMED]
-            if self.received < self.offset:
-                return b""
+            if self.durable < self.offset:
+                return b""  # the next checkpoint brings credit for whole frames
         if self.frames is not None:
             end = min(end, (first + 1) * MAX_CHUNK)
         end = min(end, self.offset + self.chunk)
@@ -249,6 +250,7 @@ class Upload:
                 self.limit = max(self.limit, fields["limit"])
             self.chunk = fields["chunk"]
             self.received = fields.get("received", self.received)
+            self.durable = fields.get("durable", self.durable)
 
     def outcome(self) -> dict[str, Any]:
         """The figures; raises :class:`RuntimeError` where the server completed something else."""
