@@ -1,0 +1,964 @@
+"""The use cases, without a consumer: what is created, attached, taken over, cancelled and recovered."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crc32c import crc32c
+
+from django_async_upload import active, leases, service
+from django_async_upload.active import ActiveUpload
+from django_async_upload.completion import Publisher
+from django_async_upload.exceptions import (
+    Busy,
+    CorruptChunks,
+    DataLost,
+    DigestMismatch,
+    FileRefused,
+    KeyReused,
+    NameRefused,
+    NotFound,
+    SizeMismatch,
+    StorageFailed,
+    StorageFull,
+    TakenOver,
+    UploadError,
+    UploadOver,
+)
+from django_async_upload.leases import Claim
+from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.owners import Owner
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.frames import MAX_CHUNK, build_data
+from django_async_upload.protocol.state import State
+from django_async_upload.service import UploadService, get_service
+from django_async_upload.stores import disk, publication
+
+from .fixtures import KIB, MIB, Heard, crc, finish, forget_service, new_key, row
+
+pytest_plugins = ["tests.fixtures"]
+
+
+class Ear:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.acks = 0
+        self.rewinds: list[tuple[int, str]] = []
+        self.pauses = 0
+        self.most_rewinds = 100
+
+    def acked(self) -> None:
+        self.acks += 1
+
+    def rewound(self, offset: int, durable: int, limit: int, code: str) -> None:
+        assert durable <= offset <= limit
+        self.rewinds.append((offset, code))
+        if len(self.rewinds) > self.most_rewinds:
+            raise CorruptChunks(offset=offset, times=len(self.rewinds))
+
+    def pause(self) -> None:
+        self.pauses += 1
+
+
+class Host:
+    """A host that may refuse; see :class:`~django_async_upload.completion.Host`."""
+
+    inspects = False
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.refusal: UploadError | None = None
+        self.name = "uploads/a.bin"
+        self.inspecting = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def get_name(self, session: UploadSession) -> str:
+        if self.name == "":
+            raise NameRefused
+        return self.name
+
+    async def inspect(self, session: UploadSession, file: Any) -> None:
+        self.seen = await asyncio.to_thread(file.read)
+        self.inspecting.set()
+        await self.go_on.wait()
+        if self.refusal is not None:
+            raise self.refusal
+
+
+@pytest.fixture
+def host(owner: Owner) -> Host:
+    return Host(owner)
+
+
+def new_session(owner: Owner, data: bytes | None, **fields: Any) -> UploadSession:
+    return UploadSession(
+        **{
+            "key": new_key(),
+            "endpoint": "default",
+            "owner_id": owner.user_id,
+            "owner_key": owner.key,
+            "name": "a.bin",
+            "size": None if data is None else len(data),
+            "expires_at": leases.expiry(),
+            **fields,
+        }
+    )
+
+
+def frames(data: bytes, start: int = 0, chunk: int = MAX_CHUNK) -> list[bytes]:
+    return [
+        build_data(1, offset, data[offset : offset + chunk], crc32c)
+        for offset in range(start, len(data), chunk)
+    ]
+
+
+@asynccontextmanager
+async def begun(
+    uploads: UploadService, owner: Owner, data: bytes | None, **fields: Any
+) -> AsyncIterator[ActiveUpload]:
+    upload = uploads.open(Ear())
+    try:
+        session = new_session(owner, data, **fields)
+        assert await uploads.create(upload, session, owner) is session
+        yield upload
+    finally:
+        await uploads.leave(upload)
+
+
+@asynccontextmanager
+async def attached(
+    uploads: UploadService, owner: Owner, pk: uuid.UUID
+) -> AsyncIterator[ActiveUpload]:
+    upload = uploads.open(Ear())
+    try:
+        await uploads.attach(upload, Claim(pk, owner, "default"))
+        upload.forget_queued()
+        yield upload
+    finally:
+        await uploads.leave(upload)
+
+
+def feed(upload: ActiveUpload, data: bytes, start: int = 0, *, chunk: int = MAX_CHUNK) -> None:
+    for frame in frames(data, start, chunk):
+        upload.append(frame)
+
+
+async def write(upload: ActiveUpload, data: bytes, start: int = 0, **digests: str) -> m.Finish:
+    feed(upload, data, start)
+    upload.finish(finish(data, **digests))
+    outcome = await upload.write()
+    assert isinstance(outcome, m.Finish)
+    return outcome
+
+
+async def interrupted(uploads: UploadService, owner: Owner, data: bytes, sent: int) -> uuid.UUID:
+    """An upload of which ``sent`` bytes are durable."""
+    async with begun(uploads, owner, data) as upload:
+        feed(upload, data[:sent])
+        upload.release()
+        assert await upload.write() is m.Release
+        assert await upload.interrupt() == sent
+        return upload.session.pk
+
+
+async def crash(uploads: UploadService) -> UploadService:
+    """Throw the service away as a dead process does, and begin another one."""
+    service._services.pop(asyncio.get_running_loop())
+    if uploads._watch is not None:
+        uploads._watch.cancel()
+    uploads.store.close()
+    uploads.database.close()
+    return get_service()
+
+
+# Whole uploads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 16 * KIB, 5 * MIB + 7])
+async def test_what_was_written_is_published(
+    uploads: UploadService, owner: Owner, host: Host, media: Path, size: int, sized: bool
+) -> None:
+    data = os.urandom(size)
+    async with begun(uploads, owner, data if sized else None) as upload:
+        session = await uploads.complete(upload, await write(upload, data), host)
+        assert session.state == State.COMPLETED
+    kept = await row(session.pk)
+    assert (media / kept.stored_as).read_bytes() == data
+    assert (kept.state, kept.size, kept.durable, kept.crc32c) == (
+        State.COMPLETED,
+        size,
+        size,
+        crc(data),
+    )
+    assert kept.part == ""
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+async def test_a_digest_is_checked_beside_the_crc(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    import hashlib
+
+    data = os.urandom(3 * MIB)
+    digest = hashlib.sha256(data).hexdigest()
+    async with begun(uploads, owner, data, digest="sha-256") as upload:
+        done = await write(upload, data, **{"sha-256": digest})
+        session = await uploads.complete(upload, done, host)
+    assert (await row(session.pk)).digests == {"sha-256": digest}
+
+
+async def test_a_digest_is_read_again_after_a_resume(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    import hashlib
+
+    data = os.urandom(MIB)
+    digest = hashlib.sha256(data).hexdigest()
+    async with begun(uploads, owner, data, digest="sha-256") as upload:
+        feed(upload, data[:5000])
+        upload.release()
+        await upload.write()
+        await upload.interrupt()
+    async with attached(uploads, owner, upload.session.pk) as again:
+        done = await write(again, data, 5000, **{"sha-256": digest})
+        session = await uploads.complete(again, done, host)
+    assert (await row(session.pk)).digests == {"sha-256": digest}
+
+
+@pytest.mark.parametrize("digests", [{}, {"sha-256": "0" * 64}])
+async def test_a_wrong_or_missing_digest_fails_the_upload(
+    uploads: UploadService, owner: Owner, host: Host, heard: Heard, digests: dict[str, str]
+) -> None:
+    async with begun(uploads, owner, b"data", digest="sha-256") as upload:
+        with pytest.raises(DigestMismatch):
+            await uploads.complete(upload, await write(upload, b"data", **digests), host)
+    await assert_failed(uploads, upload, "digest_mismatch", heard)
+
+
+async def test_a_wrong_crc_fails_the_upload(
+    uploads: UploadService, owner: Owner, host: Host, heard: Heard
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        feed(upload, b"data")
+        upload.finish(m.Finish(4, "00000000"))
+        done = await upload.write()
+        with pytest.raises(DigestMismatch):
+            await uploads.complete(upload, done, host)
+    await assert_failed(uploads, upload, "digest_mismatch", heard)
+
+
+async def assert_failed(
+    uploads: UploadService, upload: ActiveUpload, code: str, heard: Heard
+) -> None:
+    kept = await row(upload.session.pk)
+    assert (kept.state, kept.error) == (State.FAILED, code)
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    (failed,) = heard.named("failed")
+    assert failed["error"].code == code
+    assert failed["session"].pk == kept.pk
+
+
+@pytest.mark.parametrize(("size", "declared"), [(3, 4), (5, 4), (3, 3), (4, 5)])
+async def test_a_size_that_is_not_the_one_received_or_declared_interrupts(
+    uploads: UploadService, owner: Owner, host: Host, size: int, declared: int
+) -> None:
+    async with begun(uploads, owner, b"d" * declared) as upload:
+        feed(upload, b"data")
+        upload.finish(m.Finish(size, crc(b"data")))
+        with pytest.raises(SizeMismatch):
+            await uploads.complete(upload, await upload.write(), host)  # type: ignore[arg-type]
+    assert (await row(upload.session.pk)).state == State.CREATED
+
+
+async def test_a_host_may_refuse_the_whole_file(
+    uploads: UploadService, owner: Owner, host: Host, heard: Heard, media: Path
+) -> None:
+    host.inspects, host.refusal = True, FileRefused("A virus.")
+    async with begun(uploads, owner, b"data") as upload:
+        with pytest.raises(FileRefused):
+            await uploads.complete(upload, await write(upload, b"data"), host)
+    assert host.seen == b"data"
+    assert not media.exists()
+    await assert_failed(uploads, upload, "file_refused", heard)
+
+
+async def test_a_host_may_refuse_the_name(
+    uploads: UploadService, owner: Owner, host: Host, heard: Heard
+) -> None:
+    host.name = ""
+    async with begun(uploads, owner, b"data") as upload:
+        with pytest.raises(NameRefused):
+            await uploads.complete(upload, await write(upload, b"data"), host)
+    await assert_failed(uploads, upload, "name_refused", heard)
+
+
+async def test_many_that_want_one_name_all_survive(
+    uploads: UploadService, owner: Owner, host: Host, media: Path
+) -> None:
+    async def one(data: bytes) -> None:
+        async with begun(uploads, owner, data) as upload:
+            await uploads.complete(upload, await write(upload, data), host)
+
+    contents = [f"content {number}".encode() for number in range(30)]
+    await asyncio.gather(*map(one, contents))
+    assert sorted(path.read_bytes() for path in (media / "uploads").iterdir()) == sorted(contents)
+
+
+# Create -------------------------------------------------------------------------------------------
+
+
+async def test_the_same_key_finds_the_upload_that_it_made(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        again = uploads.open(Ear())
+        session = new_session(owner, b"data", key=upload.session.key)
+        found = await uploads.create(again, session, owner)
+        assert found.pk == upload.session.pk
+        assert uploads.active[found.pk] is upload
+        session = new_session(owner, b"other data", key=upload.session.key)
+        with pytest.raises(KeyReused):
+            await uploads.create(again, session, owner)
+        await uploads.leave(again)
+        assert uploads.active[found.pk] is upload
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+async def test_a_damaged_chunk_rewinds_and_voids_what_follows_and_the_finish(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    data = os.urandom(10_000)
+    sent = frames(data, chunk=1000)
+    async with begun(uploads, owner, data) as upload:
+        for number, frame in enumerate(sent):
+            upload.append(frame[:-1] + bytes([frame[-1] ^ 1]) if number == 3 else frame)
+        upload.finish(finish(data))
+        writing = asyncio.create_task(upload.write())
+        while not upload.listener.rewinds:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        assert upload.listener.rewinds == [(3000, "corrupt_chunk")]  # type: ignore[attr-defined]
+        assert not writing.done()
+        feed(upload, data, 3000)
+        upload.finish(finish(data))
+        session = await uploads.complete(upload, await writing, host)  # type: ignore[arg-type]
+    assert session.crc32c == crc(data)
+
+
+async def test_too_much_damage_fails_the_upload(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        upload.listener.most_rewinds = 0  # type: ignore[attr-defined]
+        upload.append(frames(b"data")[0][:-1] + b"?")
+        with pytest.raises(CorruptChunks):
+            await upload.write()
+
+
+async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    media: Path,
+) -> None:
+    uploads.store.durability = "fsync"
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    data = os.urandom(300 * KIB)
+    broken: list[int] = []
+    real = disk.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        if not broken and os.fstat(fd).st_size > 100 * KIB:
+            broken.append(fd)
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(disk, "fdatasync", fdatasync)
+    async with begun(uploads, owner, data) as upload:
+        writing = asyncio.create_task(upload.write())
+        feed(upload, data[: 50 * KIB])
+        while upload.durable < 50 * KIB:
+            await asyncio.sleep(0.005)
+        first = upload.checkpoint.part
+        feed(upload, data[: 200 * KIB], 50 * KIB)
+        while not upload.listener.rewinds:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.005)
+        assert upload.listener.rewinds == [(50 * KIB, "storage_error")]  # type: ignore[attr-defined]
+        assert upload.limit - upload.received <= upload.account.promised
+        feed(upload, data, 50 * KIB)
+        upload.finish(finish(data))
+        session = await uploads.complete(upload, await writing, host)  # type: ignore[arg-type]
+    assert (media / session.stored_as).read_bytes() == data
+    assert upload.checkpoint.part != first
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+async def test_a_disk_that_fails_again_and_again_interrupts(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.store.durability = "fsync"
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.001)
+
+    def fdatasync(fd: int) -> None:
+        if os.fstat(fd).st_size:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk, "fdatasync", fdatasync)
+    async with begun(uploads, owner, b"data") as upload:
+        writing = asyncio.create_task(upload.write())
+        while not writing.done():
+            if not upload.queued and upload.received == 0:
+                feed(upload, b"data")
+            await asyncio.sleep(0.002)
+        with pytest.raises(StorageFailed):
+            await writing
+        assert await upload.interrupt() == 0
+
+
+async def test_a_full_disk_interrupts_and_keeps_what_came(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, full = disk.write_at, False
+
+    def write_at(fd: int, buffers: Any, offset: int) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        real(fd, buffers, offset)
+
+    monkeypatch.setattr(disk, "write_at", write_at)
+    data = os.urandom(2000)
+    async with begun(uploads, owner, data) as upload:
+        writing = asyncio.create_task(upload.write())
+        feed(upload, data[:1000])
+        while upload.received < 1000:
+            await asyncio.sleep(0.001)
+        full = True
+        feed(upload, data, 1000)
+        with pytest.raises(StorageFull):
+            await writing
+        assert await upload.interrupt() == 1000
+    kept = await row(upload.session.pk)
+    assert (kept.state, kept.durable, kept.crc32c) == (State.INTERRUPTED, 1000, crc(data[:1000]))
+
+
+async def test_checkpoints_come_by_bytes_and_by_time(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(6 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        writing = asyncio.create_task(upload.write())
+        feed(upload, data[: 5 * MIB])
+        begun_at = time.monotonic()
+        while upload.durable < 5 * MIB:
+            await asyncio.sleep(0.005)
+        assert time.monotonic() - begun_at < 0.9  # by bytes: before the second was over
+        assert (await row(upload.session.pk)).durable == 5 * MIB
+        feed(upload, data[: 5 * MIB + 1], 5 * MIB)
+        while upload.durable <= 5 * MIB:
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - begun_at < 5  # by time
+        upload.release()
+        await writing
+        await upload.interrupt()
+
+
+async def test_a_release_keeps_what_came_before_it(uploads: UploadService, owner: Owner) -> None:
+    data = os.urandom(50_000)
+    assert await interrupted(uploads, owner, data, 40_000)
+    (session,) = [each async for each in UploadSession.objects.all()]
+    assert (session.state, session.durable) == (State.INTERRUPTED, 40_000)
+
+
+async def test_a_finish_that_came_before_the_connection_went_is_carried_out(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        feed(upload, b"data")
+        upload.finish(finish(b"data"))
+        upload.release()
+        assert isinstance(await upload.write(), m.Finish)
+
+
+# Attach and takeover ------------------------------------------------------------------------------
+
+
+async def test_a_resume_goes_on_from_what_is_there(
+    uploads: UploadService, owner: Owner, host: Host, media: Path
+) -> None:
+    data = os.urandom(200 * KIB)
+    pk = await interrupted(uploads, owner, data, 150 * KIB)
+    async with attached(uploads, owner, pk) as upload:
+        assert (upload.received, upload.durable) == (150 * KIB, 150 * KIB)
+        session = await uploads.complete(upload, await write(upload, data, 150 * KIB), host)
+    assert (media / session.stored_as).read_bytes() == data
+
+
+async def test_after_a_crash_what_was_written_is_proved_again(
+    uploads: UploadService, owner: Owner, host: Host, media: Path
+) -> None:
+    data = os.urandom(200 * KIB)
+    async with begun(uploads, owner, data) as upload:
+        await upload.reserve()
+        writing = asyncio.create_task(upload.write())
+        feed(upload, data[: 100 * KIB])
+        while upload.received < 100 * KIB:
+            await asyncio.sleep(0.001)
+        writing.cancel()  # nothing is saved
+        await asyncio.wait({writing})
+    again = await crash(uploads)
+    async with attached(again, owner, upload.session.pk) as resumed:
+        assert (resumed.durable, resumed.received) == (0, 100 * KIB)
+        session = await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
+    assert (media / session.stored_as).read_bytes() == data
+
+
+async def test_the_newest_wins_while_the_older_one_writes(
+    uploads: UploadService, owner: Owner, host: Host, media: Path
+) -> None:
+    data = os.urandom(4 * MIB)
+    async with begun(uploads, owner, data) as older:
+        writing = asyncio.create_task(older.write())
+
+        async def give_way() -> None:
+            with pytest.raises(TakenOver):
+                await writing
+            await older.interrupt()
+            await uploads.leave(older)
+
+        giving_way = asyncio.create_task(give_way())
+        feed(older, data[: 3 * MIB], chunk=64 * KIB)
+        await asyncio.sleep(0.002)  # in the middle of a write
+        begun_at = time.monotonic()
+        async with attached(uploads, owner, older.session.pk) as newer:
+            assert time.monotonic() - begun_at < 1.0
+            await giving_way
+            assert newer.session.epoch == older.session.epoch + 1
+            older.append(frames(b"x")[0])  # nobody writes it any more
+            received = newer.received
+            assert newer.writer is not None
+            assert f"{newer.writer.crc:08x}" == crc(data[:received])
+            session = await uploads.complete(newer, await write(newer, data, received), host)
+    assert (media / session.stored_as).read_bytes() == data
+    assert uploads.active == {}
+
+
+async def test_a_holder_that_does_not_let_go_loses_its_file(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one in another process that is stopped: the newer one goes on in another file."""
+    from django_async_upload.stores import filesystem
+
+    monkeypatch.setattr(service, "EVICTION_SECONDS", 0.05)
+    monkeypatch.setattr(filesystem, "LOCK_WAIT", 0.05)
+    data = os.urandom(100 * KIB)
+    async with begun(uploads, owner, data) as older:
+        feed(older, data[: 50 * KIB])
+        older.release()
+        await older.write()  # and then nothing: neither interrupted nor closed
+        await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)  # type: ignore[union-attr]
+        async with attached(uploads, owner, older.session.pk) as newer:
+            assert newer.received == 50 * KIB
+            done = await write(newer, data, 50 * KIB)
+            session = await uploads.complete(newer, done, host)
+            assert older.writer is not None
+            assert newer.writer is not None
+            assert newer.writer.part != older.writer.part
+            with pytest.raises(UploadError):  # the woken holder reaches neither row nor file
+                await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)
+            await uploads.store.run(older.writer.append, frames(b"late"))
+    assert (media / session.stored_as).read_bytes() == data
+
+
+async def test_a_crowd_that_attaches_leaves_one_holder(
+    uploads: UploadService, owner: Owner
+) -> None:
+    data = os.urandom(1000)
+    pk = await interrupted(uploads, owner, data, 500)
+    outcomes: list[str] = []
+
+    async def fight() -> None:
+        upload = uploads.open(Ear())
+        try:
+            await uploads.attach(upload, Claim(pk, owner, "default"))
+            assert uploads.active[pk] is upload
+            await upload.write()
+        except UploadError as error:
+            outcomes.append(error.code)
+            await upload.interrupt()
+        finally:
+            await uploads.leave(upload)
+
+    fighters = [asyncio.create_task(fight()) for _ in range(8)]
+    while len(outcomes) < 7:
+        await asyncio.sleep(0.005)
+    uploads.active[pk].release()
+    await asyncio.gather(*fighters)
+    assert outcomes == ["taken_over"] * 7
+    kept = await row(pk)
+    assert (kept.epoch, kept.durable) == (9, 500)
+
+
+async def test_an_attach_while_it_completes_waits_for_the_result(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    host.inspects = True
+    host.go_on.clear()
+    async with begun(uploads, owner, b"data") as upload:
+        completing = asyncio.create_task(
+            uploads.complete(upload, await write(upload, b"data"), host)
+        )
+        await host.inspecting.wait()
+        other = uploads.open(Ear())
+        session = await uploads.attach(other, Claim(upload.session.pk, owner, "default"))
+        assert other.writer is None
+        waiting = asyncio.create_task(uploads.result(session, lambda progress: None))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        host.go_on.set()
+        assert (await waiting).stored_as == (await completing).stored_as
+        await uploads.leave(other)
+    assert await CompletionEvent.objects.acount() == 1
+
+
+async def test_a_result_of_what_was_interrupted_meanwhile_is_busy(
+    uploads: UploadService, owner: Owner
+) -> None:
+    pk = await interrupted(uploads, owner, b"data", 2)
+    with pytest.raises(Busy):
+        await uploads.result(await row(pk), lambda progress: None)
+    assert (await row(pk)).state == State.INTERRUPTED
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.CANCELLED, State.FAILED])
+async def test_an_attach_to_what_is_over_answers_with_the_end(
+    uploads: UploadService, owner: Owner, state: State
+) -> None:
+    session = new_session(owner, b"data", state=state, stored_as="a")
+    await session.asave(force_insert=True)
+    upload = uploads.open(Ear())
+    try:
+        if state == State.COMPLETED:
+            found = await uploads.attach(upload, Claim(session.pk, owner, "default"))
+            assert found.stored_as == "a"
+            assert upload.writer is None
+        else:
+            with pytest.raises(UploadOver):
+                await uploads.attach(upload, Claim(session.pk, owner, "default"))
+    finally:
+        await uploads.leave(upload)
+
+
+async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
+    uploads: UploadService, owner: Owner, heard: Heard
+) -> None:
+    pk = await interrupted(uploads, owner, b"data", 3)
+    uploads.store.delete((await row(pk)).part)
+    upload = uploads.open(Ear())
+    with pytest.raises(DataLost):
+        await uploads.attach(upload, Claim(pk, owner, "default"))
+    await uploads.leave(upload)
+    kept = await row(pk)
+    assert (kept.state, kept.error) == (State.FAILED, "data_lost")
+    assert len(heard.named("failed")) == 1
+
+
+async def test_without_credit_a_new_upload_is_busy(uploads: UploadService, settings: Any) -> None:
+    uploads.budget.total = 20 * KIB
+    first = uploads.open(Ear())
+    with pytest.raises(Busy):
+        uploads.open(Ear())
+    await uploads.leave(first)
+    await uploads.leave(uploads.open(Ear()))
+
+
+# Cancel -------------------------------------------------------------------------------------------
+
+
+async def test_a_cancel_throws_the_bytes_away(
+    uploads: UploadService, owner: Owner, heard: Heard
+) -> None:
+    pk = await interrupted(uploads, owner, b"data", 3)
+    ended = await uploads.cancel(Claim(pk, owner, "default"))
+    assert ended.state == State.CANCELLED
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    again = await uploads.cancel(Claim(pk, owner, "default"))
+    assert again.state == State.CANCELLED
+    assert len(heard.named("cancelled")) == 1
+
+
+async def test_a_cancel_from_elsewhere_stops_the_holder(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        writing = asyncio.create_task(upload.write())
+        feed(upload, b"da")
+        while upload.received < 2:
+            await asyncio.sleep(0.001)
+        await uploads.cancel(Claim(upload.session.pk, owner, "default"))
+        with pytest.raises(UploadOver):
+            await writing
+    # The row did not know the part's name yet.
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+async def test_a_cancel_outruns_what_is_queued(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        feed(upload, b"data")
+        upload.finish(finish(b"data"))
+        upload.cancel()
+        assert await upload.write() is m.Cancel
+
+
+@pytest.mark.parametrize("from_elsewhere", [True, False])
+async def test_a_cancel_works_while_the_file_is_checked(
+    uploads: UploadService, owner: Owner, host: Host, media: Path, from_elsewhere: bool
+) -> None:
+    host.inspects = True
+    host.go_on.clear()
+    async with begun(uploads, owner, b"data") as upload:
+        done = await write(upload, b"data")
+        completing = asyncio.create_task(uploads.complete(upload, done, host))
+        await host.inspecting.wait()
+        if from_elsewhere:
+            cancelling = asyncio.create_task(
+                uploads.cancel(Claim(upload.session.pk, owner, "default"))
+            )
+            while not upload.is_cancelled:
+                await asyncio.sleep(0.001)
+        else:
+            upload.cancel()
+        host.go_on.set()
+        assert (await completing).state == State.CANCELLED
+        if from_elsewhere:
+            assert (await cancelling).state == State.CANCELLED
+    assert not media.exists()
+
+
+async def test_a_cancel_after_publication_is_answered_with_the_result(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        session = await uploads.complete(upload, await write(upload, b"data"), host)
+    ended = await uploads.cancel(Claim(session.pk, owner, "default"))
+    assert (ended.state, ended.stored_as) == (State.COMPLETED, session.stored_as)
+
+
+@pytest.mark.parametrize("verb", ["find", "cancel"])
+async def test_somebody_elses_upload_is_not_there(
+    uploads: UploadService, owner: Owner, bob: Any, verb: str
+) -> None:
+    pk = await interrupted(uploads, owner, b"data", 3)
+    stranger = Owner(f"user:{bob.pk}", bob)
+    with pytest.raises(NotFound):
+        await getattr(uploads, verb)(Claim(pk, stranger, "default"))
+    assert (await row(pk)).state == State.INTERRUPTED
+
+
+# After a crash ------------------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    """The process ends here."""
+
+
+async def die_at(
+    uploads: UploadService, owner: Owner, host: Host, step: str, patch: pytest.MonkeyPatch
+) -> UploadSession:
+    """Complete an upload in a process that dies at a step of the publication."""
+
+    async def die(self: Publisher, *args: Any) -> Any:
+        raise Died
+
+    def link_and_die(*args: Any, **kwargs: Any) -> None:
+        real_link(*args, **kwargs)
+        raise Died
+
+    real_link, real_go_on = publication.link, Publisher.go_on
+
+    async def complete_and_die(self: Publisher) -> Any:
+        self._forget_part = lambda: None  # type: ignore[method-assign]
+        await real_go_on(self)
+        raise Died
+
+    with patch.context() as until_death:
+        if step == "before the link":
+            until_death.setattr(Publisher, "go_on", die)
+        elif step == "after the link":
+            until_death.setattr(publication, "link", link_and_die)
+        else:
+            until_death.setattr(Publisher, "go_on", complete_and_die)
+        async with begun(uploads, owner, b"data") as upload:
+            done = await write(upload, b"data")
+            with pytest.raises(Died):
+                await uploads.complete(upload, done, host)
+    return await row(upload.session.pk)
+
+
+@pytest.mark.parametrize("how", ["attach", "cancel", "watch"])
+@pytest.mark.parametrize("step", ["before the link", "after the link", "after the commit"])
+async def test_a_publication_goes_on_where_a_crash_left_it(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    how: str,
+) -> None:
+    session = await die_at(uploads, owner, host, step, monkeypatch)
+    committed = step == "after the commit"
+    assert session.state == (State.COMPLETED if committed else State.FINALIZING)
+    assert not heard.named("completed")
+    again = await crash(uploads)
+    claim = Claim(session.pk, owner, "default")
+    if how == "attach":
+        upload = again.open(Ear())
+        found = await again.attach(upload, claim)
+        assert upload.writer is None
+        results = await asyncio.gather(
+            *(again.result(found, lambda progress: None) for _ in range(3))
+        )
+        assert {each.stored_as for each in results} == {"uploads/a.bin"}
+        await again.leave(upload)
+    elif how == "cancel":
+        assert (await again.cancel(claim)).state == State.COMPLETED
+    else:
+        monkeypatch.setattr(service, "STUCK_SECONDS", 0.0)
+        again.start()
+        for _ in range(200):
+            if (await row(session.pk)).state == State.COMPLETED:
+                break
+            await asyncio.sleep(0.01)
+    assert [path.read_bytes() for path in (media / "uploads").iterdir()] == [b"data"]
+    assert await CompletionEvent.objects.acount() == 1
+    await CompletionEvent.objects.filter(delivered_at=None).aupdate(claimed_until=None)
+    await again.outbox.join()
+    await again.outbox.deliver_due()
+    assert {each["event_id"] for each in heard.named("completed")} == {
+        (await CompletionEvent.objects.aget()).pk
+    }
+    if not committed:
+        assert not os.listdir(again.store.root)  # type: ignore[attr-defined]
+
+
+async def test_a_part_that_is_gone_in_the_middle_of_its_publication_is_lost(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    again = await crash(uploads)
+    again.store.delete(session.part)
+    with pytest.raises(DataLost):
+        await again.result(session, lambda progress: None)
+    kept = await row(session.pk)
+    assert (kept.state, kept.error) == (State.FAILED, "data_lost")
+    assert not media.exists()
+
+
+@pytest.mark.parametrize("boot", ["this", "another"])
+async def test_a_part_that_is_not_whole_is_never_published(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    boot: str,
+) -> None:
+    """With durability ``os`` the machine's crash may take bytes that the row counts."""
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    if boot == "another":
+        await UploadSession.objects.aupdate(boot_id="another")
+    again = await crash(uploads)
+    os.truncate(os.path.join(again.store.root, session.part), 2)  # type: ignore[attr-defined]
+    with pytest.raises(DataLost):
+        await again.result(await row(session.pk), lambda progress: None)
+    assert (await row(session.pk)).state == State.FAILED
+    assert not media.exists()
+
+
+async def test_what_another_process_publishes_is_left_to_it(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from django_async_upload.stores import filesystem
+
+    monkeypatch.setattr(filesystem, "LOCK_WAIT", 0.05)
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    other = uploads.store.open(session.checkpoint)  # a process that lives holds its lock
+    with pytest.raises(Busy):
+        await uploads.result(session, lambda progress: None)
+    other.close()
+    assert (await uploads.result(session, lambda progress: None)).state == State.COMPLETED
+
+
+async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publication, "links_into", lambda storage, path: False)
+    data = os.urandom(3 * MIB)
+    reports: list[m.Progress] = []
+    async with begun(uploads, owner, data) as upload:
+        monkeypatch.setattr(upload, "report", reports.append)
+        session = await uploads.complete(upload, await write(upload, data), host)
+    assert (media / session.stored_as).read_bytes() == data
+    assert [report.phase for report in reports] == ["finalizing"] * len(reports)
+    assert reports[-1].done == reports[-1].total == len(data)
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+# The service itself -------------------------------------------------------------------------------
+
+
+async def test_a_loop_has_one_service_until_settings_change(
+    uploads: UploadService, settings: Any
+) -> None:
+    assert get_service() is uploads
+    settings.ASYNC_UPLOAD = {"MEMORY_BUDGET": 2 * MIB}
+    again = get_service()
+    assert again is not uploads
+    assert again.budget.total == 2 * MIB
+    await uploads.close()
+
+
+async def test_close_saves_what_is_held(uploads: UploadService, owner: Owner) -> None:
+    async def hold() -> ActiveUpload:
+        async with begun(uploads, owner, b"data") as upload:
+            feed(upload, b"da")
+            if await upload.write() is m.Release:
+                await upload.interrupt()
+            return upload
+
+    holding = asyncio.create_task(hold())
+    while not uploads.active:
+        await asyncio.sleep(0.001)
+    uploads.start()
+    await forget_service()
+    upload = await holding
+    assert (await row(upload.session.pk)).durable == 2
+    assert upload.account.promised == 0
