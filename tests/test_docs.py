@@ -1,0 +1,422 @@
+"""The documentation says what the source does: its code runs, its tables match, its links lead somewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from django.core.files import File
+from django.core.management import load_command_class
+from django.dispatch import Signal
+
+from django_async_upload import conf, signals
+from django_async_upload.consumers import UploadConsumer
+from django_async_upload.exceptions import FileRefused
+from django_async_upload.models import UploadSession, UploadSessionQuerySet
+from django_async_upload.protocol.state import State
+
+from .e2e.servers import free_port, wait_for
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "src/django_async_upload"
+COMMANDS = [each.stem for each in (SOURCE / "management/commands").glob("[!_]*.py")]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+
+class Block(NamedTuple):
+    """A fenced block, with the comment before it: ``<!-- word: argument -->``."""
+
+    language: str
+    code: str
+    comment: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.finditer(
+        r"(?:^<!-- (?P<comment>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+        page.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    return [Block(each["language"], each["code"], each["comment"] or "") for each in found]
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def rows(page: str, heading: str = "") -> list[list[str]]:
+    """The cells of the tables of a page, or of one section of it, without their heads."""
+    text = (DOCS / page).read_text()
+    if heading:
+        text = text.partition(f"\n{heading}\n")[2]
+        text = re.split(rf"^#{{1,{heading.count('#')}}} ", text, flags=re.MULTILINE)[0]
+    tables = re.findall(r"^\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return [
+        [cell.strip() for cell in row.strip("|").split(" | ")]
+        for table in tables
+        for row in table.splitlines()
+    ]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# Links --------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_page_is_on_the_map() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "index.md").read_text()))
+    assert linked == {str(each.relative_to(DOCS)) for each in DOCS.rglob("*.md")} - {"index.md"}
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def test_the_settings_are_those_of_the_source_with_their_defaults() -> None:
+    documented = {
+        names(row[0])[0]: eval(names(row[1])[0])
+        for row in rows("reference/settings.md")
+        if names(row[0]) and names(row[0])[0].isupper() and len(row) == 3
+    }
+    defaults = conf.UploadSettings()
+    assert documented == {key: getattr(defaults, name) for key, name in conf.FIELDS.items()}
+
+
+def test_the_system_checks_are_those_of_the_source() -> None:
+    pattern = r"async_upload\.[EWI]\d{3}"
+    source = "".join(each.read_text() for each in SOURCE.rglob("*.py"))
+    documented = [names(row[0])[0] for row in rows("reference/settings.md", "## System checks")]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == set(re.findall(pattern, source))
+
+
+def test_the_signals_are_those_of_the_source() -> None:
+    documented = {names(row[0])[0] for row in rows("reference/signals.md")}
+    assert documented == {name for name, each in vars(signals).items() if isinstance(each, Signal)}
+
+
+def test_the_fields_and_querysets_are_those_of_the_model() -> None:
+    fields = {
+        name
+        for row in rows("reference/model.md")
+        for name in names(row[0])
+        if "(" not in name and name != "crc32c"
+    }
+    assert fields == {each.name for each in UploadSession._meta.fields}
+    methods = {
+        names(row[0])[0].partition("(")[0] for row in rows("reference/model.md", "## Querysets")
+    }
+    own = {name for name, each in vars(UploadSessionQuerySet).items() if callable(each)}
+    assert methods == {name for name in own if name[0] != "_"} - {"transition"}  # the app's own
+
+
+def test_the_states_are_those_of_the_table() -> None:
+    for page in ("reference/model.md", "reference/protocol.md"):
+        text = (DOCS / page).read_text()
+        drawn = re.search(r"```\n(created ->.*?)```", text, re.DOTALL)
+        assert drawn is not None
+        assert set(re.findall(r"[a-z]+", drawn[1])) == set(State)
+
+
+def test_the_attributes_and_hooks_are_those_of_the_consumer() -> None:
+    attributes = {
+        names(row[0])[0]: eval(names(row[1])[0])
+        for row in rows("reference/consumer.md", "## Attributes")
+    }
+    hooks = {
+        names(row[0])[0].partition("(")[0] for row in rows("reference/consumer.md", "## Hooks")
+    }
+    own = vars(UploadConsumer)
+    declared = {
+        name
+        for name, annotation in UploadConsumer.__annotations__.items()
+        if annotation.startswith("ClassVar")
+    }
+    assert attributes == {name: own[name] for name in declared}
+    internal = {"dispatch", "authenticated", "admit", "new_session"}
+    public = {name for name, each in own.items() if iscoroutinefunction(each) and name[0] != "_"}
+    assert hooks == public - internal
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_each_of_its_options_is_documented(command: str) -> None:
+    text = (DOCS / "reference/commands.md").read_text()
+    _, heading, section = text.partition(f"## `{command}`\n")
+    assert heading
+    section = section.partition("\n## ")[0]
+    parser = load_command_class("django_async_upload", command).create_parser("manage.py", command)
+    general = {"--help", "--version", "--verbosity", "--settings", "--pythonpath", "--traceback"}
+    general |= {"--no-color", "--force-color", "--skip-checks"}
+    options = {flag for each in parser._actions for flag in each.option_strings if flag[:2] == "--"}
+    for option in options - general:
+        assert option in section, option
+
+
+def test_no_command_is_documented_that_is_not_there() -> None:
+    headings = re.findall(
+        r"^## `(.+)`$", (DOCS / "reference/commands.md").read_text(), re.MULTILINE
+    )
+    assert set(headings) == {*COMMANDS, "async-upload"}
+
+
+# Code ---------------------------------------------------------------------------------------------
+
+SCRATCH_SETTINGS = """
+from pathlib import Path
+SECRET_KEY = "documentation"
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes",
+                  "django.contrib.sessions", "django_async_upload", "documents"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+MEDIA_ROOT = Path(__file__).parent / "media"
+USE_TZ = True
+"""
+SCRATCH_MODELS = """
+from django.db import models
+class Document(models.Model):
+    owner = models.ForeignKey("auth.User", on_delete=models.CASCADE)
+    name = models.CharField(max_length=255)
+    attachment = models.FileField(upload_to="documents/")
+class Job(models.Model):
+    event = models.UUIDField(unique=True)
+    upload_id = models.UUIDField()
+"""
+RUNNER = """
+import importlib.util, json, sys, traceback
+import django
+django.setup()
+from django_async_upload import conf
+failures = {}
+for name, code, needs in json.load(sys.stdin):
+    try:
+        if needs and importlib.util.find_spec(needs) is None:
+            compile(code, name, "exec")
+            continue
+    except ModuleNotFoundError:
+        continue
+    names = {"__name__": "block"}
+    try:
+        exec(compile(code, name, "exec"), names)
+        assert not conf.problems(names.get("ASYNC_UPLOAD", {}))
+    except Exception:
+        failures[name] = traceback.format_exc()
+json.dump(failures, sys.stdout)
+"""
+TUTORIAL = DOCS / "tutorial.md"
+ELSEWHERE = {TUTORIAL, DOCS / "reference/client.md"}
+"""Pages whose code runs against a server: below, and in tests/client."""
+CODE = [
+    page
+    for page in PAGES
+    if page not in ELSEWHERE and any(block.language == "python" for block in blocks(page))
+]
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What every Python block outside the tutorial raised in a project of its own."""
+    root = tmp_path_factory.mktemp("scratch")
+    (root / "documents").mkdir()
+    (root / "documents/__init__.py").touch()
+    (root / "documents/models.py").write_text(SCRATCH_MODELS)
+    (root / "myproject").mkdir()
+    (root / "myproject/stores.py").write_text(
+        "from django_async_upload.stores import MemoryStore as MyStore"
+    )
+    (root / "scratch.py").write_text(SCRATCH_SETTINGS)
+    code = [
+        (f"{page_id(page)} {index}", block.code, block.comment.partition("needs: ")[2])
+        for page in CODE
+        for index, block in enumerate(blocks(page))
+        if block.language == "python"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps(code),
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "DJANGO_SETTINGS_MODULE": "scratch"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("page", CODE, ids=page_id)
+def test_the_code_of_a_page_runs(page: Path, failures: dict[str, str]) -> None:
+    own = [text for name, text in failures.items() if name.startswith(f"{page_id(page)} ")]
+    assert not own, "\n".join(own)
+
+
+def namespace(page: str, index: int) -> dict[str, Any]:
+    """The names that a Python block of a page defines."""
+    code = [block.code for block in blocks(DOCS / page) if block.language == "python"]
+    found: dict[str, Any] = {"__name__": "block"}
+    exec(code[index], found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "is_refused"), [(b"\x89PNG\r\n\x1a\n...", False), (b"MZ", True)]
+)
+def test_the_inspection_of_the_how_to_refuses_what_is_no_picture(
+    content: bytes, is_refused: bool
+) -> None:
+    consumer = namespace("how-to/scan-before-publishing.md", 0)["PictureConsumer"]()
+    inspection = consumer.inspect(None, File(io.BytesIO(content)))
+    if is_refused:
+        with pytest.raises(FileRefused, match="no PNG"):
+            asyncio.run(inspection)
+    else:
+        asyncio.run(inspection)
+
+
+def test_the_scan_of_the_how_to_speaks_with_clamd(tmp_path: Path) -> None:
+    received = io.BytesIO()
+
+    def clamd(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            assert stream.read(10) == b"zINSTREAM\0"
+            while size := int.from_bytes(stream.read(4), "big"):
+                received.write(stream.read(size))
+            connection.sendall(b"stream: OK\0")
+
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "clamd"))
+        listener.listen()
+        daemon = threading.Thread(target=clamd, args=(listener,))
+        daemon.start()
+        verdict = namespace("how-to/scan-before-publishing.md", 1)["verdict_of_clamd"]
+        content = os.urandom(3 * 1024 * 1024)
+        assert verdict(File(io.BytesIO(content)), str(tmp_path / "clamd")) == "stream: OK"
+        daemon.join(10)
+    assert received.getvalue() == content
+
+
+# The tutorial -------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Somebody who does what the tutorial says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = str(free_port())
+        self.folder = folder
+        self.server: subprocess.Popen[bytes] | None = None
+        programs = Path(sys.executable).parent
+        self.env = {
+            key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")
+        }
+        self.env |= {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+
+    def follow(self, block: Block) -> str:
+        word, _, argument = block.comment.partition(": ")
+        if block.language == "python":
+            assert word in ("file", "append")
+            path = self.folder / argument
+            path.write_text(block.code if word == "file" else path.read_text() + block.code)
+        elif block.language == "console" and word == "background":
+            self._serve(self._commands(block))
+        elif block.language == "console" and word != "not run":
+            return self._run(self._commands(block))
+        return ""
+
+    def _commands(self, block: Block) -> str:
+        lines = block.code.splitlines()
+        assert all(line.startswith("$ ") for line in lines)
+        return "\n".join(line[2:] for line in lines).replace("8000", self.port)
+
+    def _run(self, commands: str) -> str:
+        # What one block changes in the shell holds for the next.
+        memory = self.folder.parent / "shell"
+        done = subprocess.run(
+            ["bash", "-c", f"set -e\n{commands}\npwd >{memory}\nexport -p >>{memory}"],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
+        folder, *variables = memory.read_text().splitlines()
+        self.folder = Path(folder)
+        for name, value in re.findall(
+            r'^declare -x (ASYNC_UPLOAD_\w+)="(.*)"$', "\n".join(variables), re.MULTILINE
+        ):
+            self.env[name] = value
+        return done.stdout
+
+    def _serve(self, command: str) -> None:
+        self.server = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.env
+        )
+
+        def answers() -> bool:
+            with closing(socket.socket()) as probe:
+                return probe.connect_ex(("127.0.0.1", int(self.port))) == 0
+
+        wait_for(answers, seconds=30, what="the tutorial's server")
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    reader = Reader(folder)
+    try:
+        yield reader
+    finally:
+        if reader.server is not None:
+            reader.server.send_signal(signal.SIGINT)
+            reader.server.wait(15)
+
+
+@pytest.mark.e2e
+def test_the_tutorial_leads_to_a_document(reader: Reader) -> None:
+    output = "".join(map(reader.follow, blocks(TUTORIAL)))
+
+    stored_as = re.search(r"manage\.py -> (incoming/\S+)", output)
+    assert stored_as, output
+    assert "documents/manage.py" in output
+    media = reader.folder / "media"
+    assert (media / "documents/manage.py").read_bytes() == (
+        reader.folder / "manage.py"
+    ).read_bytes()
+    assert not (media / stored_as[1]).exists(), "the file was handed over, not copied"

@@ -1,0 +1,143 @@
+"""The example site does what ``make demo`` promises, from its own first line to Ctrl-C."""
+
+from __future__ import annotations
+
+import hashlib
+import http.cookiejar
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from .e2e.servers import free_port, wait_for
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[1]
+
+
+class Demo:
+    """A running copy of the example site."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log = folder.parent / "log"
+        self.env = {**os.environ, "XDG_STATE_HOME": str(folder.parent / "state")}
+        self.env.pop("DJANGO_SETTINGS_MODULE", None)
+        self.opener = urllib.request.build_opener(
+            urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+        )
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=folder, env=self.env, stdout=log, stderr=log
+            )
+        wait_for(self._answers, seconds=40, what="the example site")
+
+    def command(self) -> list[str]:
+        return [sys.executable, "manage.py", "demo", "--port", str(self.port)]
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with suppress(OSError):
+            return bool(self.get("/login/"))
+        return False
+
+    def get(self, path: str, form: dict[str, str] | None = None) -> str:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        data = None if form is None else urllib.parse.urlencode(form).encode()
+        with self.opener.open(url, data, timeout=15) as answer:
+            return str(answer.read().decode())
+
+    def sign_in(self) -> str:
+        """As demo, whose password is demo; returns the page that comes then."""
+        token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', self.get("/login/"))
+        assert token is not None
+        form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token[1]}
+        return self.get("/login/", form)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    folder = tmp_path_factory.mktemp("demo") / "example_project"
+    # What the site made where somebody has tried it is left out.
+    shutil.copytree(
+        ROOT / "example_project", folder, ignore=shutil.ignore_patterns("db.sqlite3*", "media*")
+    )
+    demo = Demo(folder)
+    try:
+        yield demo
+    finally:
+        demo.process.kill()
+        demo.process.wait()
+
+
+def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
+    line = re.search(r"^  (\S+async-upload put README\.md .+)$", demo.log.read_text(), re.MULTILINE)
+    assert line is not None, demo.log.read_text()
+    content = b"one\ntwo\n" * 1000
+    (demo.folder / "README.md").write_bytes(content)
+
+    done = subprocess.run(
+        ["bash", "-c", line[1]], cwd=demo.folder, env=demo.env, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    stored_as = re.search(r"README\.md -> (\S+)", done.stdout)
+    assert stored_as is not None, done.stdout
+    assert (demo.folder / "media" / stored_as[1]).read_bytes() == content
+
+    assert "Nothing has been uploaded" not in demo.sign_in()
+    digest = hashlib.sha256(content).hexdigest()
+    page = wait_for(lambda: _page_with(demo, digest), what="the work of the receiver")
+    assert "completed" in page
+    assert "2000 lines" in page
+
+    link = re.search(r'href="(/uploads/[^"]+)"', page)
+    assert link is not None
+    with demo.opener.open(f"http://127.0.0.1:{demo.port}{link[1]}") as download:
+        assert download.read() == content
+        assert download.headers["Content-Disposition"] == 'attachment; filename="README.md"'
+        assert download.headers["Content-Type"] == "application/octet-stream"
+        assert download.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def _page_with(demo: Demo, text: str) -> str | None:
+    page = demo.get("/")
+    return page if text in page else None
+
+
+def test_its_pages_ask_nobody_else_and_want_a_login(demo: Demo) -> None:
+    demo.opener = urllib.request.build_opener(
+        urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+    )
+    assert 'name="password"' in demo.get("/"), "nobody is signed in"
+    for page in (demo.get("/login/"), demo.sign_in()):
+        assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', page)
+
+
+def test_a_port_that_is_taken_is_said(demo: Demo) -> None:
+    again = subprocess.run(
+        demo.command(), cwd=demo.folder, env=demo.env, capture_output=True, text=True
+    )
+    assert again.returncode == 1
+    assert again.stderr.startswith(f"CommandError: 127.0.0.1:{demo.port} cannot be used")
+    assert f"make demo PORT={demo.port + 1}" in again.stderr
+
+
+def test_ctrl_c_stops_it_cleanly(demo: Demo) -> None:
+    demo.process.send_signal(signal.SIGINT)
+
+    assert demo.process.wait(15) in (0, -signal.SIGINT)
+    assert "Traceback" not in demo.log.read_text()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", demo.port)) != 0
