@@ -48,6 +48,11 @@ class Entry:
     upload: str | None = None
     """Its id; None until the server has answered."""
 
+    def to_json(self) -> dict[str, Any]:
+        # Not asdict(): it copies the metadata, and this is done for each small file.
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {**values, "identity": dataclasses.asdict(self.identity)}
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Entry:
         return cls(**{**values, "identity": Identity(**values["identity"])})
@@ -60,6 +65,8 @@ class StateFile:
         self.path = os.path.abspath(path) if path is not None else default_state_path()
         self._entries: dict[str, Entry] | None = None
         self._changes: dict[str, Entry | None] = {}
+        self._made = self._written = 0
+        """Changes: how many there were, and how many of them are in the file."""
         self._lock = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
 
@@ -114,6 +121,7 @@ class StateFile:
         else:
             entries[key] = entry
         self._changes[key] = entry
+        self._made += 1
 
     def _flush_soon(self) -> None:
         if self._flushing is None:
@@ -127,15 +135,17 @@ class StateFile:
 
     async def flush(self) -> None:
         """Return when every change so far is in the file; changes that came together are one write."""
+        wanted = self._made
         async with self._lock:
-            changes, self._changes = self._changes, {}
-            if not changes:
+            if self._written >= wanted:
                 return
+            made, changes, self._changes = self._made, self._changes, {}
             try:
                 await asyncio.to_thread(self._write, changes)
             except BaseException:
                 self._changes = {**changes, **self._changes}
                 raise
+            self._written = made
 
     def _write(self, changes: dict[str, Entry | None]) -> None:
         folder = os.path.dirname(self.path)
@@ -149,7 +159,7 @@ class StateFile:
                     entries[key] = entry
             content = {
                 "version": _VERSION,
-                "uploads": [dataclasses.asdict(entry) for entry in entries.values()],
+                "uploads": [entry.to_json() for entry in entries.values()],
             }
             # mkstemp makes files of mode 0600.
             descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".uploads-")
