@@ -214,7 +214,10 @@ class UploadService:
             return await self.end(session, State.CANCELLED)
         assert upload.writer is not None
         publisher = Publisher(self, session, upload.writer, upload.report)
+        stale = upload.checkpoint.part
         self.outbox.deliver(await publisher.publish(name, host.owner, digests))
+        if stale not in ("", upload.writer.part):  # rewritten since: no row names it any more
+            await self.store.run(self.store.delete, stale)
         return session
 
     async def result(
