@@ -9,15 +9,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from crc32c import crc32c
 
 from django_async_upload.protocol import messages
 
-from .disks import small_disk, unavailable
+from .disks import small_disk
 from .hosts import Host, migrated
+from .postgres import Postgres
 from .raw import Failed, RawConnection, SteadyUpload, finish
 from .servers import wait_for
 
@@ -157,48 +157,6 @@ def _upload(connection: RawConnection, stream: int, data: bytes, offset: int) ->
     except Failed as failed:
         if not failed.error.retryable:
             raise
-
-
-class Postgres:
-    """A database of the test's own."""
-
-    def __init__(self) -> None:
-        psycopg = pytest.importorskip("psycopg")
-        self.server = {
-            "host": os.environ.get("PGHOST", "127.0.0.1"),
-            "user": os.environ.get("PGUSER", "postgres"),
-        }
-        self.name = f"e2e_{uuid.uuid4().hex[:12]}"
-        try:
-            self._admin: Any = psycopg.connect(**self.server, dbname="postgres", autocommit=True)
-        except psycopg.OperationalError as error:
-            unavailable(f"PostgreSQL cannot be reached: {error}")
-
-    def __enter__(self) -> Postgres:
-        self._admin.execute(f'CREATE DATABASE "{self.name}"')
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._admin.execute(f'DROP DATABASE "{self.name}" WITH (FORCE)')
-        self._admin.close()
-
-    @property
-    def setting(self) -> dict[str, object]:
-        """For Django's DATABASES."""
-        return {"NAME": self.name, "HOST": self.server["host"], "USER": self.server["user"]}
-
-    @contextlib.contextmanager
-    def gone(self) -> Iterator[None]:
-        """Every connection is broken and no new one let in."""
-        self._admin.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
-        self._admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-            (self.name,),
-        )
-        try:
-            yield
-        finally:
-            self._admin.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS true')
 
 
 def test_postgresql_gone_for_five_seconds_is_waited_for(hosts: Callable[..., Host]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from crc32c import crc32c
 from django_async_upload.protocol import frames, messages
 from django_async_upload.protocol.frames import FrameType
 
-from .hosts import Host
+from .hosts import Host, migrated
+from .postgres import Postgres
 from .raw import RawConnection, SteadyUpload, finish
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "evil_names.json"
@@ -42,6 +44,27 @@ def send_whole(
 
 
 def test_an_evil_name_is_refused_or_stored_under_a_safe_one(host: Host) -> None:
+    send_evil_names(host)
+
+
+def test_an_evil_name_is_nothing_special_to_postgresql(hosts: Callable[..., Host]) -> None:
+    with Postgres() as postgres:
+        host = hosts(extra=migrated(postgres.setting))
+        send_evil_names(host)
+        with host.connect() as connection:
+            for fields in (
+                {"content_type": "\0"},
+                {"metadata": {"a": "\0"}},
+                {"metadata": {"\udfff": 1}},
+                {"metadata": {"a": 10**30}},
+            ):
+                answer = send_whole(connection, {"name": "a.txt", **fields})
+                if isinstance(answer, messages.Error):
+                    assert answer.code in ("type_refused", "metadata_invalid", "malformed_frame")
+        host.server.kill()
+
+
+def send_evil_names(host: Host) -> None:
     media = (host.root / "media").resolve()
     refused, stored = [], []
     with SteadyUpload(host.port, host.ticket()), host.connect() as connection:
