@@ -88,6 +88,8 @@ class Stream:
     client: UploadCommunicator
     number: int
     limit: int
+    durable: int
+    """The most that any answer had promised when this was opened, and what is promised on it since."""
     sent: int = 0
     is_open: bool = True
     restart: bool = False
@@ -132,7 +134,7 @@ class Uploading(RuleBasedStateMachine):
     async def _open(self, upload: Upload, index: int, message: m.Message) -> None:
         client = await self._client(index)
         limit = client.hello.stream_limit if isinstance(message, m.Create) else 0
-        upload.stream = Stream(upload, client, client.new_stream(), limit)
+        upload.stream = Stream(upload, client, client.new_stream(), limit, upload.durable)
         self.streams[client, upload.stream.number] = upload.stream
         await client.send(message, upload.stream.number)
 
@@ -184,22 +186,24 @@ class Uploading(RuleBasedStateMachine):
                 stream.limit = max(stream.limit, message.limit)
             case m.Attached():
                 upload.pk = message.upload
-                assert upload.durable <= message.durable <= message.received <= len(data)
+                self._promised(stream, message.durable)
+                assert message.durable <= message.received <= len(data)
                 stream.limit = 0
-                upload.durable = message.durable
                 proof = m.Proof(crc(data[: message.durable]), crc(data[: message.received]))
                 await stream.client.send(proof, stream.number)
             case m.Ready():
-                assert upload.durable <= message.durable <= message.offset <= len(data)
+                self._promised(stream, message.durable)
+                assert message.durable <= message.offset <= len(data)
                 stream.sent, stream.limit = message.offset, message.limit
                 stream.is_finished = stream.restart = False
             case m.Ack():
-                assert upload.durable <= message.durable <= message.received <= stream.sent
-                upload.durable = message.durable
+                self._promised(stream, message.durable)
+                assert message.durable <= message.received <= stream.sent
                 stream.limit = max(stream.limit, message.limit)
             case m.Rewind():
                 assert upload.damaged
-                assert upload.durable <= message.offset <= stream.sent
+                self._promised(stream, message.durable)
+                assert message.durable <= message.offset <= stream.sent
                 stream.sent, stream.limit = message.offset, message.limit
                 stream.is_finished, stream.restart = False, True
             case m.Pause():
@@ -222,8 +226,7 @@ class Uploading(RuleBasedStateMachine):
                 upload.end = "cancelled"
             case m.Released():
                 self._close(stream)
-                assert message.durable >= upload.durable
-                upload.durable = message.durable
+                self._promised(stream, message.durable)
             case m.Error():
                 self._close(stream)
                 assert message.code in EXPECTED | OVER, message
@@ -235,6 +238,12 @@ class Uploading(RuleBasedStateMachine):
                 pass
             case _:
                 raise AssertionError(message)
+
+    def _promised(self, stream: Stream, durable: int) -> None:
+        """``durable`` never goes down: neither on a stream, nor from what was known when it was opened."""
+        assert durable >= stream.durable
+        stream.durable = durable
+        stream.upload.durable = max(stream.upload.durable, durable)
 
     def _close(self, stream: Stream) -> None:
         stream.is_open = False

@@ -494,8 +494,9 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
     def _cut(self) -> None:
         """Listen no longer; the application ends when the sender has."""
         assert self._serving is not None
-        self._is_cut = True
-        self._serving.cancel()
+        if not self._is_cut:
+            self._is_cut = True
+            self._serving.cancel()
 
     async def _drain(self, retry_after: float) -> None:
         self.send_message(0, m.Drain(retry_after))
