@@ -53,9 +53,8 @@ SIZES = [0, 1, 1000, 16 * KIB, 16 * KIB + 1, 100 * KIB, 300 * KIB]
 CONNECTIONS = 2
 MAX_UPLOADS = 3
 
-EXPECTED = {"taken_over", "size_mismatch", "wrong_offset"}
-"""What may end a stream of an upload that goes on."""
-OVER = {"upload_over", "corrupt_chunks"}
+EXPECTED = {"taken_over", "size_mismatch", "wrong_offset", "upload_over", "corrupt_chunks"}
+"""What may end a stream here."""
 
 
 @dataclass(eq=False)
@@ -229,11 +228,16 @@ class Uploading(RuleBasedStateMachine):
                 self._promised(stream, message.durable)
             case m.Error():
                 self._close(stream)
-                assert message.code in EXPECTED | OVER, message
-                if message.code in OVER:
-                    assert upload.was_cancelled or upload.damaged > 8, message
-                    assert upload.end != "completed"
-                    upload.end = upload.end or "failed"
+                assert message.code in EXPECTED, message
+                if message.code == "upload_over":
+                    assert upload.was_cancelled
+                    assert upload.end in (None, "cancelled")
+                    assert message.facts == {"state": "cancelled"}
+                    upload.end = "cancelled"
+                elif message.code == "corrupt_chunks":
+                    assert upload.damaged > 8
+                    assert upload.end in (None, "failed")
+                    upload.end = "failed"
             case m.Progress():
                 pass
             case _:
