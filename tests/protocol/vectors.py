@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from django_async_upload.testing.transcripts import Transcript, pattern, read_al
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 FRAMES: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "frames.json").read_text("utf-8"))
+EXAMPLES = int(os.environ.get("ASYNC_UPLOAD_FUZZ_EXAMPLES", "2000"))
+"""How many inputs the tests that make up their own try."""
 TRANSCRIPTS: list[Transcript] = read_all(FOLDER / "transcripts")
 
 
