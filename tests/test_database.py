@@ -17,8 +17,8 @@ from django.db import IntegrityError, OperationalError, connection, connections
 from django_async_upload.database import Database
 from django_async_upload.exceptions import DatabaseUnavailable, NotFound, UploadError
 
-on_sqlite = pytest.mark.skipif("connection.vendor != 'sqlite'", reason="SQLite's locks")
-on_postgresql = pytest.mark.skipif("connection.vendor != 'postgresql'", reason="its backends")
+on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's locks")
+on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="its backends")
 
 
 @pytest.fixture

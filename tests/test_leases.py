@@ -476,7 +476,7 @@ def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> 
     assert timedelta(seconds=59) < leases.expiry() - timezone.now() <= timedelta(seconds=60)
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="its writers take turns")
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="its writers take turns")
 def test_a_race_for_a_key_in_another_connection_is_an_integrity_error(
     transactional_db: None, owner: Owner
 ) -> None:

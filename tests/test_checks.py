@@ -1,0 +1,153 @@
+"""Each system check, triggered once; and silence where nothing is wrong."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.db import connection, connections
+from django.test import modify_settings
+
+from django_async_upload import checks
+
+pytest_plugins = ["tests.fixtures"]
+
+
+def ids(*functions: Any, **kwargs: Any) -> set[str]:
+    functions = functions or (checks.check_settings,)
+    return {str(message.id) for function in functions for message in function(**kwargs)} - {
+        "async_upload.I010"
+    }
+
+
+def test_nothing_is_wrong_with_the_defaults(settings: Any, media: Path) -> None:
+    settings.ASYNC_UPLOAD = {}
+    assert ids(checks.check_settings, checks.check_deployment) == set()
+
+
+def test_they_are_registered(settings: Any, media: Path) -> None:
+    settings.ASYNC_UPLOAD = {"MAX_SIZ": 1}
+    assert "async_upload.E001" in {message.id for message in run_checks()}
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    found = {message.id for message in run_checks(include_deployment_checks=True)}
+    assert "async_upload.W011" in found
+
+
+def test_e001_settings(settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"MAX_SIZ": 1, "THREADS": 0}
+    assert [message.id for message in checks.check_settings()] == ["async_upload.E001"] * 2
+    assert ids(checks.check_deployment) == set()
+
+
+@pytest.mark.parametrize(
+    ("app", "expected"),
+    [
+        ("django.contrib.auth", "async_upload.E002"),
+        ("django.contrib.contenttypes", "async_upload.E002"),
+        ("django.contrib.sessions", "async_upload.W003"),
+    ],
+)
+def test_missing_apps(media: Path, app: str, expected: str) -> None:
+    with modify_settings(INSTALLED_APPS={"remove": [app]}):
+        assert expected in {message.id for message in checks._check_apps()}
+
+
+def test_e004_upload_to(settings: Any, media: Path) -> None:
+    settings.ASYNC_UPLOAD = {"UPLOAD_TO": "nowhere.to_be_found"}
+    assert ids() == {"async_upload.E004"}
+    settings.ASYNC_UPLOAD = {"UPLOAD_TO": "tests.test_checks.ids"}
+    assert ids() == set()
+
+
+def test_e005_storage(settings: Any, media: Path) -> None:
+    settings.ASYNC_UPLOAD = {"STORAGE": "nowhere"}
+    assert "async_upload.E005" in ids()
+
+
+@pytest.mark.parametrize("store", ["nowhere.Store", "django.core.files.File", "tests.fixtures.crc"])
+def test_e006_store(settings: Any, media: Path, store: str) -> None:
+    settings.ASYNC_UPLOAD = {"STORE": store}
+    assert ids() == {"async_upload.E006"}
+
+
+def test_e007_no_place_for_staging(settings: Any) -> None:
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
+    }
+    settings.MEDIA_ROOT = ""
+    assert ids() == {"async_upload.E007"}
+
+
+@pytest.mark.parametrize("name", ["MEDIA_ROOT", "STATIC_ROOT"])
+def test_e008_staging_is_served(settings: Any, media: Path, tmp_path: Path, name: str) -> None:
+    settings.STATIC_ROOT = str(tmp_path / "static")
+    settings.ASYNC_UPLOAD = {"STAGING_ROOT": os.path.join(getattr(settings, name), "staging")}
+    assert ids() == {"async_upload.E008"}
+
+
+def test_w009_staging_on_another_file_system(settings: Any, media: Path, tmp_path: Path) -> None:
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system")
+    with tempfile.TemporaryDirectory(dir=other) as folder:
+        settings.ASYNC_UPLOAD = {"STAGING_ROOT": os.path.join(folder, "staging")}
+        assert ids() == {"async_upload.W009"}
+
+
+def test_i010_few_files(settings: Any, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1024))
+    assert [message.id for message in checks.check_settings()] == ["async_upload.I010"]
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (unlimited, unlimited))
+    assert checks.check_settings() == []
+
+
+def test_deployment_w011_and_w012(settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "ALLOW_ANONYMOUS": True}
+    assert ids(checks.check_deployment) == {"async_upload.W011", "async_upload.W012"}
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's settings")
+@pytest.mark.parametrize(
+    ("durability", "pragmas", "expected"),
+    [
+        ("os", ["journal_mode=DELETE"], {"async_upload.W013"}),
+        ("fsync", ["journal_mode=WAL", "synchronous=NORMAL"], {"async_upload.W014"}),
+        ("fsync", ["journal_mode=WAL", "synchronous=FULL"], set()),
+        ("os", ["journal_mode=WAL", "synchronous=OFF"], set()),
+    ],
+)
+def test_the_database_w013_and_w014(
+    transactional_db: None, settings: Any, durability: str, pragmas: list[str], expected: set[str]
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": durability}
+    with connections["default"].cursor() as cursor:
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+    try:
+        assert ids(checks.check_database, databases=["default"]) == expected
+        assert ids(checks.check_database, databases=[]) == set()
+    finally:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        connections["default"].close()
+
+
+def test_e020_staging_cannot_be_written(settings: Any, media: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings.ASYNC_UPLOAD = {"STAGING_ROOT": str(tmp_path / "file")}
+    assert "async_upload.E020" in ids()
+
+
+def test_w020_staging_is_open_to_others(settings: Any, media: Path, staging: Path) -> None:
+    staging.mkdir(mode=0o755)
+    staging.chmod(0o755)
+    assert ids() == {"async_upload.W020"}
+    staging.chmod(0o700)
+    assert ids() == set()

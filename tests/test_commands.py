@@ -1,0 +1,85 @@
+"""The management commands: what they print, what they do, and how they refuse."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.owners import Owner
+from django_async_upload.protocol.state import State
+from django_async_upload.tickets import read_ticket
+
+from .fixtures import Heard, publish
+from .test_cleanup import LONG_AGO, part, parts, unfinished
+
+pytest_plugins = ["tests.fixtures"]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def call(*arguments: Any, **options: Any) -> str:
+    output = StringIO()
+    call_command(*arguments, stdout=output, **options)
+    return output.getvalue()
+
+
+def test_a_ticket_is_printed_alone(alice: Any) -> None:
+    ticket = read_ticket(call("upload_ticket", "alice").strip(), endpoint="default")
+    assert ticket.user == str(alice.pk)
+
+
+def test_a_ticket_takes_its_limits_from_options(alice: Any) -> None:
+    text = call("upload_ticket", "alice", "--endpoint=films", "--max-size=7", "--max-age=60")
+    ticket = read_ticket(text.strip(), endpoint="films")
+    assert ticket.max_size == 7
+    assert 0 < ticket.expires - timezone.now().timestamp() <= 60
+
+
+@pytest.mark.parametrize("option", ["--max-size=0", "--max-size=x", "--max-age=-1"])
+def test_a_limit_that_is_none_is_refused(alice: Any, option: str) -> None:
+    with pytest.raises(CommandError):
+        call("upload_ticket", "alice", option)
+
+
+def test_nobody_gets_no_ticket(alice: Any) -> None:
+    with pytest.raises(CommandError, match="no user 'carol'"):
+        call("upload_ticket", "carol")
+    alice.is_active = False
+    alice.save()
+    with pytest.raises(CommandError, match="not active"):
+        call("upload_ticket", "alice")
+
+
+def test_the_purge_says_what_it_did(owner: Owner, staging: Path) -> None:
+    part(staging, b"orphan", age=LONG_AGO)
+    old = unfinished(owner, part(staging), expires_at=timezone.now() - LONG_AGO)
+    dry = call("purge_uploads", "--dry-run")
+    assert "Would expire 1 uploads; 2 files, 10 bytes." in dry
+    assert str(old.pk) in dry
+    assert len(parts(staging)) == 2
+    assert call("purge_uploads") == "Expired 1 uploads; 2 files, 10 bytes.\n"
+    assert UploadSession.objects.get().state == State.EXPIRED
+    assert not os.listdir(staging)
+    assert call("purge_uploads") == "Expired 0 uploads; 0 files, 0 bytes.\n"
+
+
+def test_the_purge_tells_more_when_asked(owner: Owner, staging: Path) -> None:
+    orphan = part(staging, b"orphan", age=LONG_AGO)
+    assert orphan in call("purge_uploads", verbosity=2)
+
+
+def test_signals_are_delivered_that_nobody_has(owner: Owner, media: Path, heard: Heard) -> None:
+    event = CompletionEvent.objects.create(session=publish(owner))
+    CompletionEvent.objects.create(
+        session=publish(owner), claimed_until=timezone.now() + timedelta(minutes=1)
+    )
+    assert call("deliver_upload_signals") == "Delivered 1 completions.\n"
+    assert [each["event_id"] for each in heard.named("completed")] == [event.pk]
+    assert call("deliver_upload_signals") == "Delivered 0 completions.\n"
