@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from .e2e import servers
 from .e2e.hosts import Host, hosting, prepare
@@ -124,3 +125,21 @@ def test_what_is_no_endpoint_is_said(host: Host) -> None:
     status, found = examine(host, url=host.url(path="/nowhere/"))
     assert status == 1
     assert list(found) == ["connection"]
+
+
+class WithoutWebsockets:
+    """An import system in which nobody has installed it."""
+
+    def find_spec(self, name: str, *args: object) -> None:
+        if name.partition(".")[0] == "websockets":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_what_it_needs_is_said_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [WithoutWebsockets(), *sys.meta_path])
+    loaded = [f"django_async_upload.{name}" for name in ("doctor", "probe")]
+    loaded += [name for name in sys.modules if name.partition(".")[0] == "websockets"]
+    for name in loaded:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(CommandError, match=r"django-async-upload\[client\]"):
+        call_command("upload_doctor", "ws://127.0.0.1:9/")

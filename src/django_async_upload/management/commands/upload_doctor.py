@@ -1,19 +1,17 @@
 """``manage.py upload_doctor URL``: is this server set up well?"""
 
+from __future__ import annotations
+
 import sys
 import textwrap
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-try:
-    from django_async_upload.doctor import Verdict, examine
-    from django_async_upload.probe import Patient
-except ModuleNotFoundError as error:
-    if error.name != "websockets":
-        raise
-    raise CommandError("Needs websockets: pip install django-async-upload[client]") from None
+if TYPE_CHECKING:
+    from django_async_upload.doctor import Finding
 
 STYLES = {"ok": "SUCCESS", "bad": "ERROR", "warning": "WARNING", "unknown": "NOTICE"}
 
@@ -41,18 +39,27 @@ class Command(BaseCommand):
         origin: str | None,
         **options: Any,
     ) -> None:
-        if not async_to_sync(self._report)(Patient(url, ticket, cookie, origin)):
+        try:
+            from django_async_upload.doctor import examine
+            from django_async_upload.probe import Patient
+        except ModuleNotFoundError as error:
+            if error.name != "websockets":
+                raise
+            raise CommandError(
+                "websockets is missing: pip install django-async-upload[client]"
+            ) from error
+        findings = examine(Patient(url, ticket, cookie, origin))
+        if not async_to_sync(self._report)(findings):
             sys.exit(1)
 
-    async def _report(self, patient: Patient) -> bool:
+    async def _report(self, findings: AsyncIterator[Finding]) -> bool:
         """Print the findings as they come; False where one is bad."""
         healthy = True
-        async for finding in examine(patient):
-            healthy &= finding.verdict is not Verdict.BAD
+        async for finding in findings:
+            healthy &= finding.verdict != "bad"
             style = getattr(self.style, STYLES[finding.verdict])
-            self.stdout.write(
-                f"{style(f'{finding.verdict:8}')} {finding.subject:16} {finding.text}"
-            )
+            verdict = style(f"{finding.verdict:8}")
+            self.stdout.write(f"{verdict} {finding.subject:16} {finding.text}")
             if finding.advice:
                 self.stdout.write(textwrap.indent(finding.advice, " " * 26))
             self.stdout.flush()
