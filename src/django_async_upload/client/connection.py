@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from crc32c import crc32c
 
@@ -33,7 +33,6 @@ logger = logging.getLogger("django_async_upload.client")
 _QUEUED_SECONDS: Final = 2.5
 """What the socket may hold, by time: PONGs wait behind it, and servers give up after 20 s."""
 _QUEUED_FLOOR: Final = 256 * 1024
-_MEASURED_SECONDS: Final = 0.5
 _HELLO_SECONDS: Final = 10.0
 _SILENCES: Final = 3
 """So many heartbeats without a sound from the server mean that the connection is dead."""
@@ -68,6 +67,14 @@ class _Queued:
     listener: Listener
 
 
+class _Departure(NamedTuple):
+    """The end of a cut that left, counted over the connection, and what had arrived by then."""
+
+    end: int
+    at: float
+    arrived: int
+
+
 class Connection:
     """Made by :meth:`open`. ``error`` is None as long as it lives.
 
@@ -91,8 +98,7 @@ class Connection:
         self._queue: deque[_Queued] = deque()
         self._reserved = 0
         self._rate: float | None = None
-        self._measured_at = 0.0
-        self._measured = 0
+        self._departures: deque[_Departure] = deque()
         self._heard_at = self._said_at = self._loop.time()
         self._heartbeat: asyncio.TimerHandle | None = None
 
@@ -281,29 +287,34 @@ class Connection:
                     self._open_wire.write(pieces)
                     offset += size
                 self._said_at = self._loop.time()
+                arrived = self.protocol.sent - self.protocol.in_flight
+                self._departures.append(_Departure(self.protocol.sent, self._said_at, arrived))
             self.give_back(item.reserved)
             item.listener.cut_sent(item.cut)
 
     def _has_room(self, size: int) -> bool:
-        in_flight = self.protocol.in_flight
-        if in_flight == 0:
-            self._measured_at = self._loop.time()
-            self._measured = self.protocol.sent
+        if self._rate is None or self.protocol.in_flight == 0:
             return True
-        if self._rate is None:
-            return True
-        return in_flight + size <= max(_QUEUED_FLOOR, self._rate * _QUEUED_SECONDS)
+        most = max(_QUEUED_FLOOR, self._rate * _QUEUED_SECONDS)
+        return self.protocol.in_flight + size <= most
 
     def _measure(self) -> None:
-        """How fast bytes arrive, averaged while some are under way."""
-        now = self._loop.time()
-        elapsed = now - self._measured_at
-        if elapsed < _MEASURED_SECONDS:
+        """How fast bytes arrive: what arrived between the departure and the arrival of the newest ones.
+
+        The delivery rate of draft-cheng-iccrg-delivery-rate-estimation: it needs no full wire, so a cap that
+        is too low shows a rate that lifts it. It rises at once and falls slowly.
+        """
+        now, arrived = self._loop.time(), self.protocol.sent - self.protocol.in_flight
+        newest = None
+        while self._departures and self._departures[0].end <= arrived:
+            newest = self._departures.popleft()
+        if newest is None or now <= newest.at:
             return
-        arrived = self.protocol.sent - self.protocol.in_flight
-        rate = max(0, arrived - self._measured) / elapsed
-        self._rate = rate if self._rate is None else (self._rate + rate) / 2
-        self._measured_at, self._measured = now, arrived
+        rate = (arrived - newest.arrived) / (now - newest.at)
+        if self._rate is None or rate >= self._rate:
+            self._rate = rate
+        else:
+            self._rate += (rate - self._rate) / 8
 
     def _beat(self) -> None:
         """Ask when nothing was heard or said for a heartbeat; give up after three in silence."""
