@@ -304,7 +304,8 @@ class Uploading(RuleBasedStateMachine):
     def send_twice(self, index: int, pause: float) -> None:
         """A chunk that was sent comes once more: the stream ends, the upload does not."""
         stream = self._pick(index)
-        if stream and stream.sent and not stream.is_finished and not stream.restart:
+        may_send = stream and stream.limit and not stream.is_finished and not stream.restart
+        if stream and may_send and stream.sent:
             data = stream.upload.data[:1]
             self.run(stream.client.send_data(stream.number, 0, data))
         self.run(self._listen(pause))

@@ -131,7 +131,7 @@ class Publisher:
         checkpoint = await self.service.store.run(self.writer.sync)
         self.session.size = self.writer.received
         self.session.digests = digests
-        await self._commit(self.storage.generate_filename(name), checkpoint, owner)
+        await self._commit(publication.checked_name(self.storage, name), checkpoint, owner)
         return await self.go_on()
 
     async def go_on(self) -> CompletionEvent:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
+from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
 from . import leases, signals
@@ -118,7 +119,8 @@ class SmallFiles:
     def _write(self, batch: Sequence[SmallFile]) -> None:
         """A part for each file that is what its sender says it is."""
         for file in batch:
-            with contextlib.suppress(UploadError):  # the ordinary way meets it again, and tells
+            # The ordinary way meets it again, and tells.
+            with contextlib.suppress(UploadError, SuspiciousFileOperation):
                 self._write_one(file)
 
     def _write_one(self, file: SmallFile) -> None:
@@ -139,7 +141,7 @@ class SmallFiles:
             for column, value in leases.checkpoint_values(checkpoint).items():
                 setattr(session, column, value)
             session.state = State.FINALIZING
-            session.stored_as = session.get_storage().generate_filename(file.name)
+            session.stored_as = publication.checked_name(session.get_storage(), file.name)
             file.writer = writer
         finally:
             if file.writer is None:

@@ -63,6 +63,17 @@ def links_into(storage: Storage, path: str) -> bool:
         return False
 
 
+def checked_name(storage: Storage, name: str) -> str:
+    """The name as the storage would have it.
+
+    Raises :class:`SuspiciousFileOperation` for one that leaves the storage: before it is written
+    down, since nobody could go on with it.
+    """
+    name = storage.generate_filename(name)
+    validate_file_name(name, allow_relative_path=True)
+    return name
+
+
 def available_name(storage: Storage, name: str, *, max_length: int | None = None) -> str:
     """A free name like ``name``, by the storage's own ``get_available_name``.
 

@@ -1,0 +1,193 @@
+"""One upload's queue and task: credit, order of wishes, and what is let go of at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from django_async_upload import active, leases
+from django_async_upload.credit import FLOOR, WINDOW
+from django_async_upload.exceptions import (
+    DatabaseUnavailable,
+    FileTooLarge,
+    InternalError,
+    TakenOver,
+    UploadOver,
+)
+from django_async_upload.owners import Owner
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.state import State
+from django_async_upload.service import UploadService
+
+from .fixtures import KIB, MIB, finish, row
+from .test_service import Ear, begun, feed, frames
+
+pytest_plugins = ["tests.fixtures"]
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+async def test_the_limit_rises_with_what_is_written_within_the_window(
+    uploads: UploadService, owner: Owner
+) -> None:
+    data = os.urandom(2 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        assert upload.limit == FLOOR
+        writing = asyncio.create_task(upload.write())
+        while upload.received < len(data):
+            before = upload.received
+            feed(upload, data[: min(upload.limit, len(data))], before, chunk=16 * KIB)
+            await until(lambda before=before: upload.received > before)
+            assert upload.received < upload.limit <= upload.durable + WINDOW
+            assert upload.limit - upload.received <= upload.account.promised
+        assert upload.chunk > FLOOR
+        upload.release()
+        await writing
+    assert upload.account.promised == 0
+
+
+async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active, "CHECKPOINT_BYTES", 1 << 40)
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
+    data = os.urandom(9 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        writing = asyncio.create_task(upload.write())
+        while upload.limit > upload.received:
+            before = upload.received
+            feed(upload, data[: upload.limit], before)
+            await until(lambda before=before: upload.received > before)
+        assert upload.received == upload.limit == WINDOW
+        upload.release()
+        await writing
+        assert await upload.interrupt() == WINDOW
+
+
+async def test_a_pause_gives_back_what_is_not_used(uploads: UploadService, owner: Owner) -> None:
+    data = os.urandom(MIB)
+    async with begun(uploads, owner, data) as upload:
+        upload.account.grant(0)
+        upload.account.is_pausing = True
+        upload.limit = 512 * KIB
+        upload.paused(20 * KIB)
+        assert not upload.account.is_pausing
+        assert upload.limit == 20 * KIB
+        assert upload.account.promised == 20 * KIB  # so much may be queued
+        assert upload.listener.acks == 1  # type: ignore[attr-defined]
+
+
+async def test_a_size_that_was_not_declared_is_limited(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, None) as upload:
+        upload.max_size = 10
+        feed(upload, b"eleven byte")
+        with pytest.raises(FileTooLarge):
+            await upload.write()
+
+
+async def test_what_is_lost_is_lost_at_once(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        upload.lose(TakenOver())
+        upload.lose(UploadOver(state="cancelled"))  # the first word holds
+        upload.finish(finish(b"data"))
+        with pytest.raises(TakenOver):
+            await upload.write()
+        with pytest.raises(TakenOver):
+            await upload.proof()
+
+
+async def test_a_proof_is_waited_for_or_what_comes_instead(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        proving = asyncio.create_task(upload.proof())
+        await asyncio.sleep(0)
+        assert not proving.done()
+        proof = m.Proof("00000000")
+        upload.prove(proof)
+        assert await proving is proof
+    async with begun(uploads, owner, b"data") as upload:
+        upload.cancel()
+        assert await upload.proof() is m.Cancel
+
+
+async def test_a_cancel_is_not_softened_by_a_drop(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        upload.cancel()
+        upload.release()
+        assert await upload.write() is m.Cancel
+
+
+async def test_an_upload_whose_checkpoint_the_database_refuses_is_lost(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+
+    async def away(*args: Any, **kwargs: Any) -> Any:
+        raise DatabaseUnavailable(retry_after=1.0)
+
+    async with begun(uploads, owner, b"data") as upload:
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads.database, "call", away)
+            feed(upload, b"da")
+            with pytest.raises(DatabaseUnavailable):
+                await upload.write()
+            assert await upload.interrupt() == 0
+    assert (await row(upload.session.pk)).state == State.CREATED
+
+
+async def test_a_checkpoint_that_breaks_is_logged_and_ends_the_upload(
+    uploads: UploadService,
+    owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+
+    def broken(items: Any) -> Any:
+        raise ZeroDivisionError
+
+    async with begun(uploads, owner, b"data") as upload:
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "change", broken)
+            feed(upload, b"da")
+            with pytest.raises(InternalError):
+                await upload.write()
+        assert await upload.interrupt() == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_flush_writes_down_what_came(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        writing = asyncio.create_task(upload.write())
+        feed(upload, b"da")
+        await until(lambda: upload.received == 2)
+        await upload.flush()
+        assert (upload.durable, (await row(upload.session.pk)).durable) == (2, 2)
+        upload.release()
+        await writing
+
+
+async def test_closing_gives_everything_back(uploads: UploadService, owner: Owner) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        upload.append(frames(b"data")[0])
+        writing = asyncio.create_task(upload.write())
+        await until(lambda: upload.received)
+        writing.cancel()
+        await asyncio.wait({writing})
+    assert upload.closed.is_set()
+    assert upload.account not in uploads.budget.accounts
+    assert upload._timer is None
+    await upload.close()  # once more is no error
+
+
+def test_a_listener_is_what_the_stream_is() -> None:
+    assert {name for name in vars(active.Listener) if not name.startswith("_")} <= set(dir(Ear))
