@@ -199,6 +199,37 @@ async def test_uploads_share_the_credit_of_the_connection() -> None:
     assert server.contents == [CONTENT] * 10
 
 
+async def test_a_long_way_is_filled_with_bytes() -> None:
+    """What is queued is capped by time. The cap must follow the rate that the way has, not one that it makes itself."""
+    server = ScriptedServer(replace(HELLO, stream_limit=8 << 20))
+    content = bytes(8 << 20)
+    received = acked = most = 0
+
+    def far_away(session: Session, header: Header, message: Message | bytes) -> bool:
+        nonlocal received, most
+        if not isinstance(message, bytes):
+            return False
+        kept = session.streams[header.stream]
+        kept.content += message
+        received += len(message)
+        most = max(most, received - acked)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, answer, session, header.stream, received)
+        return True
+
+    def answer(session: Session, stream: int, offset: int) -> None:
+        nonlocal acked
+        acked = offset
+        if stream in session.streams:
+            session.say(m.Ack(offset, offset, offset + (8 << 20), 64 << 10), stream)
+
+    server.hooks.append(far_away)
+    async with server.client() as client, asyncio.timeout(30):
+        await client.upload(io.BytesIO(content), name="far")
+    assert server.contents == [content]
+    assert most > 3 << 20
+
+
 async def test_no_more_large_files_are_sent_at_once_than_jobs(
     server: ScriptedServer, large: Path
 ) -> None:
