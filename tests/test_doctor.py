@@ -67,7 +67,7 @@ def test_a_server_with_the_documented_flags_is_healthy(host: Host) -> None:
     assert "HTTP 403" in found["origin"]
     assert "authentication_required" in found["authentication"]
     assert "authentication_timeout" in found["silence"]
-    assert found["upload"].startswith("ok 1,024 KiB sent")
+    assert found["upload"].startswith("ok 1 MiB sent")
     assert "every 20 s" in found["heartbeat"]
     assert [each["state"] for each in host.uploads()] == ["cancelled"]
     assert host.parts() == []
@@ -80,6 +80,15 @@ def test_what_is_known_of_a_server_is_said_where_it_cannot_be_seen(host: Host) -
     assert found["backpressure"].startswith("unknown")
     assert "Daphne does not" in found["backpressure"]
     assert found["upload"].startswith("unknown")
+
+
+@pytest.mark.parametrize("host", ["granian"], indirect=True)
+def test_what_no_option_can_change_is_a_warning(host: Host) -> None:
+    status, found = examine(host)
+
+    assert status == 0
+    assert found["larger message"].startswith("warning")
+    assert "Granian has no option" in found["larger message"]
 
 
 @pytest.mark.parametrize("host", ["uvicorn"], indirect=True)

@@ -40,7 +40,6 @@ SMALL_MESSAGES: Final = {
 STOPS_READING: Final = {
     "uvicorn": "uvicorn does stop reading",
     "hypercorn": "Hypercorn does stop reading",
-    "granian": "Granian does stop reading",
     "daphne": "Daphne does not: credit bounds what it costs",
 }
 """Measured for the project; docs/deployment.md has the table."""
@@ -207,9 +206,10 @@ async def _too_large_message(patient: Patient, server: str) -> Finding:
         refusal = "close code 1006"
     if refusal.startswith("close code"):
         return Finding("larger message", Verdict.OK, f"2 MiB is refused by the server: {refusal}.")
+    # Granian, which has no option for it, is the server that does not say its name.
     return Finding(
         "larger message",
-        Verdict.WARNING if server == "granian" else Verdict.BAD,
+        Verdict.BAD if server else Verdict.WARNING,
         "A message of 2 MiB comes through: the server holds it in memory before the app can count it.",
         f"Allow 1 MiB. {_options(SMALL_MESSAGES, server)}",
     )
@@ -305,7 +305,7 @@ async def _upload(patient: Patient) -> Finding:
 
 
 def _backpressure(server: str) -> Finding:
-    known = STOPS_READING.get(server, "the server behind the proxy did not say its name")
+    known = STOPS_READING.get(server, "uvicorn, Hypercorn and Granian stop, Daphne does not")
     return Finding(
         "backpressure",
         Verdict.UNKNOWN,
@@ -327,4 +327,5 @@ def _heartbeat(hello: m.Hello) -> Finding:
 
 
 def _size(size: int) -> str:
-    return f"{size // 1024:,} KiB"
+    mebibytes, rest = divmod(size, 1024 * 1024)
+    return f"{size / 1024:,g} KiB" if rest else f"{mebibytes} MiB"
