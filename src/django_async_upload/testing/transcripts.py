@@ -322,6 +322,8 @@ async def run_on_connection(transcript: Transcript, connection: Connection) -> l
             if header.type not in _OWN_PACE:
                 message = m.parse_message(header.type, parse_fields(frame, crc32c))
                 heard[header.stream].append(message)
+        if step.type is FrameType.CREATED and isinstance(heard[step.stream][0], m.Completed):
+            continue  # it may be left out then
         message = heard[step.stream].popleft()
         _expect(message.frame_type is step.type, transcript, step, message)
         said.append(message)

@@ -1,0 +1,68 @@
+"""The transcripts that a server with ordinary settings can hold, played against the consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+
+from django_async_upload.protocol.frames import FrameType
+from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.testing.transcripts import (
+    Transcript,
+    TranscriptFailed,
+    run_on_connection,
+)
+
+from .vectors import TRANSCRIPTS, named
+
+pytest_plugins = ["tests.fixtures"]
+
+LIVE = [each for each in TRANSCRIPTS if each.live]
+
+
+class Wire:
+    """The bytes below a communicator, HELLO included."""
+
+    def __init__(self, communicator: UploadCommunicator) -> None:
+        self._communicator = communicator
+        self._greeting: bytes | None = communicator.hello.to_frame(0, crc32c)
+
+    async def send(self, frame: bytes) -> None:
+        await self._communicator.send_frame(frame)
+
+    async def receive(self) -> bytes:
+        if self._greeting is not None:
+            greeting, self._greeting = self._greeting, None
+            return greeting
+        output = await self._communicator.socket.receive_output(10)
+        frame: bytes = output["bytes"]
+        return frame
+
+
+@pytest.mark.parametrize("transcript", LIVE, ids=named)
+async def test_the_consumer_keeps_to_the_transcript(
+    connect: Callable[[], UploadCommunicator], media: Path, transcript: Transcript
+) -> None:
+    async with connect() as communicator:
+        said = await run_on_connection(transcript, Wire(communicator))
+    completed = {message.stored_as for message in said if hasattr(message, "stored_as")}
+    stored = {each.name for each in media.rglob("*") if each.is_file()}
+    assert {Path(name).name for name in completed} == stored
+
+
+async def test_a_consumer_that_says_something_else_is_noticed(
+    connect: Callable[[], UploadCommunicator], media: Path
+) -> None:
+    (transcript,) = (each for each in LIVE if each.name == "digest_mismatch")
+    steps = [step for step in transcript.steps if step.type is not FrameType.FINISH or step.fields]
+    good = next(each for each in LIVE if each.name == "small_file")
+    finish = next(step for step in good.steps if step.type is FrameType.FINISH)
+    steps = [finish if step.type is FrameType.FINISH else step for step in transcript.steps]
+    async with connect() as communicator:
+        with pytest.raises(TranscriptFailed, match="ERROR on stream 1"):
+            await run_on_connection(
+                Transcript(transcript.name, transcript.about, tuple(steps)), Wire(communicator)
+            )
