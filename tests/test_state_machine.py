@@ -151,7 +151,7 @@ class Uploading(RuleBasedStateMachine):
             stream.sent, stream.restart = stop, False
 
     async def _finish(self, stream: Stream) -> None:
-        if not stream.is_finished:
+        if stream.limit and not stream.is_finished:  # not between ATTACHED and READY
             stream.is_finished = True
             await stream.client.send(finish(stream.upload.data), stream.number)
 
@@ -432,7 +432,7 @@ class Uploading(RuleBasedStateMachine):
                     waits += 1
                     assert waits < 2000, (stream, list(get_service().active.values()))
                     await self._send(stream, 16 * KIB)
-                    if stream.sent == len(upload.data) and stream.limit:
+                    if stream.sent == len(upload.data):
                         await self._finish(stream)
                     await self._listen(0.002)
             assert upload.damaged == damaged
