@@ -156,6 +156,9 @@ class UploadConsumer(AsyncConsumer):  # type: ignore[misc]
                 raise
             # A server drops the connection of an application that ends.
             await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
+        finally:
+            if self in _open:  # cancelled, or broken: no "disconnect" comes any more
+                await self._disconnect()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Take a message from the server.
