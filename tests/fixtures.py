@@ -18,7 +18,7 @@ from django.core.files.storage import default_storage
 from django.db import connections
 from django.test import Client
 
-from django_async_upload import consumers, service, signals
+from django_async_upload import connection, service, signals
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
@@ -86,8 +86,8 @@ async def forget_service() -> None:
 
 async def settled() -> None:
     """Wait for what goes on after its connection has gone."""
-    while consumers._tasks:
-        await asyncio.wait(list(consumers._tasks))
+    while connection._tasks:
+        await asyncio.wait(list(connection._tasks))
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     assert last.budget.promised == 0
     assert not last.budget.accounts
     assert not last.active
-    assert not consumers._connections["owner"]
-    assert not consumers._connections["address"]
+    assert not connection._connections["owner"]
+    assert not connection._connections["address"]
 
 
 @pytest.fixture

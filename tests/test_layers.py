@@ -22,7 +22,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [("models", "binding", "migrations"), ("owners",)],
     [("leases",)],
     [("service", "active", "completion", "small", "outbox"), ("cleanup",)],
-    [("consumers", "streams")],
+    [("consumers", "connection", "streams")],
     [("routing",), ("checks",), ("doctor", "probe")],
     [("apps",), ("management",)],
     [("testing",)],
@@ -31,7 +31,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
 READERS_OF_SETTINGS = {
     "conf",
     "models",  # AUTH_USER_MODEL
-    "consumers",  # SESSION_ENGINE and CSRF_TRUSTED_ORIGINS
+    "connection",  # SESSION_ENGINE and CSRF_TRUSTED_ORIGINS
     "stores.configured",  # MEDIA_ROOT
     "checks",
 }
@@ -119,7 +119,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
-    shells = {"consumers", "routing", "testing", "owners"}  # owners: a type of a request
+    shells = {"connection", "routing", "testing", "owners"}  # owners: a type of a request
     if module.partition(".")[0] not in shells:
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_async_upload import active, consumers, service
+from django_async_upload import active, connection, service
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
@@ -377,8 +377,8 @@ class Uploading(RuleBasedStateMachine):
         if dead is not None:
             dead.store.close()
             dead.database.close()
-        consumers._open.clear()
-        for counter in consumers._connections.values():
+        connection._open.clear()
+        for counter in connection._connections.values():
             counter.clear()
 
     def _lose_power(self) -> None:

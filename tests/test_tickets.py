@@ -43,6 +43,7 @@ def test_a_changed_ticket_is_refused(alice: Any, place: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "junk", ":::", "\0", "é" * 100, signing.dumps({"u": "1"})],
+    ids=["empty", "junk", "colons", "nul", "not ascii", "signed for something else"],
 )
 def test_junk_is_refused(text: str) -> None:
     with pytest.raises(TicketInvalid):

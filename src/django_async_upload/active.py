@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from . import leases, signals
 from .credit import FLOOR, WINDOW, Account
-from .exceptions import InternalError, StorageFailed, UploadError, UploadFailed
+from .exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
 from .leases import Change
 from .models import UploadSession
 from .policies import check_size
@@ -29,6 +29,8 @@ logger = logging.getLogger("django_async_upload")
 CHECKPOINT_BYTES: Final = WINDOW // 2
 """A checkpoint is due after this many bytes: at half a window, so that the sender never waits for it."""
 CHECKPOINT_SECONDS: Final = 1.0
+MAX_QUEUED: Final = 4096
+"""Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
 MAX_REWRITES: Final = 3
 """How often a failing disk is given a new file before the upload is interrupted."""
 
@@ -91,6 +93,8 @@ class ActiveUpload:
 
     def append(self, frame: bytes) -> None:
         """Queue a DATA frame that the protocol let in."""
+        if len(self._frames) >= MAX_QUEUED:
+            self.lose(Busy(retry_after=1.0))
         self._frames.append(frame)
         self._wake.set()
 

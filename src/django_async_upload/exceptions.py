@@ -14,7 +14,6 @@ UploadError
 │   ├── AuthenticationTimeout    authentication_timeout  (retryable)
 │   ├── TicketInvalid            ticket_invalid
 │   ├── TicketExpired            ticket_expired          (retryable: with a new ticket)
-│   ├── OriginRefused            origin_refused
 │   ├── TooManyConnections       too_many_connections    (retryable)
 │   ├── IdleTimeout              idle_timeout            (retryable)
 │   └── Draining                 draining                (retryable)
@@ -169,11 +168,6 @@ class TicketExpired(ConnectionRefused):
     code = "ticket_expired"
     retryable = True
     template = "The ticket has expired."
-
-
-class OriginRefused(ConnectionRefused):
-    code = "origin_refused"
-    template = "Pages of {origin} may not upload here."
 
 
 class TooManyConnections(ConnectionRefused):

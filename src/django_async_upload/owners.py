@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from django.http import HttpRequest
 from django.utils.crypto import constant_time_compare, get_random_string
 
 from . import conf
-from .exceptions import AuthenticationRequired, TicketExpired
+from .exceptions import AuthenticationRequired, TicketExpired, UploadError
 from .tickets import Ticket, auth_hash
 
 SESSION_TOKEN = "async_upload_owner"  # noqa: S105  (the name of a key)
@@ -103,3 +104,22 @@ def _owner_from_user(user: Any) -> Owner:
     if user is None or not user.is_active:
         raise AuthenticationRequired
     return Owner(f"user:{user.pk}", user)
+
+
+def look_up(items: Sequence[Any]) -> list[Owner | UploadError]:
+    """Who a session, a scope, a ticket or an owner is now: an item per caller, for :meth:`Database.call`."""
+    outcomes: list[Owner | UploadError] = []
+    for item in items:
+        try:
+            match item:
+                case Owner():
+                    outcomes.append(item.check())
+                case SessionBase():
+                    outcomes.append(owner_from_session(item))
+                case dict():
+                    outcomes.append(owner_from_scope_user(item.get("user")))
+                case _:
+                    outcomes.append(owner_from_ticket(item))
+        except UploadError as error:
+            outcomes.append(error)
+    return outcomes

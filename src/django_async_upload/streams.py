@@ -26,7 +26,7 @@ from .service import UploadService
 from .small import SmallFile
 
 if TYPE_CHECKING:
-    from .consumers import UploadConsumer
+    from .connection import Connection
 
 logger = logging.getLogger("django_async_upload")
 
@@ -39,7 +39,7 @@ class UploadStream:
     Opened by CREATE, ATTACH, QUERY or CANCEL; :meth:`run` answers with the message that closes it.
     """
 
-    def __init__(self, connection: UploadConsumer, number: int, opening: m.Message) -> None:
+    def __init__(self, connection: Connection, number: int, opening: m.Message) -> None:
         self.connection = connection
         self.number = number
         self.service: UploadService = connection.service

@@ -1,0 +1,481 @@
+"""One WebSocket connection, with any number of uploads: messages in, messages out, who is there, and time."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+from collections import Counter, deque
+from importlib import import_module
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+from channels.consumer import AsyncConsumer
+from channels.exceptions import StopConsumer
+from crc32c import crc32c
+from django.conf import settings
+from django.contrib.sessions.backends.base import SessionBase
+from django.core.files import File
+from django.utils.http import is_same_domain
+
+from . import __version__, conf
+from .credit import FLOOR
+from .exceptions import (
+    AuthenticationRequired,
+    AuthenticationTimeout,
+    Busy,
+    ConnectionRefused,
+    Draining,
+    FlowControlViolation,
+    IdleTimeout,
+    MalformedFrame,
+    PermissionRefused,
+    ProtocolViolation,
+    SubprotocolRequired,
+    TicketInvalid,
+    TooManyConnections,
+    UploadError,
+)
+from .models import UploadSession
+from .owners import Owner, look_up
+from .protocol import messages as m
+from .protocol.frames import SUBPROTOCOL
+from .protocol.server import Broken, Chunk, Received, ServerProtocol
+from .service import UploadService, get_service
+from .streams import UploadStream, error_message
+from .tickets import read_ticket
+
+logger = logging.getLogger("django_async_upload")
+
+CLOSE_CODES: Final[dict[type[UploadError], int]] = {
+    UploadError: 4500,
+    ProtocolViolation: 4400,
+    SubprotocolRequired: 4406,
+    ConnectionRefused: 4401,
+    PermissionRefused: 4403,
+    IdleTimeout: 4408,
+    AuthenticationTimeout: 4408,
+    TooManyConnections: 4429,
+    Draining: 4503,
+}
+"""The WebSocket close code for an error on stream 0; the nearest base class counts.
+
+None of those below 3000, 1012 for a restart neither: Daphne refuses to send them.
+"""
+
+CONNECTION_WINDOW: Final = 16 * 1024 * 1024
+"""Bytes of DATA payload that may be on their way on one connection."""
+AUTHENTICATION_SECONDS: Final = 5.0
+FAREWELL_SECONDS: Final = 5.0
+"""How long a closing connection may take to be told why, and its uploads to be saved."""
+BREATH_SECONDS: Final = 0.02
+"""For how long a small file is waited for before its CREATE is answered by itself."""
+MAX_UNSENT: Final = 4096
+"""Frames that wait for a client which does not read; one more ends the connection."""
+
+_connections: dict[str, Counter[str]] = {"owner": Counter(), "address": Counter()}
+_open: set[Connection] = set()
+_tasks: set[asyncio.Task[None]] = set()  # uploads go on to their end when their connection is gone
+
+
+class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
+    """The mechanics of a connection; :class:`~.consumers.UploadConsumer` has the host's say."""
+
+    endpoint: ClassVar[str]
+    service: UploadService
+    owner: Owner
+
+    @abc.abstractmethod
+    async def admit(self) -> int | None:
+        """The largest file of this owner, bytes; raises :class:`PermissionRefused`."""
+
+    @abc.abstractmethod
+    async def new_session(self, create: m.Create) -> tuple[UploadSession, int | None]:
+        """The row for a CREATE that the host allows, and its largest size. Raises :class:`UploadRefused`."""
+
+    @abc.abstractmethod
+    async def get_name(self, session: UploadSession) -> str:
+        """See :class:`~.completion.Host`."""
+
+    @property
+    @abc.abstractmethod
+    def inspects(self) -> bool:
+        """See :class:`~.completion.Host`."""
+
+    @abc.abstractmethod
+    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
+        """See :class:`~.completion.Host`."""
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""
+        self.scope = scope
+        self.base_send = send
+        self._serving = asyncio.current_task()
+        self._is_cut = False
+        try:
+            while True:
+                await self.dispatch(await receive())
+        except StopConsumer:
+            pass
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise
+            # A server drops the connection of an application that ends.
+            await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
+        finally:
+            if self in _open:  # cancelled, or broken: no "disconnect" comes any more
+                await self._disconnect()
+
+    async def dispatch(self, message: dict[str, Any]) -> None:
+        """Take a message from the server.
+
+        Not Channels' own dispatch: that makes a database thread hop for every message, which costs
+        more than writing the chunk (258 against 1,329 MiB/s at 64 KiB).
+        """
+        match message["type"]:
+            case "websocket.receive":
+                await self._receive(message.get("bytes"))
+            case "websocket.connect":
+                await self._connect()
+            case "websocket.disconnect":
+                await self._disconnect()
+                raise StopConsumer
+
+    async def _connect(self) -> None:
+        self.service = get_service()
+        self.service.start()
+        self._streams: dict[int, UploadStream] = {}
+        self._counted: list[tuple[str, str]] = []
+        self._unsent: deque[bytes] = deque()
+        self._held: dict[int, UploadStream] = {}
+        self._acks: dict[int, UploadStream] = {}
+        self._wake = asyncio.Event()
+        self._close_code: int | None = None
+        self._gone = False
+        self._login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
+        self._login.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._heard = asyncio.get_running_loop().time()
+        self._timer: asyncio.TimerHandle | None = None
+        _open.add(self)
+        address = (self.scope.get("client") or [""])[0]
+        if not origin_is_trusted(self.scope):
+            self._gone = True
+            await self.send({"type": "websocket.close"})
+            return
+        refusal = await self._look_who_is_there()
+        self._protocol = ServerProtocol(self._hello(), crc32c)
+        offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
+        await self.send(
+            {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
+        )
+        self._sender = asyncio.create_task(self._send_forever())
+        limits = conf.uploads()
+        try:
+            if refusal is not None:
+                raise refusal
+            if not offered:
+                raise SubprotocolRequired(subprotocol=SUBPROTOCOL)
+            self._count("address", address, limits.address_max_connections)
+            if self._login.done():
+                self._count("owner", self.owner.key, limits.user_max_connections)
+        except UploadError as error:
+            await self._shut(error)
+            return
+        self._enqueue(self._protocol.greeting)
+        if not self._login.done():
+            loop = asyncio.get_running_loop()
+            loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late)
+        self._arm()
+
+    async def _look_who_is_there(self) -> UploadError | None:
+        """Find the login of the cookie; returns what speaks against talking with the client at all."""
+        if not any(name == b"origin" for name, _value in self.scope["headers"]):
+            return None  # no browser: a cookie alone proves nothing
+        try:
+            self.owner = await self.service.database.call(look_up, self._session() or self.scope)
+        except ConnectionRefused:
+            return None  # a ticket may come
+        except UploadError as error:
+            return error
+        self._login.set_result(self.owner)
+        return None
+
+    def _hello(self) -> m.Hello:
+        configured = conf.uploads()
+        return m.Hello(
+            connection_limit=CONNECTION_WINDOW,
+            stream_limit=FLOOR,
+            max_streams=configured.max_streams,
+            authenticated=self._login.done(),
+            auth_timeout=AUTHENTICATION_SECONDS,
+            heartbeat=configured.idle_timeout / 3,
+            server=f"django-async-upload/{__version__}",
+        )
+
+    def _session(self) -> SessionBase | None:
+        """The session of the cookie, to be read from the database: the scope's is as old as the connection."""
+        session = self.scope.get("session")
+        if session is None:
+            return None
+        engine = import_module(settings.SESSION_ENGINE)
+        return engine.SessionStore(session.session_key)  # type: ignore[no-any-return]
+
+    def _count(self, kind: str, key: str, most: int) -> None:
+        counter = _connections[kind]
+        if counter[key] >= most:
+            raise TooManyConnections(max_connections=most, retry_after=5.0)
+        counter[key] += 1
+        self._counted.append((kind, key))
+
+    async def _disconnect(self) -> None:
+        """Nobody listens any longer. Uploads are saved, or go on to their end, without the connection."""
+        self._gone = True
+        _open.discard(self)
+        for kind, key in self._counted:
+            _connections[kind][key] -= 1
+            if not _connections[kind][key]:
+                del _connections[kind][key]
+        self._counted = []
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._login.done():
+            self._login.set_exception(AuthenticationRequired())
+        for stream in list(self._streams.values()):
+            stream.disconnected()
+        self._serve_held()
+        self._wake.set()
+
+    # Receiving ----------------------------------------------------------------------------------
+
+    async def _receive(self, frame: bytes | None) -> None:
+        if self._gone:
+            return
+        self._heard = asyncio.get_running_loop().time()
+        try:
+            if frame is None:
+                raise MalformedFrame(reason="a text message")
+            event = self._protocol.receive(frame)
+        except UploadError as error:
+            await self._shut(error)
+            return
+        match event:
+            case Chunk(number, data):
+                stream = self._streams.get(number)
+                if stream is not None and stream.upload is not None:
+                    stream.upload.append(data)
+                self._replenish()
+            case Received(0, message):
+                self._receive_own(message)
+            case Received(number, message) if number in self._streams:
+                self._streams[number].receive(message)
+                if number in self._held:
+                    self._spawn(self._run_stream(self._held.pop(number)))
+            case Received(number, message):
+                self._open_stream(number, message)
+            case Broken(number, reason):
+                upload = self._streams[number].upload
+                if upload is not None:
+                    upload.lose(reason)
+
+    def _receive_own(self, message: m.Message) -> None:
+        if isinstance(message, m.Ping):
+            self.send_message(0, m.Pong(message.nonce))
+        elif isinstance(message, m.Auth):
+            self._spawn(self._authenticate(message))
+
+    def _open_stream(self, number: int, message: m.Message) -> None:
+        try:
+            stream = UploadStream(self, number, message)
+        except Busy as error:
+            self.send_message(number, error_message(error))
+            return
+        self._streams[number] = stream
+        if isinstance(message, m.Create) and message.size is not None and message.size <= FLOOR:
+            self._hold(stream)
+        else:
+            self._spawn(self._run_stream(stream))
+
+    def _hold(self, stream: UploadStream) -> None:
+        """A small file's data and FINISH mostly come in the same breath: serve it when they are here."""
+        if not self._held:
+            asyncio.get_running_loop().call_later(BREATH_SECONDS, self._serve_held)
+        self._held[stream.number] = stream
+
+    def _serve_held(self) -> None:
+        held, self._held = self._held, {}
+        for stream in held.values():
+            self._spawn(self._run_stream(stream))
+
+    async def _run_stream(self, stream: UploadStream) -> None:
+        try:
+            await stream.run()
+        finally:
+            self._streams.pop(stream.number, None)
+            self._acks.pop(stream.number, None)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+    def _replenish(self) -> None:
+        limit = self._protocol.received + CONNECTION_WINDOW
+        if limit - self._protocol.limit >= CONNECTION_WINDOW // 2:
+            self.send_message(0, m.Limit(limit))
+
+    # Who is there -------------------------------------------------------------------------------
+
+    async def authenticated(self) -> Owner:
+        """Wait until it is known who is there. Raises :class:`ConnectionRefused`."""
+        return await asyncio.shield(self._login)
+
+    async def _authenticate(self, auth: m.Auth) -> None:
+        """The first AUTH, or one in the middle of an upload with a fresh ticket or login."""
+        try:
+            if auth.ticket is None and not self._login.done():
+                raise AuthenticationRequired
+            owner = await self.service.database.call(
+                look_up,
+                await self.authenticated() if auth.ticket is None else self._ticket(auth),
+            )
+            if self._gone:
+                return
+            if not self._login.done():
+                limit = conf.uploads().user_max_connections
+                self._count("owner", owner.key, limit)
+            elif owner.key != self.owner.key:
+                raise TicketInvalid
+        except UploadError as error:
+            if not self._login.done():
+                self._login.set_exception(error)
+            await self._shut(error)
+            return
+        self.owner = owner
+        if not self._login.done():
+            self._login.set_result(owner)
+        self.send_message(0, m.Authenticated(str(owner.user), owner.expires_in))
+
+    def _ticket(self, auth: m.Auth) -> Any:
+        assert auth.ticket is not None
+        return read_ticket(auth.ticket, endpoint=self.endpoint)
+
+    def _login_is_late(self) -> None:
+        if not self._login.done() and not self._gone:
+            error = AuthenticationTimeout(seconds=AUTHENTICATION_SECONDS)
+            self._login.set_exception(error)
+            self._spawn(self._shut(error))
+
+    # Sending ------------------------------------------------------------------------------------
+
+    def send_message(self, stream: int, message: m.Message) -> None:
+        """Queue a message; nothing happens where the connection or the stream is gone."""
+        if self._gone or (stream and not self._protocol.is_open(stream)):
+            return
+        self._enqueue(self._protocol.send(stream, message))
+
+    def ack(self, stream: UploadStream) -> None:
+        """Have the newest ACK of a stream sent; one that was not sent yet is replaced."""
+        if not self._gone:
+            self._acks[stream.number] = stream
+            self._wake.set()
+
+    def _enqueue(self, frame: bytes) -> None:
+        if len(self._unsent) >= MAX_UNSENT:
+            self._spawn(self._shut(FlowControlViolation("The client does not read.")))
+            return
+        self._unsent.append(frame)
+        self._wake.set()
+
+    async def _send_forever(self) -> None:
+        """The connection's one sender."""
+        try:
+            while not self._gone or self._close_code is not None:
+                while self._unsent:
+                    await self.send({"type": "websocket.send", "bytes": self._unsent.popleft()})
+                if self._close_code is not None:
+                    await self.send({"type": "websocket.close", "code": self._close_code})
+                    return
+                if self._acks:
+                    number, stream = self._acks.popitem()
+                    self.send_message(number, stream.newest_ack)
+                    continue
+                self._wake.clear()
+                await self._wake.wait()
+        except Exception as error:  # the server's word for "the socket is closed" differs
+            logger.debug("The connection could not be written to: %r", error)
+
+    async def _shut(self, error: UploadError) -> None:
+        """Tell the client why, and close the connection."""
+        if self._gone:
+            return
+        self._unsent.append(self._protocol.send(0, error_message(error)))
+        self._close_code = next(
+            CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES
+        )
+        await self._disconnect()
+        if asyncio.current_task() is not self._serving:
+            self._cut()  # Granian sends no close frame while its receive() is waited for
+        if not (await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS))[0]:
+            self._sender.cancel()  # the client does not read
+            self._cut()
+        self._close_code = None
+
+    def _cut(self) -> None:
+        """Listen no longer; the application ends when the sender has."""
+        assert self._serving is not None
+        if not self._is_cut:
+            self._is_cut = True
+            self._serving.cancel()
+
+    async def _drain(self, retry_after: float) -> None:
+        self.send_message(0, m.Drain(retry_after))
+        uploads = [stream.upload for stream in self._streams.values()]
+        saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
+        if saving:
+            await asyncio.wait(saving, timeout=FAREWELL_SECONDS)
+        await self._shut(Draining(retry_after=retry_after))
+
+    # Time ---------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        if self._gone:
+            return
+        loop = asyncio.get_running_loop()
+        seconds = conf.uploads().idle_timeout
+        if loop.time() - self._heard >= seconds:
+            self._spawn(self._shut(IdleTimeout(seconds=seconds)))
+        else:
+            self._timer = loop.call_at(self._heard + seconds, self._arm)
+
+
+def origin_is_trusted(scope: dict[str, Any]) -> bool:
+    """Whether the Origin is the server's own or in ``CSRF_TRUSTED_ORIGINS``; True where there is none.
+
+    Without an Origin only a ticket is good enough: see :meth:`Connection._look_who_is_there`.
+    """
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin", b"").decode("latin-1").lower()
+    if not origin:
+        return True
+    parts = urlsplit(origin)
+    if parts.netloc and parts.netloc == headers.get(b"host", b"").decode("latin-1").lower():
+        return True
+    return any(
+        origin == trusted.lower()
+        or (
+            "://*." in trusted
+            and parts.scheme == trusted.partition("://")[0]
+            and is_same_domain(parts.netloc, trusted.partition("://*")[2])
+        )
+        for trusted in settings.CSRF_TRUSTED_ORIGINS
+    )
+
+
+async def drain(retry_after: float = 1.0) -> None:
+    """Tell every client of this process to come back later, save all uploads, close the connections.
+
+    Call it before the server is stopped: most servers close the sockets themselves on SIGTERM.
+    """
+    await asyncio.gather(*(connection._drain(retry_after) for connection in list(_open)))
+    if _tasks:
+        await asyncio.wait(_tasks, timeout=FAREWELL_SECONDS)
