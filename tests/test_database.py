@@ -130,9 +130,10 @@ async def test_a_cancelled_caller_harms_nobody_else(database: Database) -> None:
 
 async def test_close_ends_the_thread_and_its_connection(database: Database) -> None:
     await database.call(insert, "a")
-    assert any(each.name.startswith("async-upload-database") for each in threading.enumerate())
+    (thread,) = database._thread._threads
+    assert thread.is_alive()
     database.close()
-    assert not any(each.name.startswith("async-upload-database") for each in threading.enumerate())
+    assert not thread.is_alive()
     database.close()
     assert await database.call(insert, "b") == "B"  # and begins anew where it is still needed
 

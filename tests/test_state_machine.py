@@ -369,10 +369,10 @@ class Uploading(RuleBasedStateMachine):
 
     async def _die(self) -> None:
         """End the process, as far as one can from inside: nothing is saved any more."""
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1)
         dead = service._services.pop(self.loop, None)
         if dead is not None:
             dead.store.close()

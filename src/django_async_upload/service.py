@@ -176,7 +176,9 @@ class UploadService:
         if holder is not None:
             holder.lose(TakenOver())
             with suppress(TimeoutError):
-                await asyncio.wait_for(holder.closed.wait(), EVICTION_SECONDS)
+                # Not wait_for(): before Python 3.12 it may swallow a cancellation.
+                async with asyncio.timeout(EVICTION_SECONDS):
+                    await holder.closed.wait()
 
     def _turn(self, pk: uuid.UUID) -> asyncio.Lock:
         """One at a time takes an upload over. The lock lives as long as somebody has or awaits it."""
