@@ -40,7 +40,8 @@ demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to c
 	@$(BIN)/python example_project/manage.py demo --port $(PORT)
 
 test: check  ## Lint, types, and every test.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto -m "not e2e"
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m e2e
 
 check: $(VENV)/.test  ## Lint and types only.
 	$(BIN)/ruff check .

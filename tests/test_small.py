@@ -1,0 +1,221 @@
+"""Small files that arrive whole: together where nothing is unusual, the ordinary way where something is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_async_upload import leases, signals
+from django_async_upload.database import Database
+from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.frames import build_data
+from django_async_upload.protocol.state import State
+from django_async_upload.service import UploadService
+from django_async_upload.testing.communicator import UploadCommunicator
+
+from .fixtures import crc, crc32c, forget_service, new_key, settled
+
+pytest_plugins = ["tests.fixtures"]
+
+Connect = Callable[..., UploadCommunicator]
+
+
+async def breathe(
+    uploads: UploadCommunicator,
+    files: Sequence[tuple[str, bytes]],
+    *,
+    keys: Sequence[str] | None = None,
+    damaged: int | None = None,
+    lying: int | None = None,
+) -> list[m.Message]:
+    """Send all files without waiting for an answer; the message that each stream ends with."""
+    for number, (name, data) in enumerate(files, start=1):
+        key = keys[number - 1] if keys else new_key()
+        frame = bytearray(build_data(number, 0, data, crc32c)) if data else b""
+        if damaged == number - 1:
+            frame[-1] ^= 1
+        wrong = crc(b"something else") if lying == number - 1 else crc(data)
+        await uploads.send(m.Create(key, name, len(data)), number)
+        if frame:
+            await uploads.send_frame(bytes(frame))
+        await uploads.send(m.Finish(len(data), wrong), number)
+    ends: dict[int, m.Message] = {}
+    while len(ends) < len(files):
+        number, message = await uploads.receive()
+        if isinstance(message, m.Rewind):
+            data = files[number - 1][1]
+            await uploads.send_data(number, message.offset, data, restart=True)
+            await uploads.send(m.Finish(len(data), crc(data)), number)
+        elif isinstance(message, m.Completed | m.Error):
+            ends[number] = message
+    return [ends[number + 1] for number in range(len(files))]
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls each transaction was shared by."""
+    counted: list[int] = []
+    transact = Database._transact
+
+    def counting(self: Database, group: Any) -> Any:
+        counted.append(len(group))
+        return transact(self, group)
+
+    monkeypatch.setattr(Database, "_transact", counting)
+    return counted
+
+
+async def test_many_files_share_few_transactions(
+    connect: Connect, media: Path, staging: Path, transactions: list[int]
+) -> None:
+    files = [(f"{n}.bin", os.urandom(1000 + n)) for n in range(100)]
+    async with connect() as uploads:
+        transactions.clear()
+        ends = await breathe(uploads, files)
+    assert len(transactions) <= 20
+    for (name, data), end in zip(files, ends, strict=True):
+        assert isinstance(end, m.Completed)
+        assert (end.name, end.size, end.crc32c) == (name, len(data), crc(data))
+        assert (media / end.stored_as).read_bytes() == data
+    assert await UploadSession.objects.filter(state=State.COMPLETED).acount() == 100
+    assert await CompletionEvent.objects.acount() == 100
+    assert not list(staging.iterdir())
+
+
+async def test_files_that_want_one_name_all_survive(connect: Connect, media: Path) -> None:
+    files = [("same.bin", os.urandom(100)) for _ in range(20)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files)
+    stored = [end.stored_as for end in ends if isinstance(end, m.Completed)]
+    assert len(set(stored)) == 20
+    for (_name, data), name in zip(files, stored, strict=True):
+        assert (media / name).read_bytes() == data
+
+
+async def test_an_empty_file_is_one_of_them(connect: Connect, media: Path) -> None:
+    async with connect() as uploads:
+        (end,) = await breathe(uploads, [("empty", b"")])
+    assert isinstance(end, m.Completed)
+    assert (media / end.stored_as).read_bytes() == b""
+
+
+async def test_a_damaged_one_is_sent_again_and_the_others_do_not_notice(
+    connect: Connect, media: Path
+) -> None:
+    files = [(f"{n}.bin", os.urandom(500)) for n in range(5)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files, damaged=2)
+    for (_name, data), end in zip(files, ends, strict=True):
+        assert isinstance(end, m.Completed)
+        assert (media / end.stored_as).read_bytes() == data
+
+
+async def test_one_whose_sender_lies_fails_alone(
+    connect: Connect, media: Path, staging: Path
+) -> None:
+    files = [(f"{n}.bin", os.urandom(500)) for n in range(5)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files, lying=1)
+    assert [type(end) for end in ends].count(m.Completed) == 4
+    assert isinstance(ends[1], m.Error)
+    assert ends[1].code == "digest_mismatch"
+    assert not list(staging.iterdir())
+
+
+async def test_one_key_is_one_upload(connect: Connect, media: Path) -> None:
+    data, key = os.urandom(300), new_key()
+    async with connect() as uploads:
+        ends = await breathe(uploads, [("a.bin", data)] * 2, keys=[key, key])
+    assert isinstance(ends[0], m.Completed)
+    assert ends[1] == ends[0]
+    assert await UploadSession.objects.acount() == 1
+    assert len(list((media / ends[0].stored_as).parent.iterdir())) == 1
+
+
+async def test_a_quota_refuses_the_one_that_is_too_many(
+    connect: Connect, settings: Any, media: Path, staging: Path
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 1000}
+    async with connect() as uploads:
+        ends = await breathe(uploads, [("a.bin", bytes(600)), ("b.bin", bytes(600))])
+    codes = [end.code if isinstance(end, m.Error) else "" for end in ends]
+    assert codes == ["", "byte_quota"]
+    await settled()
+    await forget_service()  # parts are deleted behind the answer
+    assert not list(staging.iterdir())
+
+
+async def test_a_batch_that_fails_half_way_goes_one_by_one(
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch, staging: Path
+) -> None:
+    """The files are linked when the database fails: nobody may link them a second time."""
+    complete = leases.complete
+    failures = iter([True])
+
+    def failing(items: Sequence[UploadSession]) -> Any:
+        if next(failures, False):
+            raise ZeroDivisionError("once")
+        return complete(items)
+
+    monkeypatch.setattr(leases, "complete", failing)
+    files = [(f"{n}.bin", os.urandom(200)) for n in range(3)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files)
+    for (_name, data), end in zip(files, ends, strict=True):
+        assert isinstance(end, m.Completed)
+        assert (media / end.stored_as).read_bytes() == data
+    assert isinstance(ends[0], m.Completed)
+    assert len(list((media / ends[0].stored_as).parent.iterdir())) == 3
+    assert await CompletionEvent.objects.acount() == 3
+    assert not list(staging.iterdir())
+
+
+async def test_who_listens_to_chunks_hears_of_small_ones_too(
+    connect: Connect, uploads: UploadService
+) -> None:
+    chunks: list[tuple[int, int]] = []
+
+    async def receiver(offset: int, size: int, **kwargs: Any) -> None:
+        chunks.append((offset, size))
+
+    signals.chunk_received.connect(receiver)
+    try:
+        async with connect() as connection:
+            (end,) = await breathe(connection, [("a.bin", bytes(10))])
+    finally:
+        signals.chunk_received.disconnect(receiver)
+    assert isinstance(end, m.Completed)
+    assert chunks == [(0, 10)]
+
+
+async def test_a_client_that_waits_for_created_gets_it(connect: Connect) -> None:
+    async with connect() as uploads:
+        stream = uploads.new_stream()
+        await uploads.send(m.Create(new_key(), "slow.bin", 10), stream)
+        created = await uploads.wait_for(m.Created, stream)
+        assert created.name == "slow.bin"
+        await uploads.send_data(stream, 0, bytes(10))
+        await uploads.send(m.Finish(10, crc(bytes(10))), stream)
+        assert (await uploads.wait_for(m.Completed, stream)).size == 10
+
+
+async def test_a_connection_that_is_lost_behind_finish_loses_no_file(
+    connect: Connect, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = os.urandom(700)
+    with caplog.at_level(logging.ERROR, "django_async_upload"):
+        async with connect() as uploads:
+            await uploads.send(m.Create(new_key(), "a.bin", len(data)), 1)
+            await uploads.send_data(1, 0, data)
+            await uploads.send(m.Finish(len(data), crc(data)), 1)
+    await settled()
+    session = await UploadSession.objects.aget()
+    assert session.state == State.COMPLETED
+    assert (media / session.stored_as).read_bytes() == data
+    assert not caplog.records
