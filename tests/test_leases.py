@@ -210,6 +210,24 @@ def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
     assert newer is None
 
 
+def test_a_claim_that_was_overtaken_looks_again(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = saved(owner)
+    real = leases._find
+
+    def overtaken(item: Claim) -> Any:
+        found = real(item)
+        monkeypatch.setattr(leases, "_find", real)
+        (other,) = leases.claim([item])
+        assert other.epoch == 2
+        return found
+
+    monkeypatch.setattr(leases, "_find", overtaken)
+    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+    assert outcome.epoch == 3
+
+
 def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
     transactional_db: None, owner: Owner
 ) -> None:
