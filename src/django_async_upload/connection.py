@@ -147,7 +147,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._streams: dict[int, UploadStream] = {}
         self._counted: list[tuple[str, str]] = []
         self._unsent: deque[bytes] = deque()
-        self._held: dict[int, UploadStream] = {}
+        self._held: dict[int, asyncio.TimerHandle] = {}
         self._acks: dict[int, UploadStream] = {}
         self._wake = asyncio.Event()
         self._close_code: int | None = None
@@ -242,7 +242,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._login.set_exception(AuthenticationRequired())
         for stream in list(self._streams.values()):
             stream.disconnected()
-        self._serve_held()
+        for number in list(self._held):
+            self._serve_held(number)
         self._wake.set()
 
     # Receiving ----------------------------------------------------------------------------------
@@ -268,8 +269,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 self._receive_own(message)
             case Received(number, message) if number in self._streams:
                 self._streams[number].receive(message)
-                if number in self._held:
-                    self._spawn(self._run_stream(self._held.pop(number)))
+                self._serve_held(number)
             case Received(number, message):
                 self._open_stream(number, message)
             case Broken(number, reason):
@@ -297,14 +297,14 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
 
     def _hold(self, stream: UploadStream) -> None:
         """A small file's data and FINISH mostly come in the same breath: serve it when they are here."""
-        if not self._held:
-            asyncio.get_running_loop().call_later(BREATH_SECONDS, self._serve_held)
-        self._held[stream.number] = stream
+        loop = asyncio.get_running_loop()
+        self._held[stream.number] = loop.call_later(BREATH_SECONDS, self._serve_held, stream.number)
 
-    def _serve_held(self) -> None:
-        held, self._held = self._held, {}
-        for stream in held.values():
-            self._spawn(self._run_stream(stream))
+    def _serve_held(self, number: int) -> None:
+        timer = self._held.pop(number, None)
+        if timer is not None:
+            timer.cancel()
+            self._spawn(self._run_stream(self._streams[number]))
 
     async def _run_stream(self, stream: UploadStream) -> None:
         try:
