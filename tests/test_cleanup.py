@@ -67,7 +67,26 @@ def parts(staging: Path) -> set[str]:
     return set(os.listdir(staging)) if staging.is_dir() else set()
 
 
+async def test_an_upload_that_woke_since_the_purge_looked_does_not_expire(
+    uploads: UploadService, owner: Owner
+) -> None:
+    asleep = await run(unfinished, owner, "", expires_at=timezone.now() - LONG_AGO)
+    await UploadSession.objects.filter(pk=asleep.pk).aupdate(expires_at=timezone.now() + LONG_AGO)
+    assert not await run(cleanup._expire, asleep, uploads.store)
+    assert (await row(asleep.pk)).state == State.UPLOADING
+
+
 # Deletion -----------------------------------------------------------------------------------------
+
+
+async def test_a_file_that_was_bound_behind_the_back_of_a_deletion_is_the_hosts(
+    uploads: UploadService, owner: Owner, media: Path
+) -> None:
+    session = await run(publish, owner)
+    stale = await row(session.pk)
+    await UploadSession.objects.filter(pk=session.pk).aupdate(state=State.BOUND)
+    await run(stale.delete)
+    assert (media / session.stored_as).exists()
 
 
 def test_a_deleted_session_takes_its_part_along(owner: Owner, staging: Path) -> None:

@@ -27,6 +27,7 @@ from django_async_upload.exceptions import (
     Draining,
     FileRefused,
     FileTooLarge,
+    InternalError,
     MetadataInvalid,
     NameRefused,
     NotFound,
@@ -375,6 +376,44 @@ async def test_the_right_to_upload_is_looked_at_again_at_attach(connect: Connect
         await client.send(m.Attach(created.upload), 1)
         with pytest.raises(PermissionRefused):
             await client.wait_for(m.Attached, 1)
+
+
+class Fickle(UploadConsumer):
+    allowed = True
+
+    async def may_upload(self, user: Any) -> bool:
+        return Fickle.allowed
+
+
+async def test_the_right_to_upload_is_looked_at_again_at_finish(
+    connect: Connect, heard: Heard, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connect(mounted(Fickle)) as client:
+        await client.send(m.Create(new_key(), "a.bin", 5), 1)
+        created = await client.wait_for(m.Created, 1)
+        monkeypatch.setattr(Fickle, "allowed", False)
+        await client.send_data(1, 0, b"hello")
+        await client.send(finish(b"hello"), 1)
+        with pytest.raises(PermissionRefused):
+            await client.wait_for(m.Completed, 1)
+    session = await row(created.upload)
+    assert (session.state, session.error) == (State.FAILED, "permission_denied")
+    assert not media.exists()
+
+
+class NamedTooLong(UploadConsumer):
+    async def get_name(self, session: UploadSession) -> str:
+        return "/".join(["long"] * 200)
+
+
+async def test_a_name_that_no_row_holds_is_found_before_anything_is_published(
+    connect: Connect, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connect(mounted(NamedTooLong)) as client:
+        with pytest.raises(InternalError):
+            await client.upload("a.txt", b"data")
+    assert "more than 512" in caplog.text
+    assert not media.exists()
 
 
 async def test_a_scanner_sees_the_whole_file(connect: Connect, heard: Heard, media: Path) -> None:

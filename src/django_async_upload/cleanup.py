@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from asgiref.sync import async_to_sync
 from django.db import router, transaction
-from django.db.models.signals import post_delete
+from django.db.models.signals import post_delete, pre_delete
 from django.dispatch import receiver
 from django.utils import timezone
 
@@ -24,6 +24,14 @@ from .stores.configured import make_store
 
 GRACE: Final = timedelta(hours=1)
 """A part is written before its row knows its name, and linked before it is bound: younger ones stay."""
+
+
+@receiver(pre_delete, sender=UploadSession)
+def look_again(instance: UploadSession, using: str, **kwargs: Any) -> None:
+    """What was read before may be old: a host that bound the file meanwhile keeps it."""
+    rows = UploadSession.objects.using(using).select_for_update()
+    if rows.filter(pk=instance.pk).exists():
+        instance.refresh_from_db(using, ["state", "stored_as", "part"], from_queryset=rows)
 
 
 @receiver(post_delete, sender=UploadSession)

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from .service import UploadService
 
 PIECE: Final = 4 * 1024 * 1024
-MAX_NAME: Final = 512
-"""Characters of a name in the storage: the column's length."""
 
 
 class Host(Protocol):
     """What the host has a say in: the consumer."""
 
     owner: Owner
+
+    async def admit(self) -> int | None:
+        """Raise :class:`PermissionRefused` for an owner who may not upload any longer."""
 
     async def get_name(self, session: UploadSession) -> str:
         """The name to publish under, before it is made free."""
@@ -189,7 +190,9 @@ class Publisher:
         return True
 
     def _free_name(self) -> str:
-        return publication.available_name(self.storage, self.session.stored_as, max_length=MAX_NAME)
+        return publication.available_name(
+            self.storage, self.session.stored_as, max_length=publication.STORED_NAME_MAX
+        )
 
     async def _copy(self) -> None:
         loop = asyncio.get_running_loop()
@@ -204,7 +207,7 @@ class Publisher:
             self.writer,
             self._progressed,
             durability=self.service.store.durability,
-            max_length=MAX_NAME,
+            max_length=publication.STORED_NAME_MAX,
         )
 
     def _progressed(self, done: int) -> None:

@@ -307,7 +307,9 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     session = UploadSession.objects.filter(pk=item.upload).first()
     if session is None:
         return NotFound()
-    changed = UploadSession.objects.transition(
+    # An upload that gave a sign of life since the purge looked does not expire.
+    rows = UploadSession.objects.expired() if item.to is State.EXPIRED else UploadSession.objects
+    changed = rows.transition(
         [item.upload], item.to, holder=item.epoch, error=item.error, epoch=F("epoch") + 1, part=""
     )
     if changed:

@@ -208,6 +208,7 @@ class UploadService:
         session = upload.session
         try:
             digests = await verify(upload, finish, host)
+            await host.admit()
             name = await host.get_name(session)
         except (UploadFailed, UploadRefused) as error:
             await self.fail(session, error)

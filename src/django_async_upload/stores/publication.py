@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from django.core.exceptions import SuspiciousFileOperation
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage
 from django.core.files.utils import validate_file_name
@@ -30,6 +31,10 @@ _SUFFIX: Final = 8  # what Storage.get_alternative_name puts in: "_" and 7 chara
 _NO_LINKS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 )
+
+
+STORED_NAME_MAX: Final = 512
+"""Characters of a name in a storage, directories included: what a row has room for."""
 
 
 class NotLinkable(StorageFailed):
@@ -66,11 +71,15 @@ def links_into(storage: Storage, path: str) -> bool:
 def checked_name(storage: Storage, name: str) -> str:
     """The name as the storage would have it.
 
-    Raises :class:`SuspiciousFileOperation` for one that leaves the storage: before it is written
-    down, since nobody could go on with it.
+    Raises :class:`SuspiciousFileOperation` for one that leaves the storage, or is longer than
+    :data:`STORED_NAME_MAX`: before it is written down, since nobody could go on with it.
     """
     name = storage.generate_filename(name)
     validate_file_name(name, allow_relative_path=True)
+    if len(name) > STORED_NAME_MAX:
+        raise SuspiciousFileOperation(
+            f"The name has {len(name)} characters, more than {STORED_NAME_MAX}."
+        )
     return name
 
 
