@@ -13,7 +13,7 @@ from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
 from django_async_upload import leases
-from django_async_upload.completion import MAX_NAME, part_file
+from django_async_upload.completion import part_file
 from django_async_upload.exceptions import AuthenticationRequired, TakenOver
 from django_async_upload.leases import Claim
 from django_async_upload.models import CompletionEvent, UploadSession
@@ -21,6 +21,7 @@ from django_async_upload.owners import Owner
 from django_async_upload.protocol.state import State
 from django_async_upload.service import UploadService
 from django_async_upload.stores import publication
+from django_async_upload.stores.publication import STORED_NAME_MAX
 
 from .fixtures import MIB, finish, row, run
 from .test_service import Host, begun, frames, host, write
@@ -87,7 +88,7 @@ async def test_a_long_name_fits_the_column(
     for _ in range(2):
         async with begun(uploads, owner, b"data") as upload:
             session = await uploads.complete(upload, await write(upload, b"data"), host)
-        assert len(session.stored_as) <= MAX_NAME
+        assert len(session.stored_as) <= STORED_NAME_MAX
         assert (media / session.stored_as).read_bytes() == b"data"
 
 

@@ -145,7 +145,8 @@ def test_a_change_may_depend_on_its_owner(owner: Owner) -> None:
 def test_an_upload_ends_only_before_it_is_published(
     owner: Owner, source: State, target: State
 ) -> None:
-    session = saved(owner, state=source, part="p")
+    long_ago = timezone.now() - timedelta(days=9)
+    session = saved(owner, state=source, part="p", expires_at=long_ago)
     ((ended, changed),) = leases.end([Ending(session.pk, target, error="data_lost")])
     session.refresh_from_db()
     assert changed == (source in SOURCES[target])

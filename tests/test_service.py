@@ -82,6 +82,9 @@ class Host:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
+    async def admit(self) -> int | None:
+        return None
+
     async def get_name(self, session: UploadSession) -> str:
         if self.name == "":
             raise NameRefused
