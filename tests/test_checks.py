@@ -30,7 +30,7 @@ def test_nothing_is_wrong_with_the_defaults(settings: Any, media: Path) -> None:
     assert ids(checks.check_settings, checks.check_deployment) == set()
 
 
-def test_they_are_registered(settings: Any, media: Path) -> None:
+def test_they_are_registered(settings: Any, media: Path, db: None) -> None:
     settings.ASYNC_UPLOAD = {"MAX_SIZ": 1}
     assert "async_upload.E001" in {message.id for message in run_checks()}
     settings.ASYNC_UPLOAD = {"DURABILITY": "os"}

@@ -13,6 +13,7 @@ import os
 import select
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from crc32c import crc32c
@@ -44,6 +45,7 @@ def build_frames(source: str, target: str) -> None:
             offset += len(payload)
 
 
+@cache
 def map_file(path: str) -> memoryview:
     """A file's bytes, all of them in memory."""
     with open(path, "rb") as file:
