@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.core.files.base import ContentFile
 from django.core.files.storage import InMemoryStorage
 from django.db import models
 
@@ -14,9 +15,8 @@ class ReadingStorage(InMemoryStorage):
     def _save(self, name: str, content: Any) -> str:
         content.seek(0)
         pieces = iter(lambda: content.read(1000), b"")
-        from django.core.files.base import ContentFile
-
-        return str(super()._save(name, ContentFile(b"".join(pieces))))
+        whole = ContentFile(b"".join(pieces))
+        return str(super()._save(name, whole))  # type: ignore[misc]  # the stubs leave it out
 
 
 elsewhere = InMemoryStorage()
@@ -30,7 +30,7 @@ class Document(models.Model):
         app_label = "tests"
 
     def __str__(self) -> str:
-        return self.attachment.name
+        return str(self.attachment.name)
 
 
 class Copy(models.Model):
