@@ -158,14 +158,14 @@ JOBS: dict[str, Callable[[Job], Job]] = {
 
 
 def run(job: Job) -> Job:
-    """The job's outcome; where it names the ``files``, it is done twice and the second time counts.
+    """The job's outcome. Where a ``rehearsal`` names the folder of what is stored, the second time counts.
 
     A virtual machine gives free memory back to its host within seconds, and whoever writes a file next pays
     for getting it again (seen: 2.8 s for a gigabyte, 0.3 s for the next one).
     """
     work = JOBS[job["kind"]]
-    if "files" in job:
-        os.unlink(os.path.join(job["files"], work(job)["stored_as"]))
+    if "rehearsal" in job:
+        os.unlink(os.path.join(job["rehearsal"], work(job)["stored_as"]))
     return work(job)
 
 
