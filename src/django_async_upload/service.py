@@ -39,7 +39,7 @@ logger = logging.getLogger("django_async_upload")
 
 STUCK_SECONDS: Final = 60.0
 """After so long in ``finalizing`` an upload is looked at: its process may have died."""
-EVICTION_SECONDS: Final = 1.0
+EVICTION_SECONDS: Final = 0.4
 """How long the newest connection waits for an older one of this process to let go of the file."""
 
 

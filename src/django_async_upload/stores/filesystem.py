@@ -24,7 +24,7 @@ from .disk import boot_id, translate, translated
 if TYPE_CHECKING:
     from django.core.checks import CheckMessage
 
-LOCK_WAIT: Final = 1.0
+LOCK_WAIT: Final = 0.5
 """Seconds that :meth:`FileSystemStore.open` waits for the last writer to let go of a part."""
 
 _LOCK_POLL: Final = 0.02
