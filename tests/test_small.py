@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from django_async_upload import connection as connection_module
 from django_async_upload import leases, signals
 from django_async_upload.database import Database
 from django_async_upload.models import CompletionEvent, UploadSession
@@ -80,13 +81,18 @@ def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_many_files_share_few_transactions(
-    connect: Connect, media: Path, staging: Path, transactions: list[int]
+    connect: Connect,
+    media: Path,
+    staging: Path,
+    transactions: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)  # however busy the machine is
     files = [(f"{n}.bin", os.urandom(1000 + n)) for n in range(100)]
     async with connect() as uploads:
         transactions.clear()
         ends = await breathe(uploads, files)
-    assert len(transactions) <= 100  # one by one they are 300
+    assert len(transactions) <= 20
     for (name, data), end in zip(files, ends, strict=True):
         assert isinstance(end, m.Completed)
         assert (end.name, end.size, end.crc32c) == (name, len(data), crc(data))
