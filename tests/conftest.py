@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator
+from typing import Any
 
 import pytest
+
+SERVER = re.compile(r"[\[-](uvicorn|daphne|hypercorn|granian)[]-]")
+"""In the id of a test that is run on several servers: which one."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadgroup`` each server has a worker of its own.
+
+    Not by the mark ``xdist_group``: pytest-xdist 3.8 writes it into a node's id, which pytest 9.2 computes anew.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ServerScheduling(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = SERVER.search(nodeid)
+            return found[1] if found else str(super()._split_scope(nodeid))
+
+    return ServerScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -42,3 +42,26 @@ class Copy(models.Model):
 
     def __str__(self) -> str:
         return f"{self.in_memory.name}{self.read.name}"
+
+
+class Album(models.Model):
+    title = models.CharField(max_length=100, unique=True)
+    cover = models.ImageField(upload_to="covers/", blank=True)
+    notes = models.FileField(upload_to="notes/", blank=True)
+
+    class Meta:
+        app_label = "tests"
+
+    def __str__(self) -> str:
+        return self.title
+
+
+class Track(models.Model):
+    album = models.ForeignKey(Album, on_delete=models.CASCADE)
+    sound = models.FileField(upload_to="tracks/")
+
+    class Meta:
+        app_label = "tests"
+
+    def __str__(self) -> str:
+        return str(self.sound.name)

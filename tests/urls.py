@@ -1,3 +1,6 @@
-"""No pages: the tests talk to the ASGI applications."""
+"""The admin; the other pages are the tests' own."""
 
-urlpatterns: list[object] = []
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]

@@ -29,7 +29,7 @@ DATA = os.urandom(100_000)
 
 @pytest.fixture
 def session(owner: Owner, media: Path) -> UploadSession:
-    return publish(owner, DATA, "report.pdf")  # type: ignore[no-any-return]
+    return publish(owner, DATA, "report.pdf")
 
 
 def attach(session: UploadSession) -> Document:

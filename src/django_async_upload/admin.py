@@ -1,0 +1,436 @@
+"""The admin: a list of uploads with live progress, and the upload widget for the file fields of other models."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import FORMFIELD_FOR_DBFIELD_DEFAULTS, ShowFacets
+from django.contrib.admin.sites import all_sites
+from django.contrib.admin.utils import display_for_value, unquote
+from django.contrib.admin.widgets import AdminFileWidget
+from django.contrib.auth import get_permission_codename, get_user_model
+from django.core.exceptions import PermissionDenied
+from django.core.files.storage import InvalidStorageError, storages
+from django.core.paginator import Paginator
+from django.db import router, transaction
+from django.db.models import QuerySet
+from django.forms import Script
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http.response import HttpResponseBase
+from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from . import outbox, service
+from .exceptions import UploadError
+from .models import UploadSession, UploadSessionQuerySet
+from .protocol.state import ACTIVE, State
+from .responses import upload_response
+from .widgets import AsyncClearableFileInput
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[UploadSession]
+    UploadPaginator = Paginator[UploadSession]
+else:
+    ModelAdmin, UploadPaginator = admin.ModelAdmin, Paginator
+
+PER_PAGE: Final = 100
+"""Uploads on a page of the list, and ids that are asked for at once."""
+MOST: Final = 10_000
+"""Uploads that the list counts, shows and acts upon: whoever has more of them filters."""
+STOPPABLE: Final = ACTIVE - {State.FINALIZING}
+
+
+class AsyncUploadAdminMixin:
+    """For a ``ModelAdmin`` or an inline: its file fields upload in the background. Put it first among the bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        put_widget(self.formfield_overrides)  # type: ignore[attr-defined]  # of the class beside it
+
+
+class AsyncAdminFileInput(AsyncClearableFileInput):
+    """The widget, around the admin's own input and in the admin's colors."""
+
+    input_template_name = AdminFileWidget.template_name
+
+    class Media:
+        css: ClassVar = {"all": ("django_async_upload/admin.css",)}
+
+
+def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Put the widget where the admin's own one for files would be; what a host has chosen stays."""
+    for options in formfield_overrides.values():
+        if options.get("widget") is AdminFileWidget:
+            cast("dict[str, Any]", options)["widget"] = AsyncAdminFileInput
+
+
+def put_widget_everywhere() -> None:
+    """What the setting ``ADMIN_WIDGET`` asks for: as if every ``ModelAdmin`` and inline had the mixin."""
+    put_widget(FORMFIELD_FOR_DBFIELD_DEFAULTS)
+    for site in all_sites:  # those made before have copied the defaults
+        for model_admin in site._registry.values():
+            put_widget(model_admin.formfield_overrides)
+
+
+class BoundedPaginator(UploadPaginator):
+    """Counts no further than :data:`MOST`: among a million rows a count takes longer than the page."""
+
+    object_list: QuerySet[UploadSession]
+
+    @cached_property
+    def count(self) -> int:
+        return self.object_list.order_by().values("pk")[:MOST].count()
+
+
+class EndpointFilter(admin.SimpleListFilter):
+    """The endpoints that there are uploads of, found by as many steps in their index."""
+
+    title = _("endpoint")
+    parameter_name = "endpoint"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        uploads = model_admin.get_queryset(request).order_by("endpoint")
+        endpoints = uploads.values_list("endpoint", flat=True)
+        found: list[tuple[str, str]] = []
+        name = endpoints.first()
+        while name is not None and len(found) < PER_PAGE:
+            found.append((name, name))
+            name = endpoints.filter(endpoint__gt=name).first()
+        return found if len(found) > 1 else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(endpoint=self.value()) if self.value() else queryset
+
+
+class StorageFilter(admin.SimpleListFilter):
+    """The storages of the settings."""
+
+    title = _("storage")
+    parameter_name = "storage"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        aliases = sorted(set(storages.backends) - {"staticfiles"})
+        return [(alias, alias) for alias in aliases] if len(aliases) > 1 else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(storage=self.value()) if self.value() else queryset
+
+
+@admin.register(UploadSession)
+class UploadSessionAdmin(ModelAdmin):
+    """Uploads can be looked at, ended and deleted; what they are is between the client and the server."""
+
+    list_display = ("name", "progress", "total", "owner_shown", "endpoint", "created_at")
+    list_filter = ("state", EndpointFilter, StorageFilter, "created_at")
+    list_select_related = ("owner",)
+    list_per_page = PER_PAGE
+    list_max_show_all = PER_PAGE
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
+    paginator = BoundedPaginator
+    search_help_text = _("Name, name as stored or owner; or the whole id.")
+    actions = ("cancel", "expire", "send_again")
+    readonly_fields = ("progress", "total", "file", "checksums", "sent_metadata", "delivered")
+    fieldsets = (
+        (None, {"fields": ("name", "progress", "total", "owner", "endpoint", "error", "file")}),
+        (
+            _("File"),
+            {"fields": ("storage", "stored_as", "content_type", "checksums", "sent_metadata")},
+        ),
+        (
+            _("Times"),
+            {"fields": ("created_at", "updated_at", "expires_at", "completed_at", "delivered")},
+        ),
+        (
+            _("Internals"),
+            {
+                "classes": ("collapse",),
+                "fields": ("id", "address", "durable", "epoch", "part", "boot_id"),
+            },
+        ),
+    )
+
+    class Media:
+        css = {"all": ("django_async_upload/admin.css",)}
+        js = (Script("django_async_upload/admin.js", type="module"),)
+
+    # Who may what ------------------------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nothing can be edited; the right to change uploads lets somebody end them."""
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_view_permission(request, obj) or self.has_end_permission(request)
+
+    def has_end_permission(self, request: HttpRequest) -> bool:
+        codename = get_permission_codename("change", self.opts)
+        return request.user.has_perm(f"{self.opts.app_label}.{codename}")
+
+    def has_delete_permission(self, request: HttpRequest, obj: UploadSession | None = None) -> bool:
+        # Deleted in the middle of its publication, a file would be left that no row knows.
+        is_free = obj is None or obj.state != State.FINALIZING
+        return is_free and super().has_delete_permission(request, obj)
+
+    # The list ----------------------------------------------------------------------------------
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        return ("name", "stored_as", f"owner__{get_user_model().USERNAME_FIELD}")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[UploadSession], search_term: str
+    ) -> tuple[QuerySet[UploadSession], bool]:
+        try:
+            return queryset.filter(pk=uuid.UUID(search_term.strip())), False
+        except ValueError:
+            return super().get_search_results(request, queryset, search_term)
+
+    @admin.display(description=_("state"), ordering="state")
+    def progress(self, session: UploadSession) -> str:
+        """The state, with a bar that :file:`admin.js` keeps up to date while the upload goes on."""
+        shown = progress_of(session)
+        if not shown["active"]:
+            return str(shown["text"])
+        value = format_html(' value="{}"', shown["percent"]) if shown["percent"] is not None else ""
+        return format_html(
+            '<span class="async-upload" data-upload="{}" data-url="{}">'
+            '<progress max="100"{} aria-label="{}"></progress> <span>{}</span></span>',
+            session.pk,
+            self._url("progress"),
+            value,
+            session.name,
+            shown["text"],
+        )
+
+    @admin.display(description=_("size"), ordering="size")
+    def total(self, session: UploadSession) -> str:
+        return self._shown(None if session.size is None else filesizeformat(session.size))
+
+    @admin.display(description=_("owner"), ordering="owner")
+    def owner_shown(self, session: UploadSession) -> str:
+        return str(session.owner or _("visitor"))
+
+    # One upload --------------------------------------------------------------------------------
+
+    @admin.display(description=_("file"))
+    def file(self, session: UploadSession) -> str:
+        if session.state == State.BOUND:
+            return str(_("It belongs to another object of this site."))
+        if session.state != State.COMPLETED:
+            return self._shown(None)
+        return format_html('<a href="{}">{}</a>', self._url("file", session.pk), session.name)
+
+    @admin.display(description=_("checksums"))
+    def checksums(self, session: UploadSession) -> str:
+        digests = {"CRC-32C": session.crc32c, **session.digests} if session.is_completed else {}
+        return self._shown("; ".join(f"{name}: {text}" for name, text in digests.items()) or None)
+
+    @admin.display(description=_("metadata"))
+    def sent_metadata(self, session: UploadSession) -> str:
+        if not session.metadata:
+            return self._shown(None)
+        text = json.dumps(session.metadata, indent=2, ensure_ascii=False, sort_keys=True)
+        return format_html('<pre class="async-upload-metadata" dir="ltr">{}</pre>', text)
+
+    @admin.display(description=_("signals sent"))
+    def delivered(self, session: UploadSession) -> str:
+        event = getattr(session, "completion", None)
+        return self._shown(event and event.delivered_at)
+
+    def _shown(self, value: Any) -> str:
+        return display_for_value(value, self.get_empty_value_display())
+
+    # Views -------------------------------------------------------------------------------------
+
+    def get_urls(self) -> list[URLPattern]:
+        view, name = self.admin_site.admin_view, f"{self.opts.app_label}_{self.opts.model_name}"
+        return [
+            path("progress/", view(self.progress_view), name=f"{name}_progress"),
+            path("<path:object_id>/file/", view(self.file_view), name=f"{name}_file"),
+            *super().get_urls(),
+        ]
+
+    def _url(self, view: str, *args: Any) -> str:
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{view}"
+        return reverse(name, args=args, current_app=self.admin_site.name)
+
+    def progress_view(self, request: HttpRequest) -> HttpResponse:
+        """``?id=…&id=…``: how far these uploads are, as JSON; at most :data:`PER_PAGE` are looked at."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        sessions = self.get_queryset(request).filter(pk__in=_ids(request.GET.getlist("id")))
+        return JsonResponse({str(each.pk): progress_of(each) for each in sessions})
+
+    def file_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """The published file, as a download."""
+        session = self.get_object(request, unquote(object_id))
+        if not self.has_view_permission(request, session):
+            raise PermissionDenied
+        if session is None or session.state != State.COMPLETED:
+            raise Http404
+        try:
+            return upload_response(session, request=request)
+        except (FileNotFoundError, InvalidStorageError) as error:
+            raise Http404 from error
+
+    # Actions -----------------------------------------------------------------------------------
+
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[UploadSession], *args: Any, **kwargs: Any
+    ) -> HttpResponse | None:
+        if request.POST.get("select_across") == "1":  # all that the list has counted, and no more
+            queryset = queryset.filter(pk__in=list(queryset.values_list("pk", flat=True)[:MOST]))
+        return super().response_action(request, queryset, *args, **kwargs)
+
+    @admin.action(description=_("Cancel selected uploads"), permissions=["end"])
+    def cancel(self, request: HttpRequest, queryset: UploadSessionQuerySet) -> HttpResponse | None:
+        return self._confirmed(
+            request,
+            queryset.filter(state__in=STOPPABLE),
+            partial(self._end, request, State.CANCELLED, _("Uploads cancelled: %(count)s.")),
+            _("Cancel uploads?"),
+            _("What was received of these uploads is deleted. They cannot be resumed."),
+        )
+
+    @admin.action(description=_("Let selected uploads expire"), permissions=["end"])
+    def expire(self, request: HttpRequest, queryset: UploadSessionQuerySet) -> HttpResponse | None:
+        return self._confirmed(
+            request,
+            queryset.filter(state__in=STOPPABLE),
+            partial(self._end, request, State.EXPIRED, _("Uploads expired: %(count)s.")),
+            _("Let uploads expire?"),
+            _(
+                "What was received of these uploads is deleted, as if nothing had come for too long."
+            ),
+        )
+
+    @admin.action(description=_("Send the signals of selected uploads again"), permissions=["end"])
+    def send_again(
+        self, request: HttpRequest, queryset: UploadSessionQuerySet
+    ) -> HttpResponse | None:
+        return self._confirmed(
+            request,
+            queryset.completed(),
+            partial(self._send_again, request),
+            _("Send the signals again?"),
+            _(
+                "The site is told once more that these uploads are complete, and may do again "
+                "whatever it did then."
+            ),
+        )
+
+    def _confirmed(
+        self,
+        request: HttpRequest,
+        concerned: QuerySet[UploadSession],
+        act: Callable[[Sequence[UploadSession]], None],
+        title: Any,
+        consequence: Any,
+    ) -> HttpResponse | None:
+        """Act upon the uploads that an action concerns, once the person has said that they want it."""
+        if request.POST.get("post"):
+            act(list(concerned))
+            return None
+        context = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "consequence": consequence,
+            "opts": self.opts,
+            "media": self.media,
+            "uploads": concerned[:PER_PAGE],
+            "count": concerned.count(),
+            "action": request.POST["action"],
+            "across": request.POST.get("select_across") == "1",
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+        }
+        template = "admin/async_upload/uploadsession/confirm.html"
+        return TemplateResponse(request, template, context)
+
+    def _end(
+        self, request: HttpRequest, to: State, said: Any, sessions: Sequence[UploadSession]
+    ) -> None:
+        with transaction.atomic(using=router.db_for_write(UploadSession)):
+            ended = service.end([session.pk for session in sessions], to)
+        self._report(request, ended, said)
+
+    def _send_again(self, request: HttpRequest, sessions: Sequence[UploadSession]) -> None:
+        # After the commit: the rows are changed, and receivers called, on other connections.
+        transaction.on_commit(
+            partial(self._deliver, request, sessions), using=router.db_for_write(UploadSession)
+        )
+
+    def _deliver(self, request: HttpRequest, sessions: Sequence[UploadSession]) -> None:
+        try:
+            sent = outbox.send_again([session.pk for session in sessions])
+        except UploadError as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return
+        sent_again = [session for session in sessions if session.pk in sent]
+        self._report(request, sent_again, _("Uploads whose signals were sent again: %(count)s."))
+
+    def _report(self, request: HttpRequest, done: Sequence[UploadSession], said: Any) -> None:
+        for session in done:
+            self.log_change(request, session, str(said % {"count": 1}))
+        level = messages.SUCCESS if done else messages.WARNING
+        self.message_user(request, said % {"count": number_format(len(done))}, level)
+
+    # Deletion ----------------------------------------------------------------------------------
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
+        found, counts, missing, protected = super().get_deleted_objects(objs, request)
+        publishing = [str(each) for each in objs if each.state == State.FINALIZING]
+        if publishing and self.has_delete_permission(
+            request
+        ):  # it is not the right that is missing
+            missing = missing - {self.opts.verbose_name}
+        return found, counts, missing, [*protected, *publishing]
+
+    def delete_model(self, request: HttpRequest, obj: UploadSession) -> None:
+        self.delete_queryset(request, UploadSession.objects.filter(pk=obj.pk))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[UploadSession]) -> None:
+        """End what goes on, so that its holder stops; then delete rows, parts and files that nobody bound."""
+        with transaction.atomic(using=router.db_for_write(UploadSession)):
+            active = queryset.filter(state__in=STOPPABLE).values_list("pk", flat=True)
+            service.end(list(active), State.CANCELLED)
+            queryset.exclude(state=State.FINALIZING).delete()
+
+
+def _ids(texts: Iterable[str]) -> list[uuid.UUID]:
+    found = []
+    for text in list(texts)[:PER_PAGE]:
+        try:
+            found.append(uuid.UUID(text))
+        except ValueError:
+            continue
+    return found
+
+
+def progress_of(session: UploadSession) -> dict[str, Any]:
+    """For a person: ``text``; ``percent``, None where it is not known; whether the upload is ``active``."""
+    state = session.get_state_display()
+    if session.state not in STOPPABLE - {State.VERIFYING}:
+        return {"text": state, "percent": None, "active": session.state in ACTIVE}
+    if session.size is None:
+        so_far = filesizeformat(session.durable)
+        text = _("%(state)s, %(size)s so far") % {"state": state, "size": so_far}
+        return {"text": text, "percent": None, "active": True}
+    percent = 100 * session.durable // session.size if session.size else 100
+    text = _("%(state)s, %(percent)s%%") % {"state": state, "percent": number_format(percent)}
+    return {"text": text, "percent": percent, "active": True}

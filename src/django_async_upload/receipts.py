@@ -1,0 +1,215 @@
+"""Receipts: signed proofs that an upload completed, posted with a form in place of the file. And field tokens.
+
+A receipt names the upload; whose it is, what it was made for and whether it can still be used is asked from the
+database when it is opened. A field token goes the other way: a page gives it to the client, so that the
+server knows from the beginning what the page's field takes.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core import signing
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from . import conf
+from .exceptions import AuthenticationRequired, MetadataInvalid
+from .models import UploadSession
+from .owners import owner_of_request
+from .protocol.state import State
+from .uploaded import HOLD, CompletedUpload, alias
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+    from django.http import HttpRequest
+
+PREFIX: Final = "async_upload."
+"""Of the name of the hidden input that posts a receipt; the field's own HTML name follows."""
+MAX_FIELD_NAME: Final = 255
+
+MESSAGES: Final = {
+    "receipt_invalid": _("This uploaded file cannot be used here. Please choose the file again."),
+    "receipt_expired": _("This file was uploaded too long ago. Please choose it again."),
+    "receipt_used": _("This uploaded file has been submitted already. Please choose it again."),
+}
+"""What a person is told, by the code of the :class:`ValidationError`."""
+
+
+def refusal(code: str) -> ValidationError:
+    return ValidationError(MESSAGES[code], code=code)
+
+
+# Field tokens -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FieldToken:
+    """What a page's field takes."""
+
+    name: str
+    """As :func:`field_name` has it."""
+    max_size: int | None
+    """Bytes; None is as the endpoint has it."""
+    accept: str
+    """As the attribute of ``<input type="file">``; "" is anything."""
+
+
+def field_name(html_name: str) -> str:
+    """The name of a field in any row of its formset: ``items-3-file`` is ``items-__prefix__-file``."""
+    return re.sub(r"(?<=-)\d+(?=-)", "__prefix__", html_name)
+
+
+def field_token(
+    name: str, *, endpoint: str = "default", max_size: int | None = None, accept: str | None = None
+) -> str:
+    """A signed token for the field of that HTML name, to be sent as ``field`` of an upload's metadata.
+
+    It allows nothing that is not allowed without it, and never expires.
+    """
+    if len(name) > MAX_FIELD_NAME:
+        raise ValueError(f"The name of an upload field has at most {MAX_FIELD_NAME} characters.")
+    return _signer("field").sign_object([field_name(name), endpoint, max_size, accept or ""])
+
+
+def read_field_token(token: object, *, endpoint: str) -> FieldToken:
+    """Raises :class:`MetadataInvalid`, also for a token of another endpoint."""
+    try:
+        if not isinstance(token, str):
+            raise ValueError
+        name, where, max_size, accept = _signer("field").unsign_object(token)
+    except (signing.BadSignature, ValueError) as error:
+        raise MetadataInvalid(reason="the field token is not valid") from error
+    if where != endpoint:
+        raise MetadataInvalid(reason="the field token is for another endpoint")
+    return FieldToken(name, max_size, accept)
+
+
+# Receipts -----------------------------------------------------------------------------------------
+
+
+def receipt_of(session: UploadSession) -> str:
+    """The receipt of a completed upload. The same upload always has the same."""
+    return _signer("receipt").sign(session.pk.hex)
+
+
+def open_receipt(
+    request: HttpRequest,
+    receipt: object,
+    *,
+    field: str = "",
+    endpoint: str | None = "default",
+    user: AbstractBaseUser | AnonymousUser | None = None,
+) -> CompletedUpload:
+    """The finished file that a receipt stands for. Synchronous.
+
+    ``field`` is the name in the upload's field token ("": it had none), ``endpoint`` the consumer's (None: any),
+    and ``user`` who asks, where that is not ``request.user`` or the session's visitor.
+
+    The request has the file to itself from now on, two minutes at most; whatever no model took is let go at its
+    end by :class:`~.middleware.UploadMiddleware`. Raises a :class:`ValidationError` whose code is one of
+    :data:`MESSAGES`; somebody else's upload and one that does not exist give the same.
+    """
+    opened = open_receipts(request, [(receipt, field)], endpoint=endpoint, user=user)[0]
+    if isinstance(opened, ValidationError):
+        raise opened
+    return opened
+
+
+def open_receipts(
+    request: HttpRequest,
+    wanted: Sequence[tuple[object, str]],
+    *,
+    endpoint: str | None = None,
+    user: AbstractBaseUser | AnonymousUser | None = None,
+) -> list[CompletedUpload | ValidationError]:
+    """As :func:`open_receipt`, for pairs of a receipt and its field: a file or an error for each, in order."""
+    pks = [_read(receipt) for receipt, _field in wanted]
+    found = _own(request, {pk for pk in pks if pk}, user)
+    outcomes: list[CompletedUpload | ValidationError] = []
+    usable: dict[uuid.UUID, CompletedUpload] = {}
+    for (receipt, field), pk in zip(wanted, pks, strict=True):
+        session = found.get(pk) if pk else None
+        if session is None:
+            outcomes.append(refusal("receipt_invalid"))
+        elif code := _why_not(session, field, endpoint):
+            outcomes.append(refusal(code))
+        elif session.pk in usable:
+            outcomes.append(refusal("receipt_used"))  # posted twice
+        else:
+            usable[session.pk] = CompletedUpload(session, str(receipt), session.epoch + 1)
+            outcomes.append(usable[session.pk])
+    claimed = _claim(usable)
+    request.__dict__.setdefault("async_uploads", []).extend(claimed.values())
+    return [
+        refusal("receipt_used")
+        if isinstance(each, CompletedUpload) and each.session.pk not in claimed
+        else each
+        for each in outcomes
+    ]
+
+
+def _read(receipt: object) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(_signer("receipt").unsign(receipt)) if isinstance(receipt, str) else None
+    except (signing.BadSignature, ValueError):
+        return None
+
+
+def _own(request: HttpRequest, pks: set[uuid.UUID], user: Any) -> dict[uuid.UUID, UploadSession]:
+    """Those of the uploads that belong to whoever asks."""
+    if not pks:
+        return {}
+    try:
+        owner = owner_of_request(request, user)
+    except AuthenticationRequired:
+        return {}
+    return UploadSession.objects.using(alias()).filter(owner_key=owner.key).in_bulk(pks)
+
+
+def _why_not(session: UploadSession, field: str, endpoint: str | None) -> str | None:
+    now = timezone.now()
+    if (
+        session.field_name != field
+        or endpoint not in (None, session.endpoint)
+        or not session.is_completed
+    ):
+        return "receipt_invalid"
+    if session.state == State.BOUND or (session.expires_at and session.expires_at > now):
+        return "receipt_used"
+    max_age = timedelta(seconds=conf.uploads().receipt_max_age)
+    if (session.completed_at or session.updated_at) < now - max_age:
+        return "receipt_expired"
+    return None
+
+
+def _claim(usable: dict[uuid.UUID, CompletedUpload]) -> dict[uuid.UUID, CompletedUpload]:
+    """Those that no other request took first. A request that dies has them for no longer than :data:`HOLD`."""
+    if not usable:
+        return {}
+    now = timezone.now()
+    free = UploadSession.objects.using(alias()).filter(
+        Q(expires_at=None) | Q(expires_at__lte=now), state=State.COMPLETED
+    )
+    with transaction.atomic(using=alias()):
+        return {
+            pk: usable[pk]
+            for pk in sorted(
+                usable
+            )  # two requests with the same uploads do not wait for each other
+            if free.filter(pk=pk, epoch=usable[pk].session.epoch).update(
+                epoch=usable[pk].epoch, expires_at=now + HOLD
+            )
+        }
+
+
+def _signer(kind: str) -> signing.Signer:
+    return signing.Signer(salt=f"django_async_upload.{kind}")

@@ -1,0 +1,58 @@
+"""Template tags: the upload element on a page of its own, and what it needs in the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.forms.utils import flatatt
+from django.templatetags.static import static
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from ..widgets import AsyncFileInput, AsyncMultipleFileInput
+
+register = template.Library()
+
+
+@register.simple_tag
+def async_upload(
+    name: str = "file",
+    *,
+    endpoint: str = "default",
+    url: str | None = None,
+    max_size: int | None = None,
+    accept: str = "",
+    multiple: bool = False,
+    directory: bool = False,
+    **attrs: Any,
+) -> SafeString:
+    """``{% async_upload "photos" multiple=True accept="image/*" id="photos" %}``: the element and its input.
+
+    Other arguments are attributes of the input. Outside of a form it uploads, and fires events.
+    """
+    attrs = {key.replace("_", "-"): value for key, value in attrs.items()}
+    attrs.setdefault("id", f"id_{name}")
+    if accept:
+        attrs["accept"] = accept
+    options: dict[str, Any] = {"endpoint": endpoint, "url": url, "max_size": max_size}
+    if multiple or directory:
+        return AsyncMultipleFileInput(attrs, directory=directory, **options).render(name, None)
+    return AsyncFileInput(attrs, **options).render(name, None)
+
+
+@register.simple_tag(takes_context=True)
+def async_upload_media(context: template.Context) -> SafeString:
+    """The style and the script of the element, as ``{{ form.media }}`` has them.
+
+    With the page's CSP nonce, where there is one: Django's ``csp_nonce``, or ``request.csp_nonce`` of django-csp.
+    """
+    nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
+    attrs = flatatt({"nonce": str(nonce) if nonce else None})
+    return format_html(
+        '<link href="{}" rel="stylesheet"{}>\n<script src="{}" type="module"{}></script>',
+        static("django_async_upload/widget.css"),
+        attrs,
+        static("django_async_upload/widget.js"),
+        attrs,
+    )

@@ -1,0 +1,248 @@
+"""The widgets: a real ``<input type="file">`` in an ``<async-upload>``, which makes more of it where it can.
+
+Any ``FileField`` or ``ImageField`` takes one. What they upload is posted as a receipt; the middleware opens it.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, ClassVar, Final
+
+from django.core.exceptions import ValidationError
+from django.core.files.uploadedfile import UploadedFile
+from django.forms import ClearableFileInput, FileInput, Script
+from django.forms.utils import flatatt
+from django.template.defaultfilters import filesizeformat
+from django.utils.safestring import SafeString
+from django.utils.translation import get_language, override
+from django.utils.translation import gettext_lazy as _
+
+from . import conf
+from .exceptions import TypeRefused
+from .policies import check_accept
+from .receipts import PREFIX, field_token, refusal
+from .uploaded import CompletedUpload, RefusedUpload
+
+TEXTS: Final = {
+    # The place to choose, drop and paste
+    "chooseFile": _("Choose a file"),
+    "chooseFiles": _("Choose files"),
+    "chooseFolder": _("Choose a folder"),
+    "orDrop": _("or drop it here"),
+    "orDropMany": _("or drop them here"),
+    "dropNow": _("Drop to upload"),
+    "upTo": _("At most {size}"),
+    "allowed": _("Allowed: {types}"),
+    "images": _("images"),
+    "videos": _("videos"),
+    "sounds": _("sound recordings"),
+    "withForm": _("The file will be sent together with the form."),
+    # What is known of one file
+    "sentOf": _("{sent} of {size}"),
+    "left": _("{time} left"),
+    "queued": _("Waiting for its turn"),
+    "starting": _("Starting"),
+    "paused": _("Paused"),
+    "offline": _("Waiting for the network. It will go on by itself."),
+    "unauthenticated": _("You have been signed out. Sign in and it will go on by itself."),
+    "signIn": _("Sign in in another tab"),
+    "verifying": _("Checking the file"),
+    "inspecting": _("Inspecting the file"),
+    "finalizing": _("Saving the file"),
+    "completed": _("Uploaded"),
+    "cancelled": _("Cancelled"),
+    "unfinished": _("Not finished: {sent} of {size}"),
+    "pickAgain": _("Choose the same file again to go on."),
+    "mayContinue": _("Press “{action}” to go on."),
+    # What a person can do with it
+    "pause": _("Pause"),
+    "resume": _("Resume"),
+    "cancel": _("Cancel"),
+    "retry": _("Try again"),
+    "remove": _("Remove"),
+    "continue": _("Continue"),
+    "discard": _("Discard"),
+    "actionOn": _("{action}: {name}"),
+    # Many files
+    "list": _("Files of “{label}”"),
+    "uploadedOf": _("Uploaded: {done} of {count}"),
+    "failedCount": _("Failed: {count}"),
+    "notShown": _("Files that are not shown: {count}"),
+    "showMore": _("Show more"),
+    "pauseAll": _("Pause all"),
+    "resumeAll": _("Resume all"),
+    "retryFailed": _("Try failed ones again"),
+    "removeFailed": _("Remove failed ones"),
+    "removeAll": _("Remove all"),
+    # The form waits
+    "submitWaiting": _("The form will be sent by itself when everything is uploaded."),
+    "submitCancel": _("Do not send it yet"),
+    "submitStopped": _(
+        "The form was not sent: some files are not uploaded. Try again or remove them."
+    ),
+    "submitCancelled": _("The form will not be sent by itself."),
+    # Said aloud, seldom
+    "saidAdded": _("Added: {name}"),
+    "saidAddedCount": _("Files added: {count}"),
+    "saidPercent": _("{percent} uploaded"),
+    "saidCompleted": _("Uploaded: {name}"),
+    "saidAllCompleted": _("Everything is uploaded."),
+    "saidFailed": _("{name}: {error}"),
+    "saidRemoved": _("Removed: {name}"),
+    "saidOnline": _("The upload goes on."),
+    # What went wrong
+    "errorTooLarge": _("This file is too large ({size}). At most {limit} is allowed."),
+    "errorTooLargeUnknown": _("This file is too large."),
+    "errorType": _("This type of file is not allowed here. Allowed: {types}"),
+    "errorTypeUnknown": _("This type of file is not allowed here."),
+    "errorOneOnly": _("Only one file can be uploaded here."),
+    "errorName": _("The name of this file is not allowed. Rename it and choose it again."),
+    "errorPermission": _("You are not allowed to upload here."),
+    "errorRefused": _("The server refused this file: {message}"),
+    "errorQuota": _("You have too many unfinished uploads. Finish or remove some, then try again."),
+    "errorBusy": _("The server is busy. Try again later."),
+    "errorStorage": _("The server cannot store files at the moment. Try again later."),
+    "errorServer": _("The server has a problem. Try again later."),
+    "errorUnreachable": _("The upload server cannot be reached."),
+    "errorSignIn": _("You have been signed out. Sign in, then try again."),
+    "errorTakenOver": _("This upload goes on in another tab, window or device."),
+    "errorChanged": _(
+        "This file has changed since the upload began. Remove it and choose it again."
+    ),
+    "errorDamaged": _("This file arrived damaged. Try again."),
+    "errorEnded": _("This upload has expired or was cancelled. Try again from the start."),
+    "errorUnreadable": _("This file cannot be read. It may have been moved, changed or deleted."),
+    "errorFolder": _("This folder cannot be read."),
+    "errorOther": _("The upload failed: {message}"),
+}
+"""What a person reads in the browser, by the keys of ``texts.js``. Words in braces are put in there."""
+
+
+@cache
+def _translated(language: str | None) -> str | None:
+    """The texts that are not as in ``texts.js``, as JSON; None where all are."""
+    with override(None):
+        english = {key: str(text) for key, text in TEXTS.items()}
+    texts = {key: str(text) for key, text in TEXTS.items() if str(text) != english[key]}
+    return json.dumps(texts, ensure_ascii=False) if texts else None
+
+
+class AsyncFileInput(FileInput):
+    """For one file, as Django's ``FileInput``.
+
+    ``endpoint`` names the consumer that uploads go to, ``url`` is its WebSocket (None: ``WEBSOCKET_URL``), and
+    ``max_size`` is the largest file in bytes (None: as the endpoint has it). What types there may be says
+    ``attrs={"accept": ...}``. Size and types hold for files that are posted without JavaScript, too.
+    """
+
+    template_name = "django_async_upload/widgets/file.html"
+    input_template_name = "django/forms/widgets/file.html"
+    """The template of Django's that is wrapped."""
+    is_used: ClassVar[bool] = False
+    """Whether any was made: the system checks ask."""
+
+    class Media:
+        css: ClassVar = {"all": ["django_async_upload/widget.css"]}
+        js: ClassVar = [Script("django_async_upload/widget.js", type="module")]
+
+    def __init__(
+        self,
+        attrs: dict[str, Any] | None = None,
+        *,
+        endpoint: str = "default",
+        url: str | None = None,
+        max_size: int | None = None,
+    ) -> None:
+        super().__init__(attrs)
+        self.endpoint = endpoint
+        self.url = url
+        self.max_size = max_size
+        self.kept: list[CompletedUpload] = []
+        AsyncFileInput.is_used = True
+
+    def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
+        posted = FileInput.value_from_datadict(self, data, files, name)
+        several = isinstance(posted, list | tuple)
+        checked = [self._checked(file) for file in (posted if several else [posted])]
+        # A form with errors gets its widgets rendered without what was posted: they remember it.
+        self.kept = [file for file in checked if isinstance(file, CompletedUpload)]
+        value = super().value_from_datadict(data, files, name)
+        if value is not posted:  # to be cleared, or contradictory
+            return value
+        return checked if several else checked[0]
+
+    def _checked(self, file: Any) -> Any:
+        """The file, or what stands for one that this field does not take."""
+        if not isinstance(file, UploadedFile) or isinstance(file, RefusedUpload):
+            return file
+        if isinstance(file, CompletedUpload) and file.session.endpoint != self.endpoint:
+            return RefusedUpload(refusal("receipt_invalid"))
+        size = file.size or 0
+        if self.max_size is not None and size > self.max_size:
+            message = _("This file is too large (%(size)s). At most %(limit)s is allowed.")
+            sizes = {"size": filesizeformat(size), "limit": filesizeformat(self.max_size)}
+            return RefusedUpload(
+                ValidationError(message, code="file_too_large", params=sizes), file.name or ""
+            )
+        try:
+            check_accept(file.name or "", file.content_type or "", self.attrs.get("accept") or "")
+        except TypeRefused:
+            error = ValidationError(TEXTS["errorTypeUnknown"], code="type_refused")
+            return RefusedUpload(error, file.name or "")
+        return file
+
+    def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
+        context: dict[str, Any] = super().get_context(name, value, attrs)
+        own = context["widget"]["attrs"]
+        accept = own.get("accept") or None
+        context["widget"]["async_upload"] = {
+            "attrs": flatatt(
+                {
+                    "url": self.url or conf.uploads().websocket_url,
+                    "field": field_token(
+                        name, endpoint=self.endpoint, max_size=self.max_size, accept=accept
+                    ),
+                    "max-size": None if self.max_size is None else str(self.max_size),
+                    "accept": accept,
+                    "multiple": bool(own.get("multiple")),
+                    "directory": bool(own.get("webkitdirectory")),
+                    "disabled": bool(own.get("disabled")),
+                    "texts": _translated(get_language()),
+                }
+            ),
+            "input_template": self.input_template_name,
+            "kept": [self._kept(name, file, own) for file in self.kept if not file.is_bound],
+        }
+        return context
+
+    def _kept(self, name: str, file: CompletedUpload, attrs: dict[str, Any]) -> SafeString:
+        """The attributes of the hidden input that posts an upload again."""
+        return flatatt(
+            {
+                "name": PREFIX + name,
+                "value": file.receipt,
+                "data-name": file.name,
+                "data-size": str(file.size),
+                "form": attrs.get("form"),
+                "disabled": bool(attrs.get("disabled")),
+            }
+        )
+
+
+class AsyncClearableFileInput(AsyncFileInput, ClearableFileInput):
+    """For one file of an object that may have one: as Django's ``ClearableFileInput``, which model forms use."""
+
+    input_template_name = "django/forms/widgets/clearable_file_input.html"
+
+
+class AsyncMultipleFileInput(AsyncFileInput):
+    """For any number of files, or with ``directory`` for all files of a folder."""
+
+    allow_multiple_selected = True
+
+    def __init__(
+        self, attrs: dict[str, Any] | None = None, *, directory: bool = False, **options: Any
+    ) -> None:
+        attrs = {**(attrs or {}), **({"webkitdirectory": True} if directory else {})}
+        super().__init__(attrs, **options)
