@@ -1,0 +1,431 @@
+/** One WebSocket: the protocol, what the socket may hold, and the fair division of both among the uploads. */
+import { ClientProtocol } from "./protocol/client.js";
+import { UploadError } from "./protocol/errors.js";
+import { HEADER_SIZE, SUBPROTOCOL, malformed } from "./protocol/frames.js";
+
+/** @typedef {import( "./protocol/messages.js").Message} Message */
+/** @typedef {import( "./protocol/client.js").Stream} Stream */
+
+/**
+ * Who holds a stream. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may
+ * be more to do at once. `received` gets what the server says on the stream, `lost` comes at the end of the connection.
+ *
+ * @typedef {object} StreamHolder
+ * @property {() => boolean} step
+ * @property {(message: Message) => void} received
+ * @property {(error: UploadError) => void} lost
+ */
+
+/**
+ * Whom a connection belongs to.
+ *
+ * @typedef {object} Owner
+ * @property {() => void} opened HELLO came
+ * @property {(message: Message) => void} said what the server says on stream 0
+ * @property {() => void} slotFreed a stream was closed
+ * @property {(error: UploadError) => void} lost it is over, and `lost` of all holders was called
+ */
+
+/** What the socket may hold, in seconds of the measured rate: PONGs wait behind it, and servers give up after 20 s. */
+const QUEUED_SECONDS = 2.5;
+/** Bytes that it may hold at any rate, and while none is known. */
+const QUEUED_FLOOR = 256 * 1024;
+/** Seconds from opening the WebSocket to HELLO, and of grace behind a DRAIN. */
+const PATIENCE = 15;
+/** A PING that is not answered for so many heartbeats means that the connection is dead. */
+const SILENCES = 2;
+/** Seconds to wait for an answer where there is reason to doubt: the network changed, the machine slept. */
+const DOUBT = 5;
+/** Milliseconds of sending before other tasks of the page get their turn. */
+const TURN = 8;
+
+/** What a close code means where the ERROR before it did not arrive; others are lost connections. */
+const CLOSE_CODES = /** @type {Record<number, string>} */ ({
+  4400: "protocol_violation",
+  4401: "authentication_required",
+  4403: "permission_denied",
+  4406: "subprotocol_required",
+});
+
+/**
+ * The error for an ERROR.
+ *
+ * @param {import( "./protocol/messages.js").ErrorMessage} message
+ */
+export function errorOf({ code, message, retryable, retry_after: retryAfter, facts }) {
+  return new UploadError(code, { message, retryable, retryAfter, facts });
+}
+
+/** It connects when it is made. Uploads never wait here: what they cannot have now they are stepped for again. */
+export class Connection {
+  #protocol = new ClientProtocol();
+  /** @type {Map<number, StreamHolder>} */
+  #holders = new Map();
+  /** Who may have something to do, in turn. @type {Set<StreamHolder>} */
+  #ready = new Set();
+  #stepping = false;
+  /** The end of a chunk that left, counted over the connection, and what had arrived by then. */
+  #departures = /** @type {{end: number, at: number, arrived: number}[]} */ ([]);
+  #rate = 0;
+  #heardAt;
+  #saidAt;
+  /** When the oldest PING that has no answer was sent, ms. @type {number | null} */
+  #askedAt = null;
+  /** @type {Set<number>} */
+  #timers = new Set();
+
+  /**
+   * @param {string} url
+   * @param {import( "./environment.js").Environment} environment
+   * @param {Owner} owner
+   */
+  constructor(url, environment, owner) {
+    this.#environment = environment;
+    this.#owner = owner;
+    /** Why it is over. @type {UploadError | null} */
+    this.error = null;
+    /** Seconds, where the server said when to come back. @type {number | undefined} */
+    this.retryAfter = undefined;
+    this.#heardAt = this.#saidAt = environment.now();
+    this.#socket = new environment.WebSocket(url, [SUBPROTOCOL]);
+    this.#socket.binaryType = "arraybuffer";
+    this.#socket.onmessage = ({ data }) => this.#take(data);
+    this.#socket.onclose = ({ code }) =>
+      this.#over(new UploadError(CLOSE_CODES[code] ?? "connection_lost", { facts: { code } }));
+    this.#after(PATIENCE, () => {
+      if (this.#protocol.hello === null) {
+        this.#fail(new UploadError("connection_lost", { message: "The server did not say hello." }));
+      }
+    });
+  }
+
+  #environment;
+  #owner;
+  #socket;
+
+  /** HELLO came, and it is not over. */
+  get isOpen() {
+    return this.#protocol.hello !== null && this.error === null;
+  }
+
+  /** New streams may be opened. */
+  get isUsable() {
+    return this.isOpen && !this.#protocol.draining;
+  }
+
+  /** @throws {UploadError} before HELLO */
+  get hello() {
+    if (this.#protocol.hello === null) {
+      throw new UploadError("connection_lost");
+    }
+    return this.#protocol.hello;
+  }
+
+  /** The extensions that were negotiated, as the handshake spells them. */
+  get extensions() {
+    return this.#socket.extensions;
+  }
+
+  get openStreams() {
+    return this.#protocol.streams.size;
+  }
+
+  // What uploads say ------------------------------------------------------------------------------
+
+  /** @param {string} [ticket] */
+  authenticate(ticket) {
+    this.#write(this.#protocol.sendAuth(ticket));
+  }
+
+  /**
+   * A new stream, opened by one of the protocol's methods; null while all are taken.
+   *
+   * @param {StreamHolder} holder
+   * @param {(protocol: ClientProtocol) => [Stream, Uint8Array<ArrayBuffer>]} send
+   */
+  open(holder, send) {
+    if (!this.isUsable || this.openStreams >= this.hello.max_streams) {
+      return null;
+    }
+    const [stream, frame] = send(this.#protocol);
+    this.#holders.set(stream.id, holder);
+    this.#write(frame);
+    return stream;
+  }
+
+  /**
+   * Write a control frame.
+   *
+   * @param {(protocol: ClientProtocol) => Uint8Array<ArrayBuffer>} send one of the protocol's methods
+   */
+  say(send) {
+    if (this.error === null) {
+      this.#write(send(this.#protocol));
+    }
+  }
+
+  /**
+   * Bytes that a chunk on `stream` may have now: its credit, at most what the server advises. 0: an ACK will come.
+   *
+   * @param {Stream} stream
+   */
+  room(stream) {
+    return Math.min(this.#protocol.credit(stream.id), stream.chunk);
+  }
+
+  /**
+   * Write a chunk, of at most `room` bytes.
+   *
+   * @param {Stream} stream
+   * @param {import( "./source.js").Chunk} chunk
+   */
+  sendChunk(stream, { size, crc, frame }) {
+    frame.set(this.#protocol.sendChunk(stream.id, size, crc));
+    this.#saidAt = this.#environment.now();
+    this.#socket.send(frame); // copies it: the next chunk may take its place
+    const { sent, inFlight } = this.#protocol;
+    this.#departures.push({ end: sent, at: this.#saidAt, arrived: sent - inFlight });
+  }
+
+  /**
+   * Let `holder` do what it can, in turn with others.
+   *
+   * @param {StreamHolder} holder
+   */
+  ready(holder) {
+    this.#ready.add(holder);
+    this.#pump();
+  }
+
+  /** Say goodbye. The owner hears nothing any longer. */
+  close() {
+    this.#end(new UploadError("connection_lost", { message: "The connection was closed." }));
+    this.#socket.close(1000);
+  }
+
+  /**
+   * Say goodbye and have the uploads look for another connection.
+   *
+   * @param {UploadError} error what they hear
+   */
+  leave(error) {
+    const holders = [...this.#holders.values()];
+    this.close();
+    holders.forEach((holder) => holder.lost(error));
+  }
+
+  /** Is anybody there? If not, it is over in a few seconds, not in a minute. */
+  probe() {
+    if (!this.isOpen) {
+      return;
+    }
+    const asked = this.#environment.now();
+    this.#write(this.#protocol.sendPing());
+    this.#after(DOUBT, () => {
+      // Whatever is heard is an answer: on a slow line ACKs come long before the PONG.
+      if (this.#heardAt < asked) {
+        this.#fail(new UploadError("connection_lost", { message: "The server does not answer." }));
+      }
+    });
+  }
+
+  // What the socket says --------------------------------------------------------------------------
+
+  /** @param {unknown} data */
+  #take(data) {
+    if (this.error !== null) {
+      return;
+    }
+    this.#heardAt = this.#environment.now();
+    this.#askedAt = null;
+    let event;
+    try {
+      if (!(data instanceof ArrayBuffer)) {
+        throw malformed("it is text");
+      }
+      event = this.#protocol.receive(new Uint8Array(data));
+    } catch (error) {
+      this.#fail(/** @type {UploadError} */ (error));
+      return;
+    }
+    for (const frame of this.#protocol.replies()) {
+      this.#write(frame);
+    }
+    if (event === null) {
+      return;
+    }
+    const { stream, message } = event;
+    if (stream === 0) {
+      this.#hear(message);
+    } else {
+      const holder = this.#holders.get(stream);
+      const isClosed = !this.#protocol.streams.has(stream);
+      if (isClosed) {
+        this.#holders.delete(stream);
+      }
+      holder?.received(message);
+      if (holder && !isClosed) {
+        this.#ready.add(holder);
+      }
+      if (isClosed) {
+        this.#owner.slotFreed();
+      }
+    }
+    this.#measure();
+    this.#pump();
+  }
+
+  /** @param {Message} message */
+  #hear(message) {
+    switch (message.type) {
+      case "HELLO":
+        if (message.heartbeat > 0) {
+          this.#beat(message.heartbeat);
+        }
+        this.#owner.opened();
+        return;
+      case "LIMIT":
+        this.#holders.forEach((holder) => this.#ready.add(holder));
+        return;
+      case "DRAIN":
+        this.retryAfter = message.retry_after;
+        // The server closes; one that forgets to is left after some grace.
+        this.#after(message.retry_after + PATIENCE, () => this.#fail(new UploadError("draining")));
+        this.#owner.said(message);
+        return;
+      case "ERROR":
+        this.#fail(errorOf(message));
+        return;
+      default:
+        this.#owner.said(message);
+    }
+  }
+
+  // -----------------------------------------------------------------------------------------------
+
+  /** @param {Uint8Array<ArrayBuffer>} frame */
+  #write(frame) {
+    if (this.error === null) {
+      this.#saidAt = this.#environment.now();
+      this.#socket.send(frame);
+    }
+  }
+
+  /** Let everybody who is ready take turns, one chunk each, as far as socket and time allow. */
+  #pump() {
+    if (this.#stepping) {
+      return;
+    }
+    this.#stepping = true;
+    const until = this.#environment.now() + TURN;
+    try {
+      for (const holder of this.#ready) {
+        if (this.error !== null || !this.#hasRoom()) {
+          break; // the next ACK steps those who are left
+        }
+        if (this.#environment.now() > until) {
+          this.#after(0, () => this.#pump());
+          break;
+        }
+        this.#ready.delete(holder);
+        if (holder.step()) {
+          this.#ready.add(holder); // behind all others: a Set is iterated in the order of its additions
+        }
+      }
+    } finally {
+      this.#stepping = false;
+    }
+  }
+
+  #hasRoom() {
+    const { inFlight } = this.#protocol;
+    if (inFlight === 0) {
+      return true;
+    }
+    const most = Math.max(QUEUED_FLOOR, this.#rate * QUEUED_SECONDS);
+    return inFlight < most && this.#socket.bufferedAmount < this.hello.window;
+  }
+
+  /**
+   * How fast bytes arrive: what arrived between the departure and the arrival of the newest ones. This is the delivery rate of
+   * draft-cheng-iccrg-delivery-rate-estimation: it needs no full wire, so a cap that is too low shows a rate that lifts it. It
+   * rises at once and falls slowly.
+   */
+  #measure() {
+    const { sent, inFlight } = this.#protocol;
+    const arrived = sent - inFlight;
+    const behind = this.#departures.findIndex(({ end }) => end > arrived);
+    const gone = this.#departures.splice(0, behind < 0 ? this.#departures.length : behind);
+    const newest = gone.at(-1);
+    const now = this.#environment.now();
+    if (newest === undefined || now <= newest.at) {
+      return;
+    }
+    const rate = ((arrived - newest.arrived) / (now - newest.at)) * 1000;
+    this.#rate = rate >= this.#rate ? rate : this.#rate + (rate - this.#rate) / 8;
+  }
+
+  /**
+   * Ask when nothing was said or heard for a heartbeat; give up when there is no answer. A page in the background may get its
+   * timers late, so silence alone proves nothing: it takes a question.
+   *
+   * @param {number} heartbeat seconds
+   */
+  #beat(heartbeat) {
+    const now = this.#environment.now();
+    if (this.#askedAt !== null && now - this.#askedAt >= SILENCES * heartbeat * 1000) {
+      this.#fail(new UploadError("connection_lost", { message: "The server was silent." }));
+      return;
+    }
+    const isSilent = this.#askedAt === null && now - this.#heardAt >= heartbeat * 1000;
+    if (isSilent || now - this.#saidAt >= heartbeat * 1000) {
+      this.#askedAt ??= now;
+      this.#write(this.#protocol.sendPing());
+    }
+    this.#after(heartbeat / 4, () => this.#beat(heartbeat));
+  }
+
+  /**
+   * @param {number} seconds
+   * @param {() => void} callback not called when the connection is over
+   */
+  #after(seconds, callback) {
+    const timer = this.#environment.setTimeout(() => {
+      this.#timers.delete(timer);
+      callback();
+    }, seconds * 1000);
+    this.#timers.add(timer);
+  }
+
+  /**
+   * End the connection because of what was, or was not, received.
+   *
+   * @param {UploadError} error
+   */
+  #fail(error) {
+    if (this.error === null) {
+      this.#over(error);
+      this.#socket.close(error.isViolation ? 4400 : 1000);
+    }
+  }
+
+  /** @param {UploadError} error */
+  #over(error) {
+    if (this.error === null) {
+      const holders = [...this.#holders.values()];
+      this.#end(error);
+      holders.forEach((holder) => holder.lost(error));
+      this.#owner.lost(error);
+    }
+  }
+
+  /** @param {UploadError} error */
+  #end(error) {
+    this.error = error;
+    this.#socket.onmessage = this.#socket.onclose = null;
+    this.#timers.forEach((timer) => this.#environment.clearTimeout(timer));
+    this.#timers.clear();
+    this.#holders.clear();
+    this.#ready.clear();
+  }
+}

@@ -1,0 +1,145 @@
+/**
+ * The place to choose, drop and paste files. The page's own file input lies over it, unseen: it is what a label, a keyboard, a
+ * screen reader, a validation message and a click reach, so all of these work as with a plain file input.
+ */
+import { fromInput, fromTransfer, hasFiles } from "./files.js";
+import { icon, part } from "./file-row.js";
+import { fill } from "./texts.js";
+import { typesOf } from "./reasons.js";
+
+/** @typedef {import( "./files.js").Picked} Picked */
+
+/** All that are in the page. @type {Set<Dropzone>} */
+const zones = new Set();
+
+export class Dropzone {
+  /**
+   * @param {HTMLInputElement} input
+   * @param {object} of
+   * @param {import( "./reasons.js").Texts} of.texts
+   * @param {import( "./formats.js").Formats} of.formats
+   * @param {(picked: Picked[] | Promise<Picked[]>) => void} of.take
+   * @param {(path: string) => void} of.unreadable
+   */
+  constructor(input, { texts, formats, take, unreadable }) {
+    this.input = input;
+    this.texts = texts;
+    this.formats = formats;
+    this.take = take;
+    this.unreadable = unreadable;
+    /** No longer a zone: the input is seen and used as it is. */
+    this.plain = false;
+    this.choose = part("span", "choose");
+    this.or = part("span", "or");
+    this.drop = part("span", "drop", {}, texts.dropNow);
+    this.limits = part("span", "limits");
+    const words = part("span", "words", {}, this.choose, " ", this.or);
+    this.face = part("span", "face", { "aria-hidden": "true" }, icon("upload"), words, this.drop);
+    this.element = part("span", "zone", {}, this.face, this.limits);
+    input.replaceWith(this.element);
+    this.element.append(input);
+    input.addEventListener("change", this.#onChange);
+    this.element.addEventListener("dragover", this.#onDragOver);
+    this.element.addEventListener("dragleave", this.#onDragLeave);
+    this.element.addEventListener("drop", this.#onDrop);
+  }
+
+  /** @param {{maxSize: number, accept: string, directory: boolean}} limits in bytes, 0 for none; as an input's `accept` */
+  update({ maxSize, accept, directory }) {
+    const { texts, input } = this;
+    const many = input.multiple || directory;
+    this.choose.textContent = directory ? texts.chooseFolder : many ? texts.chooseFiles : texts.chooseFile;
+    this.or.textContent = many && !directory ? texts.orDropMany : texts.orDrop;
+    const limits = [];
+    if (maxSize) limits.push(fill(texts.upTo, { size: this.formats.size(maxSize) }));
+    if (accept) limits.push(fill(texts.allowed, { types: typesOf(accept, texts) }));
+    this.limits.textContent = limits.join(" · ");
+    this.limits.hidden = !limits.length;
+    this.element.toggleAttribute("data-plain", this.plain);
+    this.element.toggleAttribute("data-disabled", this.disabled);
+  }
+
+  get disabled() {
+    return this.plain || this.input.matches(":disabled");
+  }
+
+  /** In the page from now on. */
+  connect() {
+    if (!zones.size) {
+      document.addEventListener("paste", onPaste);
+      window.addEventListener("dragover", onMiss);
+      window.addEventListener("drop", onMiss);
+    }
+    zones.add(this);
+  }
+
+  /** What somebody chose before this script was there, or what a browser has brought back. */
+  takeChosen() {
+    this.#onChange();
+  }
+
+  disconnect() {
+    zones.delete(this);
+    if (zones.size) return;
+    document.removeEventListener("paste", onPaste);
+    window.removeEventListener("dragover", onMiss);
+    window.removeEventListener("drop", onMiss);
+  }
+
+  #onChange = () => {
+    if (this.plain || !this.input.files?.length) return;
+    const picked = fromInput(this.input);
+    // Taken: it is not posted as well, and the same file can be chosen again.
+    this.input.value = "";
+    this.take(picked);
+  };
+
+  /** @param {DragEvent} event */
+  #onDragOver = (event) => {
+    if (this.plain || !event.dataTransfer || !hasFiles(event.dataTransfer)) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = this.disabled ? "none" : "copy";
+    this.element.toggleAttribute("data-over", !this.disabled);
+  };
+
+  /** @param {DragEvent} event */
+  #onDragLeave = (event) => {
+    if (this.element.contains(/** @type {Node | null} */ (event.relatedTarget))) return;
+    this.element.removeAttribute("data-over");
+  };
+
+  /** @param {DragEvent} event */
+  #onDrop = (event) => {
+    this.element.removeAttribute("data-over");
+    if (this.plain || !event.dataTransfer || !hasFiles(event.dataTransfer)) return;
+    event.preventDefault();
+    if (!this.disabled) this.take(fromTransfer(event.dataTransfer, this.unreadable));
+  };
+}
+
+/**
+ * Files that are pasted go to the element that has the focus, or to the only one of the page.
+ * @param {ClipboardEvent} event
+ */
+function onPaste(event) {
+  if (event.defaultPrevented || !event.clipboardData || !hasFiles(event.clipboardData)) return;
+  const target = /** @type {Element} */ (event.target);
+  const open = [...zones].filter((zone) => !zone.disabled);
+  const focused = open.find((zone) => zone.element.closest("async-upload")?.contains(target));
+  const writes = target.closest("input:not([type=file]), textarea, [contenteditable]:not([contenteditable=false])");
+  const zone = focused ?? (open.length === 1 && !writes ? open[0] : null);
+  if (!zone) return;
+  event.preventDefault();
+  zone.take(fromTransfer(event.clipboardData, zone.unreadable));
+}
+
+/**
+ * A file that is dropped beside the zone: a browser would leave the page to show it, and the uploads would be gone.
+ * @param {DragEvent} event
+ */
+function onMiss(event) {
+  if (event.defaultPrevented || !event.dataTransfer || !hasFiles(event.dataTransfer)) return;
+  if (/** @type {Element} */ (event.target).closest?.("input[type=file], textarea, [contenteditable]")) return;
+  event.preventDefault();
+  event.dataTransfer.dropEffect = "none";
+}

@@ -1,0 +1,30 @@
+/** What the client needs of the browser beside files: one object, so that tests can bring a network and a clock of their own. */
+import { Records } from "./records.js";
+
+/**
+ * @typedef {object} Environment
+ * @property {new (url: string, protocols: string[]) => WebSocket} WebSocket
+ * @property {() => number} now ms, monotonic
+ * @property {(callback: () => void, ms: number) => number} setTimeout
+ * @property {(timer: number) => void} clearTimeout
+ * @property {() => number} random 0 to 1
+ * @property {EventTarget} network dispatches `online`
+ * @property {EventTarget & {visibilityState: string}} page dispatches `visibilitychange`
+ * @property {string} base what a relative URL is relative to
+ * @property {Pick<Records, "put" | "delete" | "all" | "find" | "close">} records
+ */
+
+/** @returns {Environment} */
+export function browser() {
+  return {
+    WebSocket,
+    now: () => performance.now(),
+    setTimeout: (callback, ms) => setTimeout(callback, ms),
+    clearTimeout: (timer) => clearTimeout(timer),
+    random: Math.random,
+    network: window,
+    page: document,
+    base: location.href,
+    records: new Records(),
+  };
+}

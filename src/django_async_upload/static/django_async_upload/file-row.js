@@ -1,0 +1,157 @@
+/** The row of one file: its picture, its name, how far it is, and what a person can do with it. */
+import { hasPreview } from "./previews.js";
+import { fill } from "./texts.js";
+
+/** @typedef {import( "./item.js").Item} Item */
+/** @typedef {import( "./item.js").View} View */
+/** @typedef {Exclude<View["main"], ""> | View["last"]} Action */
+
+/** Drawn with strokes in a box of 24; in the page's own colour. */
+const ICONS = {
+  pause: "M9 6v12M15 6v12",
+  resume: "M8 5.5v13l11-6.5z",
+  continue: "M8 5.5v13l11-6.5z",
+  retry: "M19 12a7 7 0 1 1-2.1-5M19 4v4h-4",
+  cancel: "M7 7l10 10M17 7L7 17",
+  remove: "M7 7l10 10M17 7L7 17",
+  discard: "M7 7l10 10M17 7L7 17",
+  file: "M7 3.5h7l4 4v13H7zM14 3.5v4h4",
+  completed: "M5 12.5l5 5L19 7.5",
+  failed: "M12 3.5l9 16H3zM12 10v4.5M12 17v.2",
+  upload: "M12 16V5M7.5 9.5L12 5l4.5 4.5M5 19h14",
+};
+
+/** @type {Readonly<Record<string, keyof typeof ICONS>>} */
+const ICON_OF = Object.freeze({ completed: "completed", failed: "failed", refused: "failed" });
+
+/** An icon that nobody reads aloud. @param {keyof typeof ICONS} name */
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  svg.setAttribute("class", `async-upload-icon async-upload-icon-${name}`);
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
+/**
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {string} name the part after `async-upload-` in its class
+ * @param {Record<string, string>} [attributes]
+ * @param {(Node | string)[]} children
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
+export function part(tag, name, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  element.className = `async-upload-${name}`;
+  for (const [attribute, value] of Object.entries(attributes)) element.setAttribute(attribute, value);
+  element.append(...children);
+  return element;
+}
+
+/** A bar that says how far something is. */
+export class Bar {
+  /** @param {string} label */
+  constructor(label) {
+    this.fill = part("span", "fill");
+    const attributes = { role: "progressbar", "aria-label": label, "aria-valuemin": "0", "aria-valuemax": "100" };
+    this.element = part("span", "bar", attributes, this.fill);
+    this.shown = "";
+  }
+
+  /**
+   * @param {number} fraction 0 to 1
+   * @param {string} value the same in words
+   */
+  show(fraction, value) {
+    const percent = String(Math.floor(fraction * 100));
+    // Not through the `style` attribute, which a strict policy forbids.
+    this.fill.style.setProperty("--async-upload-fraction", fraction.toFixed(3));
+    if (this.shown === percent + value) return;
+    this.shown = percent + value;
+    this.element.setAttribute("aria-valuenow", percent);
+    this.element.setAttribute("aria-valuetext", value);
+  }
+}
+
+export class FileRow {
+  /** @type {View | null} */
+  #shown = null;
+  #drawn = false;
+  #pictured = false;
+
+  /**
+   * @param {Item} item
+   * @param {object} list what the rows of a list share
+   * @param {import( "./reasons.js").Texts} list.texts
+   * @param {import( "./previews.js").Previews} list.previews
+   * @param {(action: Action, item: Item) => void} list.act
+   * @param {string} id unique in the page
+   */
+  constructor(item, { texts, previews, act }, id) {
+    this.item = item;
+    this.texts = texts;
+    this.previews = previews;
+    // By its own direction: else a long name in a page from right to left loses its beginning, not its end.
+    this.name = part("span", "name", { title: item.name, dir: "auto" }, item.name);
+    this.note = part("span", "note", { id });
+    this.bar = new Bar(item.name);
+    this.main = part("button", "button", { type: "button", "aria-describedby": id });
+    this.last = part("button", "button async-upload-quiet", { type: "button", "aria-describedby": id });
+    this.picture = part("span", "picture", { "aria-hidden": "true" }, icon("file"));
+    this.signIn = part("a", "link", { target: "_blank", rel: "noopener", href: location.href }, texts.signIn);
+    this.main.addEventListener("click", () => this.#shown?.main && act(this.#shown.main, item));
+    this.last.addEventListener("click", () => this.#shown && act(this.#shown.last, item));
+    const body = part("span", "body", {}, this.name, this.bar.element, this.note, this.signIn);
+    const actions = part("span", "actions", {}, this.main, this.last);
+    this.element = part("li", "file", {}, this.picture, body, actions);
+  }
+
+  /** Writes only what has changed. @param {View} view */
+  update(view) {
+    const shown = this.#shown;
+    this.#shown = view;
+    if (view.fraction !== null) this.bar.show(view.fraction, view.value);
+    if (shown?.note !== view.note) this.note.textContent = view.note;
+    if (shown?.state === view.state && shown.main === view.main && shown.last === view.last) return;
+    this.element.dataset.state = view.state;
+    if (!this.#pictured) this.picture.firstElementChild?.replaceWith(icon(ICON_OF[view.state] ?? "file"));
+    this.bar.element.hidden = view.fraction === null;
+    this.signIn.hidden = !view.signIn;
+    this.#label(this.last, view.last);
+    if (view.main) this.#label(this.main, view.main);
+    else if (this.main === document.activeElement) this.last.focus();
+    this.main.hidden = !view.main;
+  }
+
+  /** Once the row is in the page. */
+  draw() {
+    const { file } = this.item;
+    if (this.#drawn || !file || !hasPreview(file)) return;
+    this.#drawn = true;
+    const canvas = document.createElement("canvas");
+    canvas.hidden = true;
+    this.picture.append(canvas);
+    this.previews.draw(file, canvas, () => {
+      this.#pictured = true;
+      this.picture.replaceChildren(canvas);
+      canvas.hidden = false;
+    });
+  }
+
+  /**
+   * @param {HTMLButtonElement} button
+   * @param {Action} action
+   */
+  #label(button, action) {
+    const { texts, item } = this;
+    const inWords = action === "retry" || action === "continue";
+    button.replaceChildren(icon(action), ...(inWords ? [texts[action]] : []));
+    button.dataset.action = action;
+    button.title = texts[action];
+    button.setAttribute("aria-label", fill(texts.actionOn, { action: texts[action], name: item.name }));
+  }
+}

@@ -1,0 +1,23 @@
+/**
+ * The browser client: resumable, verified uploads to a Django site, over one WebSocket for any number of files.
+ *
+ *     const { Uploader } = await import(address); // of this module, as {% static %} gives it
+ *
+ *     const uploader = new Uploader({ url: "/ws/uploads/" });
+ *     const upload = uploader.add(input.files[0]);
+ *     upload.addEventListener("progress", ({ detail }) => (bar.value = detail.fraction));
+ *     const { id, receipt } = await upload.result;
+ *
+ * Types are named by `import( "./x.js")`, with a space: so Django's storage, which gives modules hashed names, does not take
+ * them for dependencies. Types go in circles; modules do not.
+ *
+ * @typedef {import( "./uploader.js").UploaderOptions} UploaderOptions
+ * @typedef {import( "./uploader.js").Unfinished} Unfinished
+ * @typedef {import( "./upload.js").UploadState} UploadState
+ * @typedef {import( "./upload.js").UploadOptions} UploadOptions
+ * @typedef {import( "./meter.js").Progress} Progress
+ * @typedef {import( "./upload.js").Result} Result
+ */
+export { Uploader } from "./uploader.js";
+export { Upload } from "./upload.js";
+export { UploadError } from "./protocol/errors.js";

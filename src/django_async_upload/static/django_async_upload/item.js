@@ -1,0 +1,135 @@
+/**
+ * One file in the list of an `<async-upload>`: an upload, or a file that was refused before it began, or a receipt that the server
+ * sent with the page, or an upload that an earlier page did not finish.
+ */
+import { mayRetry, reason } from "./reasons.js";
+import { fill, join } from "./texts.js";
+
+/** @typedef {import( "./reasons.js").Texts} Texts */
+/** @typedef {import( "./formats.js").Formats} Formats */
+/** @typedef {import( "./index.js").Upload} Upload */
+/** @typedef {import( "./index.js").Unfinished} Unfinished */
+/** @typedef {import( "./index.js").Upload["state"] | "refused" | "unfinished"} State */
+
+/**
+ * What a row shows. `fraction`: 0 to 1, or null without a bar. `value`: the same in words.
+ * @typedef {{state: State, name: string, note: string, fraction: number | null, value: string,
+ *   main: "" | "pause" | "resume" | "retry" | "continue", last: "cancel" | "remove" | "discard", signIn: boolean}} View
+ */
+
+/** Something is still to come of these by itself. */
+const BUSY = new Set(["queued", "uploading", "offline", "unauthenticated", "finishing"]);
+/** A person has to do something about these. */
+const BROKEN = new Set(["failed", "refused", "cancelled"]);
+
+export class Item {
+  /**
+   * @param {object} of
+   * @param {string} of.name
+   * @param {number} of.size bytes
+   * @param {File} [of.file]
+   * @param {Upload} [of.upload]
+   * @param {Unfinished} [of.unfinished]
+   * @param {string} [of.refusal] why it was refused, a sentence
+   * @param {HTMLInputElement} [of.receipt] the hidden input that is posted
+   */
+  constructor({ name, size, file, upload, unfinished, refusal, receipt }) {
+    this.name = name;
+    this.size = size;
+    this.file = file ?? null;
+    this.upload = upload ?? null;
+    this.unfinished = unfinished ?? null;
+    this.refusal = refusal ?? "";
+    this.receipt = receipt ?? null;
+  }
+
+  /** @returns {State} */
+  get state() {
+    if (this.upload) return this.upload.state;
+    if (this.refusal) return "refused";
+    return this.unfinished ? "unfinished" : "completed";
+  }
+
+  get busy() {
+    return BUSY.has(this.state);
+  }
+
+  get broken() {
+    return BROKEN.has(this.state);
+  }
+
+  /** Bytes that have arrived. */
+  get arrived() {
+    if (this.state === "completed") return this.size;
+    if (this.unfinished && !this.upload) return this.unfinished.sent;
+    return this.upload ? Math.round((this.upload.progress.fraction || 0) * this.size) : 0;
+  }
+
+  get retryable() {
+    const state = this.state;
+    return state === "cancelled" || (state === "failed" && !!this.upload?.error && mayRetry(this.upload.error));
+  }
+}
+
+/** @type {Readonly<Record<string, View["main"]>>} */
+const MAIN = Object.freeze({
+  queued: "pause",
+  uploading: "pause",
+  offline: "pause",
+  paused: "resume",
+  unauthenticated: "continue",
+});
+
+/**
+ * @param {Item} item
+ * @param {Texts} texts
+ * @param {Formats} formats
+ * @returns {View}
+ */
+export function describe(item, texts, formats) {
+  const { state, name, size, upload } = item;
+  const progress = upload?.progress;
+  const arrived = item.arrived;
+  const amounts = { sent: formats.size(arrived), size: formats.size(size) };
+  const left = progress?.remaining === undefined ? "" : fill(texts.left, { time: formats.time(progress.remaining) });
+  const moving = state === "uploading" || state === "finishing";
+  const bar = moving || state === "paused" || state === "offline" || state === "unauthenticated" || state === "queued";
+  const fraction = size ? arrived / size : moving ? 1 : 0;
+  return {
+    state,
+    name,
+    note: note(),
+    fraction: bar || (state === "unfinished" && size) ? fraction : null,
+    value: join([formats.percent(fraction), state === "uploading" ? left : note()], ", "),
+    main: item.retryable ? "retry" : state === "unfinished" && item.unfinished?.canContinue ? "continue" : (MAIN[state] ?? ""),
+    last: state === "unfinished" ? "discard" : item.broken || state === "completed" ? "remove" : "cancel",
+    signIn: state === "unauthenticated",
+  };
+
+  function note() {
+    switch (state) {
+      case "queued":
+      case "cancelled":
+      case "offline":
+      case "unauthenticated":
+        return texts[state];
+      case "paused":
+        return join([texts.paused, fill(texts.sentOf, amounts)]);
+      case "uploading":
+        if (!arrived) return join([texts.starting, amounts.size]);
+        return join([fill(texts.sentOf, amounts), progress?.rate ? formats.rate(progress.rate) : "", left]);
+      case "finishing":
+        return texts[/** @type {"verifying" | "inspecting" | "finalizing"} */ (progress?.phase)] ?? texts.verifying;
+      case "completed":
+        return join([texts.completed, amounts.size]);
+      case "failed":
+        return upload?.error ? reason(upload.error, item, texts, formats) : fill(texts.errorOther, { message: "" });
+      case "refused":
+        return item.refusal;
+      default: {
+        const go = item.unfinished?.canContinue ? fill(texts.mayContinue, { action: texts.continue }) : texts.pickAgain;
+        return join([fill(texts.unfinished, amounts), go]);
+      }
+    }
+  }
+}

@@ -1,0 +1,325 @@
+/** The line to the server: one connection, opened again when it is lost, and who is at this end of it. */
+import { Backoff } from "./backoff.js";
+import { Connection } from "./connection.js";
+import { UploadError } from "./protocol/errors.js";
+
+/**
+ * - `idle`: nothing to do
+ * - `waiting`: for the network or a login; it goes on by itself
+ * - `closed`: for good, or because the server does not talk with this page
+ *
+ * @typedef {"idle" | "connecting" | "open" | "waiting" | "closed"} LineState
+ */
+
+/**
+ * Whom it serves.
+ *
+ * @typedef {object} Owner
+ * @property {() => boolean} hasWork whether a connection is wanted
+ * @property {() => void} opened uploads may begin
+ * @property {() => void} slotFreed a stream was closed
+ * @property {(state: "offline" | "unauthenticated", error: UploadError) => void} waits for what uploads wait now
+ * @property {(error: UploadError) => void} failed nothing can be uploaded
+ * @property {(state: LineState, detail: {retryIn?: number, error?: UploadError}) => void} changed `retryIn` in seconds
+ * @property {(code: "deflate" | "unreachable", message: string) => void} warned for the developer; each code once
+ */
+
+/** Connections that failed in a row without one word of the server: it is said aloud. */
+const UNREACHABLE = 3;
+/** Milliseconds without anything to do after which the connection is closed. */
+const IDLE = 30_000;
+/** Of the time to a ticket's end, after which a new one is fetched. */
+const RENEW_AFTER = 0.8;
+/** Milliseconds at most until the cookie is looked at again, where somebody said that it is worth it. */
+const SIGNED_IN = 5_000;
+
+export class Line {
+  #url;
+  #environment;
+  #authenticate;
+  #owner;
+  /** @type {Connection | null} */
+  #connection = null;
+  /** @type {LineState} */
+  #state = "idle";
+  #backoff;
+  #failures = 0;
+  /** For the next connection. @type {string | undefined} */
+  #ticket;
+  #isRenewing = false;
+  #isClosed = false;
+  /** @type {{retry?: number, renew?: number, idle?: number}} */
+  #timers = {};
+  /** @type {Set<string>} */
+  #warned = new Set();
+  #listening = new AbortController();
+
+  /**
+   * @param {string} url `ws:` or `wss:`
+   * @param {((error?: UploadError) => Promise<string | undefined>) | undefined} authenticate
+   * @param {import( "./environment.js").Environment} environment
+   * @param {Owner} owner
+   */
+  constructor(url, authenticate, environment, owner) {
+    this.#url = url;
+    this.#authenticate = authenticate;
+    this.#environment = environment;
+    this.#owner = owner;
+    this.#backoff = new Backoff({ random: environment.random });
+    const { signal } = this.#listening;
+    const hurry = () => this.#hurry();
+    environment.network.addEventListener("online", hurry, { signal });
+    environment.page.addEventListener(
+      "visibilitychange",
+      () => environment.page.visibilityState === "visible" && hurry(),
+      { signal },
+    );
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** On which uploads may begin; null while there is none. */
+  get connection() {
+    return this.#state === "open" && this.#connection?.isUsable ? this.#connection : null;
+  }
+
+  /** There is something to do, or there is nothing any longer. */
+  attend() {
+    if (this.#isClosed) {
+      return;
+    }
+    if (this.#owner.hasWork()) {
+      this.#stop("idle");
+      this.#connect();
+    } else if (this.#timers.retry !== undefined) {
+      this.#disconnect();
+      this.#setState("idle");
+    } else if (this.#connection !== null) {
+      // After a while, let the server have its connection back.
+      this.#timers.idle ??= this.#environment.setTimeout(() => {
+        this.#disconnect();
+        this.#setState("idle");
+      }, IDLE);
+    }
+  }
+
+  /** The server took something: the next failure is the first. */
+  progressed() {
+    this.#backoff.reset();
+  }
+
+  /**
+   * The server wants to know again who is there: a ticket says it, or a new handshake with the cookie of a new login.
+   *
+   * @param {UploadError} error
+   */
+  async renew(error) {
+    if (this.#isRenewing || this.#isClosed) {
+      return;
+    }
+    this.#isRenewing = true;
+    this.#setState("waiting", { error });
+    this.#owner.waits("unauthenticated", error);
+    const ticket = await this.#fetchTicket(error);
+    this.#isRenewing = false;
+    if (this.#isClosed) {
+      return;
+    }
+    if (ticket !== undefined && this.#connection?.isUsable) {
+      this.#connection.authenticate(ticket);
+      this.#go();
+      return;
+    }
+    this.#ticket = ticket;
+    const connection = this.#connection;
+    this.#connection = null;
+    connection?.leave(error);
+    const delay = this.#backoff.delay(error.retryAfter);
+    this.#retry(error, this.#authenticate ? Math.min(delay, SIGNED_IN) : delay);
+  }
+
+  close() {
+    this.#isClosed = true;
+    this.#listening.abort();
+    this.#disconnect();
+    this.#setState("closed");
+  }
+
+  // -----------------------------------------------------------------------------------------------
+
+  #connect() {
+    if (this.#connection !== null || this.#timers.retry !== undefined || this.#isRenewing) {
+      return;
+    }
+    this.#setState("connecting");
+    try {
+      this.#connection = new Connection(this.#url, this.#environment, {
+        opened: () => this.#opened(),
+        said: (message) => this.#heard(message),
+        slotFreed: () => this.#owner.slotFreed(),
+        lost: (error) => this.#lost(error),
+      });
+    } catch (error) {
+      // An address that is none, or ws: on a page of https:.
+      const { message } = /** @type {Error} */ (error);
+      this.#warn("unreachable", `${this.#url} cannot be opened: ${message}`);
+      this.#giveUp(new UploadError("connection_refused", { message, cause: error }));
+    }
+  }
+
+  #opened() {
+    const connection = /** @type {Connection} */ (this.#connection);
+    this.#failures = -Infinity; // it can be reached
+    if (connection.extensions.includes("permessage-deflate")) {
+      this.#warn(
+        "deflate",
+        "The server negotiated permessage-deflate, which makes uploads many times slower. Switch it off: " +
+          "uvicorn has --ws-per-message-deflate false.",
+      );
+    }
+    if (this.#ticket !== undefined) {
+      connection.authenticate(this.#ticket);
+      this.#ticket = undefined;
+    } else if (!connection.hello.authenticated) {
+      this.renew(new UploadError("authentication_required"));
+      return;
+    }
+    this.#go();
+  }
+
+  #go() {
+    this.#setState("open");
+    this.#owner.opened();
+  }
+
+  /** @param {import( "./protocol/messages.js").Message} message */
+  #heard(message) {
+    if (message.type === "AUTHENTICATED") {
+      this.#stop("renew");
+      if (message.expires_in !== undefined && this.#authenticate) {
+        const delay = Math.max(1000, message.expires_in * 1000 * RENEW_AFTER);
+        this.#timers.renew = this.#environment.setTimeout(() => this.#refresh(), delay);
+      }
+    }
+  }
+
+  /** @param {UploadError} error */
+  #lost(error) {
+    const retryAfter = this.#connection?.retryAfter ?? error.retryAfter;
+    this.#connection = null;
+    this.#stop("renew");
+    this.#failures += 1;
+    if (this.#failures === UNREACHABLE) {
+      this.#warn(
+        "unreachable",
+        `No WebSocket to ${this.#url} could be opened. The page may be served without an ASGI server, the path may have no ` +
+          "upload endpoint, its Origin may not be trusted, or a proxy on the way may not pass WebSockets on.",
+      );
+    }
+    if (error.needsLogin) {
+      this.renew(error);
+    } else if (!error.retryable) {
+      this.#giveUp(error);
+    } else if (!this.#owner.hasWork()) {
+      this.#setState("idle");
+    } else if (!this.#isRenewing) {
+      this.#retry(error, this.#backoff.delay(retryAfter));
+    }
+  }
+
+  /**
+   * @param {UploadError} error
+   * @param {number} delay ms
+   */
+  #retry(error, delay) {
+    this.#stop("retry");
+    this.#timers.retry = this.#environment.setTimeout(() => {
+      this.#timers.retry = undefined;
+      this.#connect();
+    }, delay);
+    this.#setState("waiting", { retryIn: delay / 1000, error });
+    this.#owner.waits(error.needsLogin ? "unauthenticated" : "offline", error);
+  }
+
+  /** The network is back, or somebody looks: nothing is gained by waiting longer. */
+  #hurry() {
+    if (this.#timers.retry !== undefined) {
+      this.#stop("retry");
+      this.#backoff.reset();
+      this.#connect();
+    } else {
+      this.#connection?.probe();
+    }
+  }
+
+  /**
+   * The server does not talk with this page.
+   *
+   * @param {UploadError} error
+   */
+  #giveUp(error) {
+    this.#disconnect();
+    this.#setState("closed", { error });
+    this.#owner.failed(error);
+  }
+
+  #disconnect() {
+    for (const name of /** @type {const} */ (["retry", "renew", "idle"])) {
+      this.#stop(name);
+    }
+    this.#connection?.close();
+    this.#connection = null;
+  }
+
+  /** A ticket is about to expire. */
+  async #refresh() {
+    this.#timers.renew = undefined;
+    const ticket = await this.#fetchTicket();
+    if (ticket !== undefined && this.#connection?.isUsable && !this.#isRenewing) {
+      this.#connection.authenticate(ticket);
+    }
+  }
+
+  /** @param {UploadError} [error] */
+  async #fetchTicket(error) {
+    try {
+      return await this.#authenticate?.(error);
+    } catch (cause) {
+      console.error("authenticate of an Uploader failed.", cause);
+      return undefined;
+    }
+  }
+
+  /** @param {"retry" | "renew" | "idle"} name */
+  #stop(name) {
+    const timer = this.#timers[name];
+    if (timer !== undefined) {
+      this.#environment.clearTimeout(timer);
+      this.#timers[name] = undefined;
+    }
+  }
+
+  /**
+   * @param {LineState} state
+   * @param {{retryIn?: number, error?: UploadError}} [detail]
+   */
+  #setState(state, detail = {}) {
+    if (state !== this.#state || detail.error) {
+      this.#state = state;
+      this.#owner.changed(state, detail);
+    }
+  }
+
+  /**
+   * @param {"deflate" | "unreachable"} code
+   * @param {string} message
+   */
+  #warn(code, message) {
+    if (!this.#warned.has(code)) {
+      this.#warned.add(code);
+      this.#owner.warned(code, message);
+    }
+  }
+}

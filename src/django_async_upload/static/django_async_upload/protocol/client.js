@@ -1,0 +1,597 @@
+/**
+ * The client's half of protocol 1: frames in, events out; no I/O, no clock, no bytes of files.
+ *
+ * {@link ClientProtocol.receive} takes one WebSocket message and returns what it says; the `send...` methods check that
+ * something may be said, remember that it was, and return the frame to write. Frames MUST be written in the order in which they
+ * were made. After every `receive` the caller writes {@link ClientProtocol.replies} too.
+ *
+ * Whatever the server may not say throws an UploadError that `isViolation`, and changes nothing: the caller closes the
+ * connection. The specification is `docs/reference/protocol.md`.
+ */
+import { crc32c } from "./crc32c.js";
+import { UploadError } from "./errors.js";
+import {
+  HEADER_SIZE,
+  MAX_CHUNK,
+  RESTART,
+  buildHeader,
+  isIntact,
+  malformed,
+  parseFields,
+  parseHeader,
+} from "./frames.js";
+import { buildMessage, isFromClient, parseMessage } from "./messages.js";
+
+/** @typedef {import( "./frames.js").FrameType} FrameType */
+/** @typedef {import( "./messages.js").Message} Message */
+/** @typedef {Uint8Array<ArrayBuffer>} Frame */
+
+/**
+ * - `creating`: CREATE is not answered; data may follow it
+ * - `creating-finished`: CREATE is not answered, and FINISH was sent behind it
+ * - `proving`: ATTACHED came; PROOF is due
+ *
+ * @typedef {"creating" | "creating-finished" | "attaching" | "proving" | "proved" | "sending" | "finishing"
+ *   | "cancelling" | "releasing" | "querying" | "closed"} StreamState
+ */
+
+/** @typedef {Readonly<Partial<Record<FrameType, StreamState>>>} Transitions */
+
+/** @type {Transitions} */
+const OVER = { ERROR: "closed", CANCELLED: "closed" };
+
+/**
+ * Frames that were in flight when CANCEL or RELEASE was sent may still arrive.
+ *
+ * @param {StreamState} state
+ * @returns {Transitions}
+ */
+const inFlight = (state) => ({
+  CREATED: state,
+  ATTACHED: state,
+  READY: state,
+  ACK: state,
+  REWIND: state,
+  PAUSE: state,
+  // CREATE or ATTACH of an upload whose bytes are all there: too late for CANCEL, nothing left to release.
+  PROGRESS: state,
+  COMPLETED: "closed",
+  ...OVER,
+});
+
+/**
+ * State of a stream -> frame from the server -> next state.
+ *
+ * @type {Readonly<Record<StreamState, Transitions>>}
+ */
+export const RECEIVES = {
+  creating: { CREATED: "sending", ATTACHED: "proving", PROGRESS: "finishing", COMPLETED: "closed", ...OVER },
+  "creating-finished": {
+    CREATED: "finishing",
+    ATTACHED: "proving",
+    PROGRESS: "finishing",
+    COMPLETED: "closed",
+    ...OVER,
+  },
+  attaching: { ATTACHED: "proving", PROGRESS: "finishing", COMPLETED: "closed", ...OVER },
+  proving: OVER,
+  proved: { READY: "sending", ...OVER },
+  sending: { ACK: "sending", REWIND: "sending", PAUSE: "sending", ...OVER },
+  finishing: {
+    ACK: "finishing",
+    REWIND: "sending",
+    PAUSE: "finishing",
+    PROGRESS: "finishing",
+    COMPLETED: "closed",
+    ...OVER,
+  },
+  cancelling: inFlight("cancelling"),
+  releasing: { ...inFlight("releasing"), RELEASED: "closed" },
+  querying: { STATUS: "closed", ERROR: "closed" },
+  closed: {},
+};
+
+/** @type {Transitions} */
+const GIVE_UP = { CANCEL: "cancelling", RELEASE: "releasing" };
+
+/**
+ * State of a stream -> frame from the client -> next state.
+ *
+ * @type {Readonly<Record<StreamState, Transitions>>}
+ */
+export const SENDS = {
+  creating: { DATA: "creating", FINISH: "creating-finished", ...GIVE_UP },
+  "creating-finished": { CANCEL: "cancelling" },
+  attaching: GIVE_UP,
+  proving: { PROOF: "proved", ...GIVE_UP },
+  proved: GIVE_UP,
+  sending: { DATA: "sending", FINISH: "finishing", ...GIVE_UP },
+  finishing: { CANCEL: "cancelling" },
+  cancelling: {},
+  releasing: {},
+  querying: {},
+  closed: {},
+};
+
+/** @type {ReadonlySet<FrameType>} */
+const ABOUT_CONNECTION = new Set(["HELLO", "AUTHENTICATED", "PING", "PONG", "LIMIT", "DRAIN"]);
+
+/** One open attachment. All offsets are bytes from the start of the file. */
+export class Stream {
+  /**
+   * @param {number} id
+   * @param {StreamState} state
+   */
+  constructor(id, state) {
+    this.id = id;
+    this.state = state;
+    /** End of the last byte sent (since the last REWIND or READY). */
+    this.sent = 0;
+    this.received = 0;
+    this.durable = 0;
+    /** No DATA may end beyond it. */
+    this.limit = 0;
+    /** Advised payload size. */
+    this.chunk = MAX_CHUNK;
+    /** The next DATA is the first after a REWIND. */
+    this.restart = false;
+    /**
+     * The offsets that PROOF brings a CRC of: READY names one of them.
+     *
+     * @type {readonly number[]}
+     */
+    this.proved = [];
+  }
+}
+
+/**
+ * What the server said, and on which stream; 0 is the connection itself.
+ *
+ * @typedef {{stream: number, message: Message}} Event
+ */
+
+/** One connection, as its client sees it. */
+export class ClientProtocol {
+  /** @type {Frame[]} */
+  #replies = [];
+  /** @type {Map<number, Stream>} */
+  #streams = new Map();
+  #lastId = 0;
+  /** @type {import( "./messages.js").Hello | null} */
+  #hello = null;
+  #draining = false;
+  #sent = 0;
+  #limit = 0;
+  #inFlight = 0;
+
+  /** null before it came. */
+  get hello() {
+    return this.#hello;
+  }
+
+  /** DRAIN came: no stream can be opened. */
+  get draining() {
+    return this.#draining;
+  }
+
+  /** Payload bytes of all DATA on this connection. */
+  get sent() {
+    return this.#sent;
+  }
+
+  /** What `sent` may not pass. */
+  get limit() {
+    return this.#limit;
+  }
+
+  /** Payload bytes on open streams that were sent and not yet `received`. */
+  get inFlight() {
+    return this.#inFlight;
+  }
+
+  /**
+   * The open streams by id.
+   *
+   * @returns {ReadonlyMap<number, Stream>}
+   */
+  get streams() {
+    return this.#streams;
+  }
+
+  /**
+   * Bytes that DATA may carry on `stream` now; 0 where it may not send DATA at all.
+   *
+   * @param {number} stream
+   */
+  credit(stream) {
+    const entry = this.#streams.get(stream);
+    if (entry === undefined || SENDS[entry.state].DATA === undefined) {
+      return 0;
+    }
+    return Math.max(0, Math.min(entry.limit - entry.sent, this.#limit - this.#sent));
+  }
+
+  // Receiving -------------------------------------------------------------------------------------
+
+  /**
+   * Take one binary message; null when it was in flight to a stream that is closed. Where the message closes the stream, it is
+   * gone from {@link streams} when this returns.
+   *
+   * @param {Uint8Array} frame
+   * @returns {Event | null}
+   * @throws {UploadError} a violation (and then nothing has changed): close the connection
+   */
+  receive(frame) {
+    let header;
+    try {
+      header = parseHeader(frame);
+    } catch (error) {
+      throw frame.length >= HEADER_SIZE && !isIntact(frame) ? new UploadError("corrupt_frame") : error;
+    }
+    const { type, stream: id } = header;
+    if (type === "DATA" || isFromClient(type)) {
+      if (!isIntact(frame)) {
+        throw new UploadError("corrupt_frame");
+      }
+      throw unexpected(type, "a server does not say it");
+    }
+    const message = parseMessage(type, parseFields(frame));
+    if (this.#hello === null && type !== "HELLO" && type !== "ERROR") {
+      throw unexpected(type, "before HELLO");
+    }
+    if (id === 0) {
+      this.#receiveOnConnection(message);
+      return { stream: 0, message };
+    }
+    if (ABOUT_CONNECTION.has(type)) {
+      throw unexpected(type, "on a stream");
+    }
+    if (id > this.#lastId) {
+      throw new UploadError("unknown_stream", { facts: { stream: id } });
+    }
+    const stream = this.#streams.get(id);
+    if (stream === undefined) {
+      return null;
+    }
+    const state = RECEIVES[stream.state][type];
+    if (state === undefined) {
+      throw unexpected(type, stream.state);
+    }
+    this.#apply(stream, message);
+    stream.state = state;
+    if (state === "closed") {
+      this.#inFlight -= stream.sent - stream.received;
+      this.#streams.delete(id);
+    }
+    return { stream: id, message };
+  }
+
+  /**
+   * Frames that answer what was received (PONG, PAUSED): write them now, in this order.
+   *
+   * @returns {Frame[]}
+   */
+  replies() {
+    const replies = this.#replies;
+    this.#replies = [];
+    return replies;
+  }
+
+  /** @param {Message} message */
+  #receiveOnConnection(message) {
+    switch (message.type) {
+      case "HELLO":
+        if (this.#hello !== null) {
+          throw unexpected("HELLO", "HELLO came before");
+        }
+        this.#hello = message;
+        this.#limit = message.connection_limit;
+        return;
+      case "LIMIT":
+        if (message.limit < this.#limit) {
+          throw malformed(`LIMIT: ${message.limit} is below ${this.#limit}`);
+        }
+        this.#limit = message.limit;
+        return;
+      case "DRAIN":
+        this.#draining = true;
+        return;
+      case "PING":
+        this.#replies.push(buildMessage(0, { type: "PONG", nonce: message.nonce }));
+        return;
+      case "PONG":
+      case "AUTHENTICATED":
+      case "ERROR":
+        return;
+      default:
+        throw unexpected(message.type, "on stream 0");
+    }
+  }
+
+  /**
+   * Check a message's figures against the stream's, then take them over.
+   *
+   * @param {Stream} stream
+   * @param {Message} message
+   */
+  #apply(stream, message) {
+    switch (message.type) {
+      case "CREATED":
+        this.#setLimit(stream, Math.max(stream.limit, message.limit));
+        stream.chunk = this.#chunk(message.chunk);
+        return;
+      case "ATTACHED":
+        check(message.durable <= message.received, message);
+        // What was sent behind CREATE is dropped by the server.
+        this.#move(stream, 0, 0);
+        stream.limit = stream.durable = 0;
+        stream.proved = [message.durable, message.received];
+        return;
+      case "READY":
+        check(stream.proved.includes(message.offset), message);
+        check(stream.proved[0] <= message.durable && message.durable <= message.offset, message);
+        this.#move(stream, message.offset, message.offset);
+        stream.durable = message.durable;
+        this.#setLimit(stream, message.limit);
+        stream.chunk = this.#chunk(message.chunk);
+        return;
+      case "ACK":
+        check(stream.durable <= message.durable && message.durable <= message.received, message);
+        check(stream.received <= message.received && message.received <= stream.sent, message);
+        this.#move(stream, stream.sent, message.received);
+        stream.durable = message.durable;
+        this.#setLimit(stream, Math.max(stream.limit, message.limit));
+        stream.chunk = this.#chunk(message.chunk);
+        return;
+      case "REWIND":
+        check(stream.durable <= message.durable && message.durable <= message.offset, message);
+        check(message.offset <= stream.sent, message);
+        this.#move(stream, message.offset, message.offset);
+        stream.durable = message.durable;
+        this.#setLimit(stream, message.limit);
+        stream.restart = true;
+        return;
+      case "PAUSE":
+        // Answered at once, so no ACK can come between PAUSE and PAUSED.
+        stream.limit = stream.sent;
+        this.#replies.push(buildMessage(stream.id, { type: "PAUSED", offset: stream.sent }));
+    }
+  }
+
+  /**
+   * @param {Stream} stream
+   * @param {number} sent
+   * @param {number} received
+   */
+  #move(stream, sent, received) {
+    this.#inFlight += sent - received - (stream.sent - stream.received);
+    stream.sent = sent;
+    stream.received = received;
+  }
+
+  /**
+   * Never beyond the window: a server may not promise more than the client will hold.
+   *
+   * @param {Stream} stream
+   * @param {number} limit
+   */
+  #setLimit(stream, limit) {
+    stream.limit = Math.min(limit, stream.durable + this.#openHello().window);
+  }
+
+  /** @param {number} advised */
+  #chunk(advised) {
+    return Math.max(1, Math.min(advised, this.#openHello().max_chunk));
+  }
+
+  // Sending ---------------------------------------------------------------------------------------
+
+  /**
+   * AUTH. With a ticket, the first frame after a HELLO that says `authenticated: false`.
+   *
+   * @param {string} [ticket]
+   */
+  sendAuth(ticket) {
+    this.#openHello();
+    return buildMessage(0, { type: "AUTH", ticket });
+  }
+
+  /** @param {number} [nonce] */
+  sendPing(nonce = 0) {
+    return buildMessage(0, { type: "PING", nonce });
+  }
+
+  /**
+   * The new stream, and the frame. Data may follow at once, within the credit.
+   *
+   * @param {Omit<import( "./messages.js").Create, "type">} create
+   * @returns {[Stream, Frame]}
+   * @throws {UploadError} `too_many_streams`, `draining`
+   */
+  sendCreate(create) {
+    const [stream, frame] = this.#open("creating", { type: "CREATE", ...create });
+    this.#setLimit(stream, this.#openHello().stream_limit);
+    stream.chunk = this.#chunk(MAX_CHUNK);
+    return [stream, frame];
+  }
+
+  /**
+   * Take an upload over; throws as {@link sendCreate} does.
+   *
+   * @param {string} upload
+   */
+  sendAttach(upload) {
+    return this.#open("attaching", { type: "ATTACH", upload });
+  }
+
+  /**
+   * Ask for an upload's state on a new stream; throws as {@link sendCreate} does.
+   *
+   * @param {string} upload
+   */
+  sendQuery(upload) {
+    return this.#open("querying", { type: "QUERY", upload });
+  }
+
+  /**
+   * Cancel an upload that this connection does not hold, on a new stream; throws as {@link sendCreate} does.
+   *
+   * @param {string} upload
+   */
+  sendCancelOf(upload) {
+    return this.#open("cancelling", { type: "CANCEL", upload });
+  }
+
+  /**
+   * Answer ATTACHED; `received` is left out where the client has fewer bytes.
+   *
+   * @param {number} stream
+   * @param {string} durable CRC-32C of the first `durable` bytes, hex
+   * @param {string} [received] CRC-32C of the first `received` bytes, hex
+   */
+  sendProof(stream, durable, received) {
+    const [entry, state] = this.#maySend(stream, "PROOF");
+    entry.state = state;
+    if (received === undefined) {
+      entry.proved = entry.proved.slice(0, 1);
+    }
+    return buildMessage(stream, { type: "PROOF", durable_crc32c: durable, received_crc32c: received });
+  }
+
+  /**
+   * The 16 bytes to write before `payload`, which follows {@link Stream.sent}; throws as {@link sendChunk} does.
+   *
+   * @param {number} stream
+   * @param {Uint8Array} payload
+   */
+  sendData(stream, payload) {
+    return this.sendChunk(stream, payload.length, crc32c(payload));
+  }
+
+  /**
+   * The 16 bytes to write before a payload of which only size and CRC are known here. It follows {@link Stream.sent}.
+   *
+   * @param {number} stream
+   * @param {number} size bytes
+   * @param {number} crc CRC-32C of the payload
+   * @throws {UploadError} `flow_control` beyond the credit, `unexpected_message` where no DATA may be sent
+   */
+  sendChunk(stream, size, crc) {
+    const [entry] = this.#maySend(stream, "DATA");
+    if (!(size > 0 && size <= this.#openHello().max_chunk)) {
+      throw unexpected("DATA", `${size} bytes`);
+    }
+    const end = entry.sent + size;
+    if (end > entry.limit || this.#sent + size > this.#limit) {
+      throw new UploadError("flow_control", { facts: { end, limit: entry.limit } });
+    }
+    const place = { offset: entry.sent, flags: entry.restart ? RESTART : 0 };
+    const header = buildHeader("DATA", stream, size, crc, place);
+    entry.sent = end;
+    entry.restart = false;
+    this.#sent += size;
+    this.#inFlight += size;
+    return header;
+  }
+
+  /**
+   * @param {number} stream
+   * @param {Omit<import( "./messages.js").Finish, "type">} finish
+   * @throws {UploadError} `size_mismatch` unless exactly `finish.size` bytes were sent
+   */
+  sendFinish(stream, finish) {
+    const [entry, state] = this.#maySend(stream, "FINISH");
+    if (finish.size !== entry.sent) {
+      throw new UploadError("size_mismatch", { facts: { size: finish.size, received: entry.sent } });
+    }
+    entry.state = state;
+    return buildMessage(stream, { type: "FINISH", ...finish });
+  }
+
+  /**
+   * Throw the upload away. The answer is CANCELLED, or the result where it is too late.
+   *
+   * @param {number} stream
+   */
+  sendCancel(stream) {
+    const [entry, state] = this.#maySend(stream, "CANCEL");
+    entry.state = state;
+    return buildMessage(stream, { type: "CANCEL" });
+  }
+
+  /**
+   * Leave the upload as it is; the answer is RELEASED.
+   *
+   * @param {number} stream
+   */
+  sendRelease(stream) {
+    const [entry, state] = this.#maySend(stream, "RELEASE");
+    entry.state = state;
+    return buildMessage(stream, { type: "RELEASE" });
+  }
+
+  /**
+   * @param {StreamState} state
+   * @param {Message} message
+   * @returns {[Stream, Frame]}
+   */
+  #open(state, message) {
+    const hello = this.#openHello();
+    if (this.#draining) {
+      throw new UploadError("draining");
+    }
+    if (this.#streams.size >= hello.max_streams) {
+      throw new UploadError("too_many_streams", { facts: { max_streams: hello.max_streams } });
+    }
+    const frame = buildMessage(this.#lastId + 1, message);
+    this.#lastId += 1;
+    const stream = new Stream(this.#lastId, state);
+    this.#streams.set(stream.id, stream);
+    return [stream, frame];
+  }
+
+  /**
+   * @param {number} stream
+   * @param {FrameType} type
+   * @returns {[Stream, StreamState]}
+   */
+  #maySend(stream, type) {
+    const entry = this.#streams.get(stream);
+    if (entry === undefined) {
+      throw new UploadError("unknown_stream", { facts: { stream } });
+    }
+    const state = SENDS[entry.state][type];
+    if (state === undefined) {
+      throw unexpected(type, entry.state);
+    }
+    return [entry, state];
+  }
+
+  #openHello() {
+    if (this.#hello === null) {
+      throw unexpected("A frame", "before HELLO");
+    }
+    return this.#hello;
+  }
+}
+
+/**
+ * @param {string} type
+ * @param {string} state
+ */
+function unexpected(type, state) {
+  return new UploadError("unexpected_message", {
+    message: `${type} is not expected here (${state}).`,
+    facts: { type, state },
+  });
+}
+
+/**
+ * @param {boolean} holds
+ * @param {Message} message
+ */
+function check(holds, message) {
+  if (!holds) {
+    throw malformed(`the figures of ${JSON.stringify(message)} contradict what was said before`);
+  }
+}

@@ -1,0 +1,228 @@
+/** The files chosen for one input: their uploads, the receipts of those that are done, and what earlier pages left unfinished. */
+import { Item } from "./item.js";
+import { adopt, leave, offers, uploaderOf } from "./page-uploads.js";
+
+/** @typedef {import( "./index.js").Upload} Upload */
+/** @typedef {import( "./files.js").Picked} Picked */
+
+/** What the name of a posted receipt begins with; the name of the input follows. */
+export const RECEIPT = "async_upload.";
+
+const UPLOAD_EVENTS = ["progress", "state", "completed", "error"];
+
+/** @param {HTMLElement} element @returns {HTMLInputElement[]} the receipts in it */
+export function receiptsIn(element) {
+  const receipts = /** @type {"input"} */ (`input[type=hidden][name^="${RECEIPT}"]`);
+  return [...element.querySelectorAll(receipts)];
+}
+
+export class Selection {
+  /** @type {Item[]} */
+  items = [];
+  /** Uploads whose progress nobody has asked for since it came. @type {Set<Upload>} */
+  moved = new Set();
+  /** @type {Map<Upload, Item>} */
+  #byUpload = new Map();
+  /** Unfinished ones by their upload's key. @type {Map<string, Item>} */
+  #offers = new Map();
+
+  /**
+   * @param {HTMLElement} element where receipts are put
+   * @param {HTMLInputElement} input
+   * @param {object} of
+   * @param {string} of.url of the WebSocket
+   * @param {string} of.token of the field, or ""
+   * @param {() => void} of.changed
+   * @param {(type: string, item: Item, detail: object) => void} of.happened `state`, `completed` or `error`
+   */
+  constructor(element, input, { url, token, changed, happened }) {
+    this.element = element;
+    this.input = input;
+    this.url = url;
+    this.token = token;
+    this.changed = changed;
+    this.happened = happened;
+    /** Receipts that came with the page, as a reset of the form brings them back. */
+    this.initial = receiptsIn(element);
+    this.restore();
+    for (const item of adopt(url, token)) this.#add(item);
+  }
+
+  get busy() {
+    return this.items.some((item) => item.busy);
+  }
+
+  get broken() {
+    return this.items.find((item) => item.broken);
+  }
+
+  get paused() {
+    return this.items.some((item) => item.state === "paused");
+  }
+
+  /** A file is there, or on its way. */
+  get filled() {
+    return this.items.some((item) => !item.broken && item.state !== "unfinished");
+  }
+
+  restore() {
+    for (const receipt of this.initial) {
+      const { name = "", size } = receipt.dataset;
+      this.#add(new Item({ name, size: Number(size) || 0, receipt }));
+    }
+  }
+
+  /** @param {Picked} picked */
+  upload({ file, path, handle }) {
+    const { name, size } = file;
+    const metadata = path === name ? undefined : { path };
+    const options = { name, metadata, field: this.token || undefined };
+    const upload = uploaderOf(this.url).add(handle ?? file, options);
+    this.#add(new Item({ name, size, file, upload }));
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} size
+   * @param {string} why a sentence
+   */
+  refuse(name, size, why) {
+    this.#add(new Item({ name, size, refusal: why }));
+  }
+
+  /** Take files away; those under way are cancelled. @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said */
+  clear(gone = ({ state }) => state !== "unfinished") {
+    const removed = this.items.filter(gone);
+    this.items = this.items.filter((item) => !gone(item));
+    for (const { upload, receipt, unfinished } of removed) {
+      receipt?.remove();
+      if (!upload) {
+        void unfinished?.discard();
+        continue;
+      }
+      this.#listen(upload, false);
+      this.#byUpload.delete(upload);
+      this.moved.delete(upload);
+      if (upload.state !== "completed" && upload.state !== "cancelled") upload.cancel();
+    }
+  }
+
+  /** Let the uploads go on without an element; it may come back for them. */
+  abandon() {
+    const items = this.items.filter(({ upload }) => upload);
+    for (const { upload, receipt } of items) {
+      receipt?.remove();
+      if (upload) this.#listen(upload, false);
+    }
+    leave(this.url, this.token, items);
+    this.items = [];
+  }
+
+  /** Receipts follow their input: its name, its form, whether it is disabled. */
+  settle() {
+    for (const { receipt } of this.items) if (receipt) this.#address(receipt);
+  }
+
+  /** @param {HTMLInputElement} receipt */
+  #address(receipt) {
+    const form = this.input.getAttribute("form");
+    receipt.name = RECEIPT + this.input.name;
+    receipt.disabled = this.input.disabled;
+    if (form !== null) receipt.setAttribute("form", form);
+  }
+
+  /**
+   * What an earlier page did not finish: it goes on by itself where the file can be read, else the person is asked for it.
+   * @param {number} most
+   */
+  async offer(most) {
+    for (const unfinished of await offers(this.url, this.token, most)) {
+      const { name, size } = unfinished;
+      const item = new Item({ name, size, unfinished });
+      this.items.push(item);
+      this.#offers.set(unfinished.key, item);
+      if (unfinished.canContinue) void this.continue(item);
+    }
+    this.changed();
+  }
+
+  /** @param {Item} item an unfinished one */
+  async continue(item) {
+    try {
+      const upload = await item.unfinished?.continue();
+      if (!upload || !this.items.includes(item)) return upload?.cancel();
+      this.#drop(item);
+      const file = upload.file instanceof File ? upload.file : undefined;
+      this.#add(new Item({ name: upload.name, size: item.size, file, upload }));
+    } catch {
+      // The file is not there any more, or may not be read without a click: it stays on offer.
+    }
+    this.changed();
+  }
+
+  /** @param {Item} item */
+  #add(item) {
+    const { upload, receipt } = item;
+    this.items.push(item);
+    if (receipt) this.#post(receipt);
+    if (!upload) return;
+    this.#byUpload.set(upload, item);
+    this.#listen(upload, true);
+    // It may have completed while no element was there for it.
+    if (item.state === "completed") void upload.result.then((result) => this.#complete(item, result));
+  }
+
+  /** @param {Item} item */
+  #drop(item) {
+    this.items = this.items.filter((other) => other !== item);
+    this.#offers.delete(item.unfinished?.key ?? "");
+  }
+
+  /**
+   * @param {Upload} upload
+   * @param {boolean} on
+   */
+  #listen(upload, on) {
+    for (const type of UPLOAD_EVENTS) {
+      if (on) upload.addEventListener(type, this.#onUpload);
+      else upload.removeEventListener(type, this.#onUpload);
+    }
+  }
+
+  /** @param {Event} event */
+  #onUpload = (event) => {
+    const upload = /** @type {Upload} */ (event.target);
+    const item = this.#byUpload.get(upload);
+    if (!item) return;
+    const { type, detail } = /** @type {CustomEvent} */ (event);
+    if (type === "progress") this.moved.add(upload);
+    else {
+      // A file that was chosen again went on where an earlier page had stopped: that is no longer on offer.
+      const stale = this.#offers.get(upload.key);
+      if (stale) this.#drop(stale);
+      if (type === "completed") this.#complete(item, detail.result);
+      this.happened(type, item, detail);
+    }
+    this.changed();
+  };
+
+  /**
+   * @param {Item} item
+   * @param {import( "./index.js").Result} result
+   */
+  #complete(item, result) {
+    if (!result.receipt || item.receipt || !item.upload || !this.#byUpload.has(item.upload)) return;
+    item.receipt = document.createElement("input");
+    item.receipt.type = "hidden";
+    item.receipt.value = result.receipt;
+    item.receipt.dataset.name = item.name;
+    item.receipt.dataset.size = String(item.size);
+    this.#post(item.receipt);
+  }
+
+  /** @param {HTMLInputElement} receipt */
+  #post(receipt) {
+    this.#address(receipt);
+    this.element.append(receipt);
+  }
+}

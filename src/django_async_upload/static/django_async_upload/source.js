@@ -1,0 +1,387 @@
+/** One file, from the first chunk to the last, back to where the server says and on again. */
+import { combine, crc32c } from "./protocol/crc32c.js";
+import { UploadError } from "./protocol/errors.js";
+import { HEADER_SIZE, MAX_CHUNK } from "./protocol/frames.js";
+import { Sha256 } from "./protocol/sha256.js";
+import { GRAIN, failure } from "./reader-worker.js";
+
+/** @typedef {import( "./reader-worker.js").Answer} Answer */
+/** @typedef {import( "./reader-worker.js").Failure} Failure */
+/** @typedef {Extract<Answer, {type: "piece"}>} Piece */
+
+/**
+ * What DATA may carry next. Only valid until another one is taken from any source of the same Reader.
+ *
+ * @typedef {object} Chunk
+ * @property {number} offset bytes from the start of the file
+ * @property {number} size bytes
+ * @property {number} crc CRC-32C of the payload alone
+ * @property {Uint8Array<ArrayBuffer>} payload
+ * @property {Uint8Array<ArrayBuffer>} frame room for the header, then the payload
+ */
+
+/**
+ * @typedef {object} ComputeOptions
+ * @property {AbortSignal} [signal]
+ * @property {(done: number, total: number) => void} [onprogress] bytes; at most ten times a second
+ */
+
+/** Bytes. A file of at most so many is read at once and on the main thread: the way to the Worker and back would take longer. */
+export const SMALL = 64 * 1024;
+
+/** @param {Failure} failure */
+function asError({ code, message }) {
+  return new UploadError(code, { facts: { reason: message } });
+}
+
+/**
+ * @typedef {object} Host what a source needs of its Reader
+ * @property {(size: number) => Uint8Array<ArrayBuffer>} frame
+ * @property {(request: any, transfer?: Transferable[]) => void} post
+ */
+
+/** @typedef {{resolve: (result: any) => void, reject: (error: unknown) => void, progress: (done: number) => void}} Job */
+
+/** The bytes of a file and their CRC-32C: see {@link import( "./reader.js").Reader.open}. */
+export class Source {
+  #wake;
+  #host;
+  #small;
+  /** All bytes of a small file. @type {Uint8Array | null} */
+  #bytes = null;
+  /** What is read ahead, in order; the first piece may be taken in part. @type {Piece[]} */
+  #pieces = [];
+  /** End of what is read ahead. */
+  #end = 0;
+  #turn = 0;
+  #reading = false;
+  #closed = false;
+  /** CRC of the file up to an offset. @type {Map<number, number>} */
+  #marks = new Map([[0, 0]]);
+  /** @type {Map<number, Job>} */
+  #jobs = new Map();
+  #lastJob = 0;
+  onclose = () => {};
+
+  /**
+   * @param {Blob} file
+   * @param {() => void} wake
+   * @param {boolean} small
+   * @param {Host} host
+   */
+  constructor(file, wake, small, host) {
+    this.file = file;
+    this.size = file.size;
+    /** Where the next chunk begins. */
+    this.position = 0;
+    /** Why nothing more can be read. @type {UploadError | null} */
+    this.error = null;
+    this.#wake = wake;
+    this.#small = small;
+    this.#host = host;
+  }
+
+  /**
+   * The next chunk. It is shorter than `maximum` only by less than a {@link GRAIN}, or at the end of the file.
+   *
+   * @param {number} maximum bytes; 0 only makes the reading begin
+   * @returns {Chunk | null} null: not read yet (`wake` follows), less than a grain was asked for, or nothing is left
+   * @throws {UploadError} `file_changed`, `file_unreadable`
+   */
+  take(maximum) {
+    if (this.error !== null) {
+      throw this.error;
+    }
+    this.#begin();
+    let size = Math.min(maximum, this.size - this.position, MAX_CHUNK);
+    if (size !== this.size - this.position && !this.#small) {
+      size -= size % GRAIN;
+    }
+    if (size <= 0 || this.position + size > this.#end) {
+      return null;
+    }
+    const frame = this.#host.frame(HEADER_SIZE + size);
+    const payload = frame.subarray(HEADER_SIZE);
+    const crc = this.#bytes === null ? this.#gather(payload) : this.#copy(this.#bytes, payload);
+    const offset = this.position;
+    const before = /** @type {number} */ (this.#marks.get(offset));
+    this.position += size;
+    this.#marks.set(this.position, combine(before, crc, size));
+    return { offset, size, crc, payload, frame };
+  }
+
+  /**
+   * The next chunk begins here: after READY and REWIND.
+   *
+   * @param {number} offset 0, what {@link crcAt} was asked for, or where a chunk ended that is not forgotten
+   */
+  seek(offset) {
+    if (!this.#marks.has(offset)) {
+      throw new RangeError(`the CRC of the first ${offset} bytes is not known`);
+    }
+    if (offset === this.position) {
+      return;
+    }
+    this.position = offset;
+    if (!this.#small) {
+      this.#turn += 1;
+      this.#reading = false;
+      this.#pieces = [];
+      this.#end = offset;
+    }
+  }
+
+  /**
+   * Nothing will be asked for that lies before it.
+   *
+   * @param {number} durable
+   */
+  forget(durable) {
+    let floor = 0;
+    for (const offset of this.#marks.keys()) {
+      floor = offset <= durable && offset > floor ? offset : floor;
+    }
+    for (const offset of this.#marks.keys()) {
+      if (offset < floor && offset > 0 && offset !== this.position) {
+        this.#marks.delete(offset);
+      }
+    }
+  }
+
+  /**
+   * CRC-32C of the first `offset` bytes. Reads what lies between there and the nearest place where it is known.
+   *
+   * @param {number} offset
+   * @param {ComputeOptions} [options]
+   * @returns {Promise<number>} rejects with an UploadError, or the signal's reason
+   */
+  async crcAt(offset, { signal, onprogress } = {}) {
+    signal?.throwIfAborted();
+    const known = this.#marks.get(offset);
+    if (known !== undefined) {
+      return known;
+    }
+    if (offset > this.size) {
+      throw asError({ code: "file_changed", message: "The file is shorter than what was sent." });
+    }
+    let from = 0;
+    for (const mark of this.#marks.keys()) {
+      from = mark < offset && mark > from ? mark : from;
+    }
+    const crc = /** @type {number} */ (this.#marks.get(from));
+    const result = this.#small
+      ? crc32c((await this.#read()).subarray(from, offset), crc)
+      : await this.#work({ type: "compute", offset: from, end: offset, crc }, signal, (done) =>
+          onprogress?.(done, offset),
+        );
+    this.#marks.set(offset, result);
+    return result;
+  }
+
+  /**
+   * SHA-256 of the whole file. For a large one only when {@link Reader.open} was told to prepare it, and once.
+   *
+   * @returns {Promise<string>} 64 lower-case hex digits
+   */
+  async digest() {
+    if (!this.#small) {
+      return this.#work({ type: "digest" });
+    }
+    const hash = new Sha256();
+    hash.update(await this.#read());
+    return hash.digest();
+  }
+
+  /**
+   * Is it still there, and the same?
+   *
+   * @returns {Promise<void>} rejects with an UploadError, `file_changed` or `file_unreadable`
+   */
+  async check() {
+    try {
+      await this.file.slice(0, 1).arrayBuffer();
+    } catch (error) {
+      throw asError(failure(error));
+    }
+  }
+
+  /** Read no more. What {@link crcAt} and {@link digest} have promised rejects with an `AbortError`. */
+  close() {
+    if (this.#closed) {
+      return;
+    }
+    this.#closed = true;
+    this.#pieces = [];
+    this.#bytes = null;
+    this.error ??= new UploadError("upload_interrupted", { message: "The file was closed." });
+    const reason = new DOMException("The file was closed.", "AbortError");
+    for (const job of this.#jobs.values()) {
+      job.reject(reason);
+    }
+    this.#jobs.clear();
+    if (!this.#small) {
+      this.#host.post({ type: "close" });
+      this.onclose();
+    }
+  }
+
+  /** @param {Exclude<Answer, {type: "loaded"}> | {type: "lost", message: string}} answer */
+  receive(answer) {
+    switch (answer.type) {
+      case "piece":
+        if (answer.turn === this.#turn) {
+          this.#pieces.push(answer);
+          this.#end = answer.offset + answer.size;
+          this.#wake();
+        } else {
+          this.#consumed(answer);
+        }
+        break;
+      case "failed":
+        if (answer.turn === this.#turn) {
+          this.#fail(answer.error);
+        }
+        break;
+      case "progress":
+        this.#jobs.get(answer.job)?.progress(answer.done);
+        break;
+      case "done":
+        this.#jobs.get(answer.job)?.resolve(answer.result);
+        break;
+      case "not-done":
+        this.#jobs.get(answer.job)?.reject(asError(answer.error));
+        break;
+      case "lost":
+        this.#fail({ code: "file_unreadable", message: answer.message });
+        for (const job of this.#jobs.values()) {
+          job.reject(this.error);
+        }
+        break;
+    }
+  }
+
+  #begin() {
+    if (this.#reading || this.position === this.size) {
+      return;
+    }
+    this.#reading = true;
+    if (this.#small) {
+      this.#read().then(
+        () => this.#wake(),
+        (error) => {
+          this.error ??= error;
+          this.#wake();
+        },
+      );
+    } else {
+      this.#end = this.position;
+      this.#host.post({ type: "read", turn: this.#turn, offset: this.position });
+    }
+  }
+
+  /** @returns {Promise<Uint8Array>} all of a small file */
+  async #read() {
+    if (this.#bytes === null) {
+      try {
+        const bytes = new Uint8Array(await this.file.arrayBuffer());
+        this.#bytes = this.#closed ? null : bytes;
+        this.#end = bytes.length;
+        return bytes;
+      } catch (error) {
+        throw asError(failure(error));
+      }
+    }
+    return this.#bytes;
+  }
+
+  /**
+   * @param {Uint8Array} bytes
+   * @param {Uint8Array} payload
+   */
+  #copy(bytes, payload) {
+    payload.set(bytes.subarray(this.position, this.position + payload.length));
+    return crc32c(payload);
+  }
+
+  /**
+   * Fill `payload` from what was read ahead.
+   *
+   * @param {Uint8Array} payload
+   * @returns {number} its CRC
+   */
+  #gather(payload) {
+    let crc = 0;
+    for (let filled = 0; filled < payload.length; ) {
+      const piece = this.#pieces[0];
+      const from = this.position + filled - piece.offset;
+      const length = Math.min(piece.size - from, payload.length - filled);
+      payload.set(new Uint8Array(piece.buffer, from, length), filled);
+      for (let at = from; at < from + length; at += GRAIN) {
+        crc = combine(crc, piece.crcs[at / GRAIN], Math.min(GRAIN, piece.size - at));
+      }
+      filled += length;
+      if (from + length === piece.size) {
+        this.#pieces.shift();
+        this.#consumed(piece);
+      }
+    }
+    return crc;
+  }
+
+  /** @param {Piece} piece */
+  #consumed({ turn, buffer }) {
+    this.#host.post({ type: "consumed", turn, buffer }, [buffer]);
+  }
+
+  /** @param {Failure} failure */
+  #fail(failure) {
+    this.error ??= asError(failure);
+    this.#wake();
+  }
+
+  /**
+   * @param {{type: string, [field: string]: unknown}} request
+   * @param {AbortSignal} [signal]
+   * @param {(done: number) => void} [progress]
+   * @returns {Promise<any>}
+   */
+  async #work(request, signal, progress = () => undefined) {
+    if (this.#closed) {
+      throw new DOMException("The file was closed.", "AbortError");
+    }
+    const job = ++this.#lastJob;
+    const abort = () => {
+      this.#host.post({ type: "abort", job });
+      this.#jobs.get(job)?.reject(signal?.reason);
+    };
+    signal?.addEventListener("abort", abort);
+    try {
+      return await new Promise((resolve, reject) => {
+        this.#jobs.set(job, { resolve, reject, progress });
+        this.#host.post({ ...request, job });
+      });
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      this.#jobs.delete(job);
+    }
+  }
+}
+
+/**
+ * What says, without reading much, that a file is probably one that was seen before: its size and the CRCs of its first and its
+ * last 64 KiB.
+ *
+ * @param {Blob} file
+ * @returns {Promise<string>} rejects with an UploadError
+ */
+export async function fingerprint(file) {
+  try {
+    const ends = [file.slice(0, SMALL), file.slice(Math.max(0, file.size - SMALL))];
+    const crcs = await Promise.all(
+      ends.map(async (end) => crc32c(new Uint8Array(await end.arrayBuffer()))),
+    );
+    return [file.size, ...crcs].map((each) => each.toString(16)).join("-");
+  } catch (error) {
+    throw asError(failure(error));
+  }
+}

@@ -1,0 +1,424 @@
+/** One enhanced file input: what is shown around it, what a person does there, and what its form waits for. */
+import { Announcer } from "./announcer.js";
+import { Dropzone } from "./dropzone.js";
+import { FileList } from "./file-list.js";
+import { part } from "./file-row.js";
+import { matches } from "./files.js";
+import { changed, guard, keep, unguard } from "./form-guard.js";
+import { Formats } from "./formats.js";
+import { describe } from "./item.js";
+import { Milestones } from "./milestones.js";
+import { signedIn, uploaderOf } from "./page-uploads.js";
+import { Previews } from "./previews.js";
+import { refusal } from "./reasons.js";
+import { Selection } from "./selection.js";
+import { fill, textsFrom } from "./texts.js";
+
+/** @typedef {import( "./form-guard.js").Field} Field */
+/** @typedef {import( "./item.js").Item} Item */
+/** @typedef {import( "./files.js").Picked} Picked */
+/** @typedef {import( "./index.js").Upload} Upload */
+
+const PAUSE = 250; // ms between two looks at how things stand
+const SLICE = 16; // ms of work at a time
+const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
+const NO_WEBSOCKET = { code: "unreachable", message: "This browser has no WebSocket" };
+
+const previews = new Previews();
+
+/**
+ * An input does not ask for a file while one is uploaded for it. That it is required is kept where a clone keeps it too.
+ * @param {HTMLInputElement} input
+ * @param {boolean} satisfied
+ */
+export function satisfy(input, satisfied) {
+  if (satisfied && input.required) {
+    input.required = false;
+    input.dataset.asyncUploadRequired = "";
+    input.setAttribute("aria-required", "true");
+  } else if (!satisfied && input.dataset.asyncUploadRequired !== undefined) {
+    input.required = true;
+    delete input.dataset.asyncUploadRequired;
+    input.removeAttribute("aria-required");
+  }
+}
+
+/** @implements {Field} */
+export class UploadField {
+  /** Folders that are being walked. */
+  #walking = 0;
+  /** No WebSocket gets through: the input is a plain one. */
+  #plain = false;
+  #left = false;
+  #timer = 0;
+  #looked = 0;
+  #frame = 0;
+  /** As of the last look: the input itself no longer knows it when it has left the page. @type {HTMLFormElement | null} */
+  #form = null;
+  #observer = new MutationObserver(() => this.#follow());
+
+  /**
+   * @param {HTMLElement} element `<async-upload>`, with an id
+   * @param {HTMLInputElement} input in it
+   */
+  constructor(element, input) {
+    this.element = element;
+    this.input = input;
+    this.directory = element.hasAttribute("directory");
+    if (this.directory) input.webkitdirectory = true;
+    const texts = (this.texts = textsOf(element));
+    const formats = (this.formats = new Formats(element.closest("[lang]")?.getAttribute("lang") ?? undefined));
+    const label = labelOf(input) || texts.chooseFile;
+    if (!labelOf(input)) input.setAttribute("aria-label", label);
+    this.zone = new Dropzone(input, {
+      texts,
+      formats,
+      take: (picked) => void this.#take(picked),
+      unreadable: (path) => this.#refuse(path, 0, texts.errorUnreadable),
+    });
+    this.list = new FileList({
+      texts,
+      formats,
+      previews,
+      label,
+      id: `${element.id}-async-file`,
+      act: (action, item) => this.#act(action, item),
+      actOnAll: (action) => this.#actOnAll(action),
+    });
+    this.announcer = new Announcer();
+    this.milestones = new Milestones(this.announcer, texts, formats);
+    this.message = part("p", "message", { id: `${element.id}-async-message` });
+    this.waiting = part("div", "waiting", {}, part("span", "line", {}, texts.submitWaiting));
+    const cancel = part("button", "button", { type: "button" }, texts.submitCancel);
+    cancel.addEventListener("click", () => this.#keepForm());
+    this.waiting.append(cancel);
+    this.waiting.hidden = this.message.hidden = true;
+    this.zone.limits.id = `${element.id}-async-limits`;
+    const described = [input.getAttribute("aria-describedby"), this.zone.limits.id, this.message.id];
+    input.setAttribute("aria-describedby", described.filter(Boolean).join(" "));
+    const parts = [this.message, this.list.element, this.waiting, this.announcer.element];
+    for (const each of parts) each.dataset.asyncUpload = "";
+    element.append(...parts);
+    this.url = element.getAttribute("url") || "/ws/uploads/";
+    this.selection = new Selection(element, input, {
+      url: this.url,
+      token: element.getAttribute("field") || "",
+      changed: () => this.#change(),
+      happened: (type, item, detail) => this.#happened(type, item, detail),
+    });
+    this.uploader = uploaderOf(this.url);
+    this.#enter();
+  }
+
+  // What form-guard.js asks.
+
+  get form() {
+    return this.input.form;
+  }
+
+  get busy() {
+    return this.#walking > 0 || this.selection.busy;
+  }
+
+  get atStake() {
+    return this.busy || this.selection.paused;
+  }
+
+  get broken() {
+    return !!this.selection.broken;
+  }
+
+  settle() {
+    this.selection.settle();
+  }
+
+  resume() {
+    this.#actOnAll("resumeAll");
+  }
+
+  /** @param {boolean} waiting */
+  wait(waiting) {
+    if (waiting === !this.waiting.hidden) return;
+    this.waiting.hidden = !waiting;
+    if (!waiting) return;
+    this.#tellPerson("");
+    this.announcer.say(this.texts.submitWaiting);
+    this.waiting.scrollIntoView({ block: "nearest" });
+  }
+
+  /** @param {boolean} focus */
+  stop(focus) {
+    this.#tellPerson(this.texts.submitStopped);
+    this.#paint();
+    const { broken } = this.selection;
+    if (focus && broken) this.list.focus(broken);
+  }
+
+  reset() {
+    this.selection.clear();
+    this.selection.restore();
+    this.#tellPerson("");
+    this.#change(true);
+  }
+
+  // Coming and going.
+
+  #enter() {
+    this.uploader.addEventListener("warning", this.#onWarning);
+    this.zone.connect();
+    this.#observer.observe(this.input, { attributeFilter: OBSERVED });
+    guard(this);
+    this.#follow();
+    this.#change(true);
+    this.zone.takeChosen();
+    if (!("WebSocket" in window)) {
+      console.warn(`django-async-upload: ${NO_WEBSOCKET.message}.`);
+      this.#warn(NO_WEBSOCKET);
+    } else if (this.#many) void this.selection.offer(Infinity);
+    else if (!this.selection.items.length) void this.selection.offer(1);
+  }
+
+  /**
+   * The element has left the page. Where its form is still there, the person took away this one row: its uploads are cancelled.
+   * Otherwise the page around it was exchanged: what runs goes on, and is shown again where the same field appears again.
+   */
+  leave() {
+    this.#left = true;
+    this.#observer.disconnect();
+    clearTimeout(this.#timer);
+    this.zone.disconnect();
+    this.uploader.removeEventListener("warning", this.#onWarning);
+    if (this.#form?.isConnected) this.selection.clear(({ upload }) => !!upload);
+    else this.selection.abandon();
+    unguard(this);
+  }
+
+  /** The input may have changed under the hands of the page: another name, required, disabled. */
+  #follow() {
+    this.#form = this.form;
+    this.settle();
+    this.zone.update(this.#limits);
+    satisfy(this.input, this.#walking > 0 || this.selection.filled);
+  }
+
+  get #many() {
+    return this.directory || this.input.multiple;
+  }
+
+  get #limits() {
+    const accept = this.input.accept || this.element.getAttribute("accept") || "";
+    const maxSize = Number(this.element.getAttribute("max-size")) || 0;
+    return { maxSize, accept, directory: this.directory };
+  }
+
+  // What a person does.
+
+  /** @param {Picked[] | Promise<Picked[]>} picked */
+  async #take(picked) {
+    this.#walking += 1;
+    this.#tellPerson("");
+    this.#change();
+    try {
+      const files = Array.isArray(picked) ? picked : await picked;
+      if (files.length > 1 && !this.#many) this.#tellPerson(this.texts.errorOneOnly);
+      else await this.#takeAll(files);
+    } catch {
+      this.#tellPerson(this.texts.errorFolder);
+    } finally {
+      this.#walking -= 1;
+      this.#change(true);
+    }
+  }
+
+  /**
+   * In slices: a browser asks the disk for the size of each file, and thousands would stop the page for a second.
+   * @param {Picked[]} all
+   */
+  async #takeAll(all) {
+    const limits = this.#limits;
+    let begin = performance.now();
+    for (const picked of all) {
+      if (performance.now() - begin > SLICE) {
+        this.#change();
+        await new Promise((resolve) => setTimeout(resolve));
+        begin = performance.now();
+      }
+      if (this.#left) return;
+      const { name, size } = picked.file;
+      const why = refusal(picked.file, limits, this.texts, this.formats, matches);
+      // In a field for one file the new one takes the place of the old one, if it is any better.
+      if (!this.#many) this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
+      if (why) this.#refuse(name, size, why);
+      else this.selection.upload(picked);
+    }
+    const { saidAdded, saidAddedCount } = this.texts;
+    const count = this.formats.count(all.length);
+    if (all.length === 1) this.announcer.say(fill(saidAdded, { name: all[0].file.name }));
+    else if (all.length) this.announcer.say(fill(saidAddedCount, { count }));
+  }
+
+  /**
+   * @param {string} name
+   * @param {number} size
+   * @param {string} why
+   */
+  #refuse(name, size, why) {
+    this.selection.refuse(name, size, why);
+    this.announcer.say(fill(this.texts.saidFailed, { name, error: why }));
+  }
+
+  /**
+   * @param {import( "./file-row.js").Action} action
+   * @param {Item} item
+   */
+  #act(action, item) {
+    const { upload } = item;
+    if (action === "pause") upload?.pause();
+    else if (action === "resume") upload?.resume();
+    else if (action === "retry") upload?.retry();
+    else if (action !== "continue") this.#remove(item);
+    else if (upload) signedIn();
+    else void this.selection.continue(item);
+    this.#change(true);
+  }
+
+  /** @param {Item} item */
+  #remove(item) {
+    const next = this.list.hasFocus(item) ? (this.list.neighbour(item) ?? this.input) : null;
+    this.selection.clear((other) => other === item);
+    next?.focus();
+    this.#tellPerson("");
+    this.announcer.say(fill(this.texts.saidRemoved, { name: item.name }));
+  }
+
+  /** @param {import( "./file-list.js").Bulk} action */
+  #actOnAll(action) {
+    for (const { upload, busy, state, retryable } of this.selection.items) {
+      if (action === "pauseAll" && busy) upload?.pause();
+      if (action === "resumeAll" && state === "paused") upload?.resume();
+      if (action === "retryFailed" && retryable) upload?.retry();
+    }
+    if (action === "removeAll" || action === "removeFailed") {
+      this.selection.clear(action === "removeFailed" ? ({ broken }) => broken : undefined);
+      this.#tellPerson("");
+      this.input.focus();
+    }
+    this.#change(true);
+  }
+
+  #keepForm() {
+    keep(this.form);
+    this.announcer.say(this.texts.submitCancelled);
+    this.input.focus();
+  }
+
+  // What happens.
+
+  /**
+   * @param {string} type
+   * @param {Item} item
+   * @param {object} detail
+   */
+  #happened(type, item, detail) {
+    if (type === "error") {
+      const error = describe(item, this.texts, this.formats).note;
+      this.announcer.say(fill(this.texts.saidFailed, { name: item.name, error }));
+    }
+    this.#tellPage(type, { upload: item.upload, ...detail });
+  }
+
+  /** @param {Event} event */
+  #onWarning = (event) => this.#warn(/** @type {CustomEvent} */ (event).detail);
+
+  /**
+   * For the developer, to whom the uploader says it on the console too. What it means for the person is shown to the person.
+   * @param {{code: string, message: string}} warning
+   */
+  #warn({ code, message }) {
+    this.#tellPage("warning", { code, message });
+    if (code !== "unreachable") return;
+    if (this.form) this.#fallBack();
+    else this.#tellPerson(this.texts.errorUnreachable);
+  }
+
+  /** No upload gets through from here: the input is a plain one again, and holds the files that were chosen. */
+  #fallBack() {
+    if (this.#plain) return;
+    this.#plain = this.zone.plain = true;
+    const files = new DataTransfer();
+    for (const { file, state } of this.selection.items) {
+      if (file && state !== "completed") files.items.add(file);
+    }
+    this.selection.clear(({ state }) => state !== "completed" && state !== "unfinished");
+    if (files.files.length) {
+      this.input.files = files.files;
+      this.#tellPerson(this.texts.withForm);
+    }
+    this.zone.update(this.#limits);
+    this.#change(true);
+  }
+
+  // Showing it.
+
+  /**
+   * @param {string} type
+   * @param {object} detail
+   */
+  #tellPage(type, detail) {
+    this.element.dispatchEvent(new CustomEvent(`async-upload:${type}`, { bubbles: true, detail }));
+  }
+
+  /** @param {string} text shown under the zone and said; "" takes it away */
+  #tellPerson(text) {
+    this.message.hidden = !text;
+    this.message.textContent = text;
+    if (text) this.announcer.say(text);
+  }
+
+  /** Something has changed. @param {boolean} [now] by the person's hand: without delay */
+  #change(now = false) {
+    if (this.#left || (this.#timer && !now)) return;
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    if (now) this.#look();
+    else this.#timer = setTimeout(() => this.#look(), Math.max(0, this.#looked + PAUSE - performance.now()));
+  }
+
+  /** How do things stand? Not more than a few times a second: thousands of small files end in that time. */
+  #look() {
+    this.#timer = 0;
+    this.#looked = performance.now();
+    satisfy(this.input, this.#walking > 0 || this.selection.filled);
+    changed(this);
+    // A form is sent from a tab that nobody looks at, too; only painting waits.
+    cancelAnimationFrame(this.#frame);
+    this.#frame = requestAnimationFrame(() => this.#paint());
+  }
+
+  #paint() {
+    if (this.#left) return;
+    const { items, moved } = this.selection;
+    const total = this.list.update(items);
+    for (const upload of moved) this.#tellPage("progress", { upload, progress: upload.progress });
+    moved.clear();
+    if (total.broken) this.input.setAttribute("aria-invalid", "true");
+    else this.input.removeAttribute("aria-invalid");
+    this.milestones.pass(items, total);
+  }
+}
+
+/** @param {HTMLInputElement} input */
+function labelOf(input) {
+  const label = input.labels?.[0]?.textContent ?? input.getAttribute("aria-label") ?? "";
+  return label.trim().replace(/\s*[:：]$/, "");
+}
+
+/** @param {HTMLElement} element */
+function textsOf(element) {
+  try {
+    return textsFrom(element.getAttribute("texts"));
+  } catch (error) {
+    console.error("django-async-upload: the texts attribute is not JSON", error);
+    return textsFrom(null);
+  }
+}

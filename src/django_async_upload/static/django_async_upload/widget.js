@@ -1,0 +1,95 @@
+/**
+ * `<async-upload>` makes a file input upload at once, with progress, and puts signed receipts into its form in place of files.
+ *
+ * It is an ordinary element around an ordinary file input, in the page's own tree, so that labels, forms, `required`, styles and
+ * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; upload-field.js has the rest.
+ */
+import { receiptsIn } from "./selection.js";
+import { UploadField, satisfy } from "./upload-field.js";
+
+let elements = 0;
+
+/**
+ * All events bubble, and their `detail.upload` is an `Upload`. Attributes are read when the element comes into the page, but for
+ * `accept` and `max-size`, which are asked at each file. `name`, `required`, `disabled`, `multiple`, `accept` and `form` of the
+ * input are followed when they change.
+ *
+ * @attribute url the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
+ * @attribute field the signed token of the field, from the server
+ * @attribute max-size bytes; larger files are refused before they are sent
+ * @attribute accept as the input's, where that has none
+ * @attribute directory choose folders
+ * @attribute texts JSON with the texts that are not as in `texts.js`
+ * @fires async-upload:progress `{upload, progress}`: a few times a second, for each upload that has moved
+ * @fires async-upload:state `{upload, state, previous}`: an upload is in another state now
+ * @fires async-upload:completed `{upload, result}`: a file is uploaded, and its receipt in the form
+ * @fires async-upload:error `{upload, error}`: an upload has failed
+ * @fires async-upload:warning `{code, message}`: for the developer, as of `Uploader`; the console has it, too. After `unreachable`
+ *   the element is a plain file input, if it stands in a form
+ */
+export class AsyncUploadElement extends HTMLElement {
+  /** @type {UploadField | null} null until there is an input to enhance */
+  #field = null;
+  #observer = new MutationObserver(() => this.connectedCallback());
+
+  connectedCallback() {
+    if (this.#field || !this.isConnected) return;
+    if (this.hasAttribute("data-enhanced")) forget(this);
+    const input = inputOf(this);
+    // A row that is only there to be copied never uploads. Its copy gets its own name, perhaps when it is in the page already.
+    if (!input || input.name.includes("__prefix__")) {
+      const options = { childList: true, subtree: true, attributeFilter: ["name"] };
+      return this.#observer.observe(this, options);
+    }
+    this.#observer.disconnect();
+    this.id ||= `async-upload-${++elements}`;
+    this.setAttribute("data-enhanced", "");
+    this.#field = new UploadField(this, input);
+  }
+
+  disconnectedCallback() {
+    this.#observer.disconnect();
+    // One that was only moved within the page is back at once.
+    setTimeout(() => {
+      if (this.isConnected || !this.#field) return;
+      this.#field.leave();
+      this.#field = null;
+      strip(this);
+    });
+  }
+}
+
+/** @param {HTMLElement} element @returns {HTMLInputElement | null} */
+function inputOf(element) {
+  return element.querySelector("input[type=file]");
+}
+
+/** Take away what was put around the input. @param {HTMLElement} element */
+function strip(element) {
+  const input = inputOf(element);
+  const zone = element.querySelector(".async-upload-zone");
+  if (input && zone) zone.replaceWith(input);
+  for (const part of element.querySelectorAll("[data-async-upload]")) part.remove();
+  element.removeAttribute("data-enhanced");
+  if (!input) return;
+  const described = input.getAttribute("aria-describedby")?.split(" ") ?? [];
+  const others = described.filter((id) => !id.startsWith(`${element.id}-async-`)).join(" ");
+  if (others) input.setAttribute("aria-describedby", others);
+  else input.removeAttribute("aria-describedby");
+  input.removeAttribute("aria-invalid");
+  satisfy(input, false);
+}
+
+/**
+ * A clone of an enhanced element has its parts but not its life, and its receipts count once, for the original.
+ * @param {HTMLElement} element
+ */
+function forget(element) {
+  for (const receipt of receiptsIn(element)) receipt.remove();
+  const input = inputOf(element);
+  if (input) input.value = "";
+  strip(element);
+  element.removeAttribute("id");
+}
+
+customElements.define("async-upload", AsyncUploadElement);

@@ -1,0 +1,61 @@
+// The vectors that every implementation shares: see tests/vectors/README.md.
+import { readFileSync, readdirSync } from "node:fs";
+import { crc32c } from "../../src/django_async_upload/static/django_async_upload/protocol/crc32c.js";
+import {
+  buildControl,
+  buildHeader,
+  join,
+} from "../../src/django_async_upload/static/django_async_upload/protocol/frames.js";
+
+const FOLDER = new URL("../vectors/", import.meta.url);
+
+const read = (name) => JSON.parse(readFileSync(new URL(name, FOLDER), "utf-8"));
+
+export const FRAMES = read("frames.json");
+
+export const TRANSCRIPTS = readdirSync(new URL("transcripts", FOLDER))
+  .sort()
+  .map((file) => ({ name: file.replace(".json", ""), ...read(`transcripts/${file}`) }));
+
+export const fromHex = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
+
+/** The bytes `start` to `stop` of the file number `seed`: at position p, (seed + p) mod 251. */
+export function pattern(seed, start, stop) {
+  return Uint8Array.from({ length: stop - start }, (_, index) => (seed + start + index) % 251);
+}
+
+export function withHeader(type, stream, payload, place) {
+  return join(buildHeader(type, stream, payload.length, crc32c(payload), place), payload);
+}
+
+/** The frame of an entry of `invalid`. */
+export function invalidFrame({ frame, data, control }) {
+  if (data) {
+    const { pattern: seed, length } = data.payload;
+    return withHeader("DATA", data.stream, pattern(seed, 0, length));
+  }
+  if (control) {
+    const { spaces, brackets = 0 } = control;
+    const text = (spaces === undefined ? "" : `{${" ".repeat(spaces)}}`) + "[".repeat(brackets);
+    return withHeader(control.type, control.stream, new TextEncoder().encode(text));
+  }
+  return fromHex(frame);
+}
+
+/** The frame of a step as it arrives. */
+export function encodeStep({ type, stream, fields = {}, frame, offset = 0, flags = 0, payload, damage }) {
+  const bytes =
+    frame !== undefined
+      ? fromHex(frame)
+      : type === "DATA"
+        ? withHeader(type, stream, payloadOf({ offset, payload }), { offset, flags })
+        : buildControl(type, stream, fields);
+  if (damage) {
+    bytes[damage.at] ^= damage.xor;
+  }
+  return bytes;
+}
+
+export function payloadOf({ offset = 0, payload }) {
+  return pattern(payload.pattern, offset, offset + payload.length);
+}

@@ -1,0 +1,117 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { sum, urgent } from "../../src/django_async_upload/static/django_async_upload/file-list.js";
+import { Formats } from "../../src/django_async_upload/static/django_async_upload/formats.js";
+import { Item, describe } from "../../src/django_async_upload/static/django_async_upload/item.js";
+import { Milestones } from "../../src/django_async_upload/static/django_async_upload/milestones.js";
+import { TEXTS } from "../../src/django_async_upload/static/django_async_upload/texts.js";
+
+const formats = new Formats("en");
+
+/** An item whose upload is in that state. */
+function item(state, { size = 1000, fraction = 0, error = null, name = "a.txt", ...more } = {}) {
+  return new Item({ name, size, upload: { state, error, progress: { fraction, rate: 0, ...more } } });
+}
+
+const view = (/** @type {Item} */ each) => describe(each, TEXTS, formats);
+
+test("each state says what it is and offers what can be done", () => {
+  const error = { code: "busy", message: "", retryable: true };
+  const refused = { code: "type_refused", message: "", retryable: false };
+  const rows = [
+    [item("queued"), TEXTS.queued, "pause", "cancel", 0],
+    [item("uploading"), "Starting · 1 kB", "pause", "cancel", 0],
+    [item("uploading", { fraction: 0.5, rate: 2048, remaining: 90 }), "500 bytes of 1 kB · 2 kB/s · 2 min left", "pause", "cancel", 0.5],
+    [item("paused", { fraction: 0.5 }), "Paused · 500 bytes of 1 kB", "resume", "cancel", 0.5],
+    [item("offline", { fraction: 0.5 }), TEXTS.offline, "pause", "cancel", 0.5],
+    [item("unauthenticated"), TEXTS.unauthenticated, "continue", "cancel", 0],
+    [item("finishing", { fraction: 1, phase: "inspecting" }), TEXTS.inspecting, "", "cancel", 1],
+    [item("finishing", { fraction: 1 }), TEXTS.verifying, "", "cancel", 1],
+    [item("completed"), "Uploaded · 1 kB", "", "remove", null],
+    [item("failed", { error }), TEXTS.errorBusy, "retry", "remove", null],
+    [item("failed", { error: refused }), TEXTS.errorTypeUnknown, "", "remove", null],
+    [item("cancelled"), TEXTS.cancelled, "retry", "remove", null],
+    [new Item({ name: "a", size: 1000, refusal: "No." }), "No.", "", "remove", null],
+    [new Item({ name: "a", size: 1000 }), "Uploaded · 1 kB", "", "remove", null],
+  ];
+  for (const [each, note, main, last, fraction] of rows) {
+    const { state, ...shown } = view(each);
+    assert.deepEqual([shown.note, shown.main, shown.last, shown.fraction], [note, main, last, fraction], state);
+    assert.equal(shown.signIn, state === "unauthenticated");
+  }
+});
+
+test("an unfinished upload asks for its file, or for a click where the file is known", () => {
+  const unfinished = { key: "k", name: "a", size: 1000, sent: 250, canContinue: false };
+  const asked = view(new Item({ name: "a", size: 1000, unfinished }));
+  assert.equal(asked.note, "Not finished: 250 bytes of 1 kB · Choose the same file again to go on.");
+  assert.deepEqual([asked.main, asked.last, asked.fraction], ["", "discard", 0.25]);
+  const known = view(new Item({ name: "a", size: 1000, unfinished: { ...unfinished, canContinue: true } }));
+  assert.equal(known.main, "continue");
+  assert.match(known.note, /“Continue”/);
+});
+
+test("an empty file has a bar that does not divide by nothing", () => {
+  assert.equal(view(item("queued", { size: 0 })).fraction, 0);
+  assert.equal(view(item("finishing", { size: 0 })).fraction, 1);
+});
+
+test("a screen reader hears how far it is and how long it takes", () => {
+  const { value } = view(item("uploading", { fraction: 0.456, remaining: 40 }));
+  assert.equal(value, "45%, 40 sec left");
+});
+
+test("what needs the person has a row before what runs, what waits and what is done", () => {
+  const items = [];
+  for (const state of ["completed", "queued", "uploading", "failed"]) {
+    for (let index = 0; index < 5; index += 1) items.push(item(state, { name: `${state} ${index}` }));
+  }
+  assert.equal(urgent(items, 20), items);
+  const states = (/** @type {Item[]} */ some) => some.map(({ state }) => state[0]).join("");
+  assert.equal(states(urgent(items, 5)), "fffff");
+  assert.equal(states(urgent(items, 7)), "uufffff");
+  assert.equal(states(urgent(items, 12)), "qquuuuufffff");
+  assert.equal(states(urgent(items, 5, items[0])), "cfffff");
+});
+
+test("the sum leaves out what will not arrive, and what nobody chose yet", () => {
+  const unfinished = new Item({ name: "a", size: 9, unfinished: { sent: 3 } });
+  const items = [item("completed"), item("uploading", { fraction: 0.5 }), item("paused"), item("failed"), unfinished];
+  const expected = { count: 4, done: 1, broken: 1, busy: 1, paused: 1, retryable: 0, size: 3000, arrived: 1500 };
+  assert.deepEqual(sum(items), expected);
+});
+
+/** What is said while an upload goes through these fractions, one each second. */
+function said(steps) {
+  const words = [];
+  const milestones = new Milestones({ say: (text) => words.push(text) }, TEXTS, formats);
+  steps.forEach((items, second) => milestones.pass(items, sum(items), second * 1000));
+  return words;
+}
+
+test("a long upload says each quarter once, and its end", () => {
+  const steps = Array.from({ length: 100 }, (_, second) => [item("uploading", { fraction: second / 100 })]);
+  assert.deepEqual(said([...steps, [item("completed")], [item("completed")]]), [
+    "25% uploaded",
+    "50% uploaded",
+    "75% uploaded",
+    "Uploaded: a.txt",
+  ]);
+});
+
+test("a short upload says only its end", () => {
+  const steps = [0, 0.3, 0.6, 0.9].map((fraction) => [item("uploading", { fraction })]);
+  assert.deepEqual(said([...steps, [item("completed")]]), ["Uploaded: a.txt"]);
+});
+
+test("the network that goes and comes back is said once each", () => {
+  const steps = ["uploading", "offline", "offline", "uploading", "uploading"].map((state) => [item(state)]);
+  assert.deepEqual(said(steps), [TEXTS.offline, TEXTS.saidOnline]);
+});
+
+test("many files end with one sentence, and with none where some failed", () => {
+  const done = [item("completed"), item("completed")];
+  assert.deepEqual(said([[item("uploading"), item("uploading")], done, done]), [TEXTS.saidAllCompleted]);
+  assert.deepEqual(said([[item("completed"), item("failed")]]), []);
+});
