@@ -14,7 +14,7 @@ from .credit import FLOOR, WINDOW, Account
 from .exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
 from .leases import Change
 from .models import UploadSession
-from .policies import check_size
+from .policies import check_size, smallest
 from .protocol import messages as m
 from .protocol.frames import HEADER_SIZE
 from .protocol.state import State
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("django_async_upload")
 
-CHECKPOINT_BYTES: Final = WINDOW // 2
-"""A checkpoint is due after this many bytes: at half a window, so that the sender never waits for it."""
+CHECKPOINT_BYTES: Final = 8 * WINDOW
+"""A checkpoint is due after this many bytes. A resume reads again what is above it: some hundredths of a second."""
+UNDURABLE_BYTES: Final = WINDOW // 2
+"""And when so many are not durable: at half a window, so that the sender never waits for it."""
 CHECKPOINT_SECONDS: Final = 1.0
 MAX_QUEUED: Final = 4096
 """Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
+MAX_UNHASHED: Final = 8
+"""Frames that the digest may be behind the writing."""
 MAX_REWRITES: Final = 3
 """How often a failing disk is given a new file before the upload is interrupted."""
 
@@ -77,7 +81,8 @@ class ActiveUpload:
         self._finish: m.Finish | None = None
         self._wish: type[m.Cancel | m.Release] | None = None
         self._lost: UploadError | None = None
-        self._hashing: asyncio.Future[None] | None = None
+        self._hashing: asyncio.Task[None] | None = None
+        self._unhashed: list[bytes] = []
         self._checkpoint = Checkpoint("")
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoint_due = 0.0
@@ -139,6 +144,12 @@ class ActiveUpload:
         return self._checkpoint
 
     @property
+    def durable_crc(self) -> int:
+        """CRC-32C of the first ``durable`` bytes of an upload that was attached."""
+        assert self.writer is not None
+        return self.writer.crc if self.durable == self.received else self._checkpoint.crc
+
+    @property
     def queued(self) -> list[bytes]:
         """The frames that wait to be written."""
         return self._frames
@@ -162,12 +173,13 @@ class ActiveUpload:
 
     def resume(self, session: UploadSession, max_size: int | None, writer: Writer) -> None:
         """An upload that was begun before. Call :meth:`forget_queued` when the client is told."""
-        self.begin(session, max_size)
+        self.begin(session, smallest(max_size, session.field_max_size))
         self.sha256 = None  # its state cannot be saved: the file is read again at the end
         self.writer = writer
         self._checkpoint = session.checkpoint
         self.received = writer.received
         self.durable = session.durable
+        self._settle_written()
         self.limit = self.received
         self._grant()
 
@@ -233,6 +245,7 @@ class ActiveUpload:
         good = await self._append(frames)
         assert self.writer is not None
         offset, self.received = self.received, self.writer.received
+        self._settle_written()
         check_size(self.received, self.max_size)
         self.account.consume(self.received - offset)
         self._grant()
@@ -251,14 +264,25 @@ class ActiveUpload:
             return await self.store.run(self._append_in_thread, frames)
         # The digest is computed beside the next write, never in front of one.
         good = await self.store.run(self._append_in_thread, frames)
-        await self.hashed()
-        self._hashing = asyncio.ensure_future(self.store.run(self._hash, frames[:good]))
+        if len(self._unhashed) > MAX_UNHASHED:
+            await self.hashed()
+        self._unhashed += frames[:good]
+        if self._hashing is None:
+            self._hashing = asyncio.create_task(self._hash_written())
         return good
 
     def _append_in_thread(self, frames: Sequence[bytes]) -> int:
         if self.writer is None:
             self.writer = self.store.create(self.session.size)
         return self.writer.append(frames)
+
+    async def _hash_written(self) -> None:
+        try:
+            while self._unhashed:
+                frames, self._unhashed = self._unhashed, []
+                await self.store.run(self._hash, frames)
+        finally:
+            self._hashing = None
 
     def _hash(self, frames: Sequence[bytes]) -> None:
         assert self.sha256 is not None
@@ -283,10 +307,15 @@ class ActiveUpload:
     # Checkpoints --------------------------------------------------------------------------------
 
     def _checkpoint_if_due(self) -> None:
-        if self._checkpointing is not None or self.received == self.durable:
+        ahead = self.received - self._checkpoint.offset
+        if self._checkpointing is not None or not ahead:
             return
         now = time.monotonic()
-        if self.received - self.durable >= CHECKPOINT_BYTES or now >= self._checkpoint_due:
+        if (
+            ahead >= CHECKPOINT_BYTES
+            or self.received - self.durable >= UNDURABLE_BYTES
+            or now >= self._checkpoint_due
+        ):
             self._checkpointing = asyncio.create_task(self._run_checkpoint())
         elif self._timer is None:
             loop = asyncio.get_running_loop()
@@ -322,13 +351,21 @@ class ActiveUpload:
         if stale.part and stale.part != checkpoint.part:
             await self.store.run(self.store.delete, stale.part)
         self.durable = max(self.durable, checkpoint.offset)
+        self._settle_written()
         self._grant()
         self.listener.acked()
+
+    def _settle_written(self) -> None:
+        """What was written may be durable already, now that the row names the part."""
+        assert self.writer is not None
+        if self._checkpoint.part == self.writer.part:
+            # A write that is still under way may have settled more than anybody was told of.
+            self.durable = max(self.durable, min(self.received, self.writer.settled))
 
     async def flush(self) -> None:
         """Have everything received written down now, and acked."""
         await self.settle()
-        if self.writer is not None and self.received > self.durable:
+        if self.writer is not None and self.received > self._checkpoint.offset:
             self._checkpointing = asyncio.create_task(self._run_checkpoint())
             await self.settle()
 

@@ -1,6 +1,9 @@
 """The Django application."""
 
-from django.apps import AppConfig
+from contextlib import suppress
+
+from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
 
@@ -11,4 +14,10 @@ class AsyncUploadConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, cleanup  # noqa: F401  (they register themselves)
+        from . import checks, cleanup, conf, uploaded  # noqa: F401  (they register themselves)
+
+        with suppress(ImproperlyConfigured):  # the checks say so
+            if conf.uploads().admin_widget and apps.is_installed("django.contrib.admin"):
+                from .admin import put_widget_everywhere
+
+                put_widget_everywhere()

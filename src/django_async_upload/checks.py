@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, Final
 
 from django.apps import apps
@@ -17,8 +19,14 @@ from . import conf
 from .stores.base import Store
 from .stores.configured import make_store, staging_root
 from .stores.disk import existing_ancestor
+from .widgets import AsyncFileInput
 
 FEW_FILES: Final = 4096
+UPLOAD_MIDDLEWARE: Final = "django_async_upload.middleware.UploadMiddleware"
+_WHO_IS_THERE: Final = (
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+)
 
 
 @register(Tags.files)
@@ -36,6 +44,8 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_storage(),
         *_check_store(),
         *_check_machine(),
+        *_check_middleware(),
+        *_check_widgets(),
     ]
 
 
@@ -55,6 +65,59 @@ def _check_apps() -> list[CheckMessage]:
                 "django.contrib.sessions is not in INSTALLED_APPS.",
                 hint="Without it only tickets let anybody upload.",
                 id="async_upload.W003",
+            )
+        )
+    return found
+
+
+def _check_middleware() -> list[CheckMessage]:
+    """Where the middleware stands among those that say whose request it is."""
+    names = list(settings.MIDDLEWARE)
+    if UPLOAD_MIDDLEWARE not in names:
+        return []
+    before = names[: names.index(UPLOAD_MIDDLEWARE)]
+    return [
+        Error(
+            f"{UPLOAD_MIDDLEWARE} is in MIDDLEWARE before, or without, {needed}.",
+            hint="Put it behind: it has to know whose uploads a form may post.",
+            id="async_upload.E015",
+        )
+        for needed in _WHO_IS_THERE
+        if not any(_is_subclass(name, needed) for name in before)
+    ]
+
+
+def _is_subclass(name: str, needed: str) -> bool:
+    """Whether a middleware is the needed one, or one that a host made of it."""
+    try:
+        found = import_string(name)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, import_string(needed))
+
+
+def _check_widgets() -> list[CheckMessage]:
+    """What a page with the widget needs. Silent where no form has it: then only programs upload."""
+    with suppress(Exception):  # what is wrong with the URLconf, another check tells
+        import_module(settings.ROOT_URLCONF)  # it imports the forms
+    if not AsyncFileInput.is_used:
+        return []
+    found: list[CheckMessage] = []
+    if not any(_is_subclass(name, UPLOAD_MIDDLEWARE) for name in settings.MIDDLEWARE):
+        found.append(
+            Error(
+                "A form has the upload widget, but UploadMiddleware is not in MIDDLEWARE: "
+                "the form would not get the files.",
+                hint=f"Add {UPLOAD_MIDDLEWARE!r} behind AuthenticationMiddleware.",
+                id="async_upload.E016",
+            )
+        )
+    if not apps.is_installed("django.contrib.staticfiles"):
+        found.append(
+            Warning(
+                "A form has the upload widget, but django.contrib.staticfiles is not in INSTALLED_APPS.",
+                hint="Without it nobody serves the widget's script: it is a plain file input then.",
+                id="async_upload.W017",
             )
         )
     return found
@@ -171,6 +234,15 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
                 "crash of the machine.",
                 hint="Set it to 'fsync'.",
                 id="async_upload.W011",
+            )
+        )
+    if conf.uploads().websocket_url.lower().startswith("ws:"):
+        found.append(
+            Warning(
+                "ASYNC_UPLOAD['WEBSOCKET_URL'] begins with ws://: browsers do not open it from a page "
+                "that came by HTTPS, and what is uploaded can be read on the way.",
+                hint="Use wss://, or a path.",
+                id="async_upload.W018",
             )
         )
     if conf.uploads().allow_anonymous:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,6 +23,7 @@ from .models import UploadSession
 from .protocol.state import State
 from .stores.base import Part, Store
 from .stores.configured import make_store
+from .uploaded import abandoned_links
 
 GRACE: Final = timedelta(hours=1)
 """A part is written before its row knows its name, and linked before it is bound: younger ones stay."""
@@ -61,8 +64,16 @@ class Purge:
     bytes: int = 0
 
 
-def purge(*, dry_run: bool = False, log: Callable[[str], None] = lambda line: None) -> Purge:
+def purge(
+    *,
+    dry_run: bool = False,
+    unbound_after: timedelta | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Purge:
     """Expire uploads without a sign of life, and delete parts that no row knows. Synchronous.
+
+    With ``unbound_after``, delete the uploads of form fields, too, that completed so long ago and that no form
+    has taken: somebody chose a file and left the page.
 
     Safe beside live uploads: a session expires by compare-and-set, and a holder that still lives loses its
     epoch and is told so; parts are deleted only when they are older than :data:`GRACE` and no
@@ -86,7 +97,30 @@ def purge(*, dry_run: bool = False, log: Callable[[str], None] = lambda line: No
             log(f"part {part.name}: {part.size} bytes that belong to no upload")
     finally:
         store.close()
+    if unbound_after is not None:
+        for session in UploadSession.objects.for_forms().unbound(timezone.now() - unbound_after):
+            if dry_run or _delete_unbound(session):
+                done.sessions += 1
+                done.bytes += session.size or 0
+                log(
+                    f"{session.pk} {session.name!r}: no form took it since {session.completed_at:%F %T}"
+                )
+    for path in abandoned_links(GRACE):
+        if not dry_run:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        log(f"link {os.path.basename(path)}: no storage took it")
     return done
+
+
+def _delete_unbound(session: UploadSession) -> bool:
+    """With its file; not when a form has taken it meanwhile, or is about to."""
+    with transaction.atomic(using=router.db_for_write(UploadSession)):
+        rows = UploadSession.objects.select_for_update().filter(pk=session.pk, epoch=session.epoch)
+        free = rows.filter(state=State.COMPLETED).exclude(expires_at__gte=timezone.now())
+        if found := free.first():
+            found.delete()
+    return found is not None
 
 
 def _expire(session: UploadSession, store: Store) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +63,12 @@ class UploadSettings:
     """Seconds after its last sign of life at which an unfinished upload may be purged."""
     ticket_max_age: float = 900.0
     """Seconds for which a ticket is valid unless it says otherwise."""
+    receipt_max_age: float = 24 * 3600.0
+    """Seconds after its completion for which an upload can be posted with a form."""
+    websocket_url: str = "/ws/uploads/"
+    """Where pages find the consumer: a path, or a URL of the scheme ws or wss."""
+    admin_widget: bool = False
+    """Whether every file field of the admin gets the upload widget."""
     idle_timeout: float = 60.0
     """Seconds after which a connection that sent nothing is closed. Clients ping at a third of it."""
     memory_budget: int = 32 * MIB
@@ -75,6 +82,7 @@ class UploadSettings:
 FIELDS = {field.name.upper(): field.name for field in dataclasses.fields(UploadSettings)}
 
 _CHOICES = {"durability": ("fsync", "os")}
+_WEBSOCKET_URL = re.compile(r"(/(?!/)|wss?://[^/\s])[^\s#]*\Z", re.IGNORECASE)
 _POSITIVE = {
     "user_max_sessions",
     "user_max_connections",
@@ -82,6 +90,7 @@ _POSITIVE = {
     "address_max_connections",
     "expire_after",
     "ticket_max_age",
+    "receipt_max_age",
     "idle_timeout",
     "max_streams",
     "threads",
@@ -109,6 +118,11 @@ def problems(configured: object) -> list[str]:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; choose from {_CHOICES[name]}.")
         elif name in _POSITIVE and value <= 0:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be above 0.")
+        elif name == "websocket_url" and not _WEBSOCKET_URL.match(value):
+            found.append(
+                f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be a path that begins with one slash, "
+                "or a URL that begins with ws:// or wss://."
+            )
         elif name == "memory_budget" and value < MIB:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be at least {MIB} bytes.")
     return found

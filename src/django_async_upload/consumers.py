@@ -14,6 +14,7 @@ from .connection import CLOSE_CODES, Connection, drain
 from .exceptions import PermissionRefused
 from .models import UploadSession
 from .protocol import messages as m
+from .receipts import read_field_token
 
 __all__ = ["CLOSE_CODES", "UploadConsumer", "drain"]
 
@@ -91,6 +92,13 @@ class UploadConsumer(Connection):
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
         policies.check_metadata(create.metadata)
+        metadata = create.metadata
+        if "field" in metadata:
+            field = read_field_token(metadata["field"], endpoint=self.endpoint)
+            max_size = policies.smallest(max_size, field.max_size)
+            policies.check_size(create.size, max_size)
+            policies.check_accept(create.name, create.content_type, field.accept)
+            metadata = {**metadata, "field": {"name": field.name, "max_size": field.max_size}}
         session = UploadSession(
             key=create.key,
             endpoint=self.endpoint,
@@ -100,7 +108,7 @@ class UploadConsumer(Connection):
             name=create.name,
             content_type=create.content_type,
             size=create.size,
-            metadata=create.metadata,
+            metadata=metadata,
             digest=create.digest or "",
             storage=self._setting("storage"),
             expires_at=leases.expiry(),

@@ -12,14 +12,25 @@ from collections.abc import Callable
 from typing import Final
 
 from .exceptions import Busy
-from .protocol.frames import MAX_CHUNK
 
 FLOOR: Final = 16 * 1024
 WINDOW: Final = 8 * 1024 * 1024
+LARGEST_CHUNK: Final = 512 * 1024 - 4096
+"""Advised, bytes. A frame may be twice as long, but an ASGI server assembles a message by copying what it has of it."""
 CHUNK_SECONDS: Final = 0.2
 """A chunk should take about this long at the measured rate."""
 
 _PAGE: Final = 4096
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what the last messages were made of for the next ones.
+
+    glibc gives a freed block of more than 128 KiB back to the kernel, and each message pays for fresh ones. The largest
+    block that was ever freed raises that threshold, and what is kept to twice as much (mallopt(3), M_MMAP_THRESHOLD).
+    So one is freed, whose pages were never touched. Elsewhere this does nothing.
+    """
+    bytearray(2 * WINDOW)
 
 
 class Budget:
@@ -32,7 +43,8 @@ class Budget:
 
     @property
     def fair_share(self) -> int:
-        return max(FLOOR, self.total // max(1, len(self.accounts)))
+        # Of half the budget: what is on its way may take as much again in the server, whose buffers do not shrink.
+        return max(FLOOR, self.total // 2 // max(1, len(self.accounts)))
 
     def open(self, pause: Callable[[], None]) -> Account:
         """A new account with the floor. Raises :class:`Busy` where not even that is left.
@@ -101,7 +113,7 @@ class Account:
 
     def chunk(self, granted: int) -> int:
         """The advised chunk size, bytes: a fifth of a second's worth, and several to a grant."""
-        size = min(int(self.rate(time.monotonic()) * CHUNK_SECONDS), granted // 4, MAX_CHUNK)
+        size = min(int(self.rate(time.monotonic()) * CHUNK_SECONDS), granted // 4, LARGEST_CHUNK)
         return max(FLOOR, size // _PAGE * _PAGE)
 
     def paused(self) -> None:

@@ -72,7 +72,7 @@ class Ending:
     to: State
     error: str = ""
     epoch: int | None = None
-    """The holder's; None is by right of ownership, whoever holds it."""
+    """The holder's; None is by right of ownership, whoever holds it, and expires what is not due yet."""
 
 
 def expiry() -> Any:
@@ -308,7 +308,8 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     if session is None:
         return NotFound()
     # An upload that gave a sign of life since the purge looked does not expire.
-    rows = UploadSession.objects.expired() if item.to is State.EXPIRED else UploadSession.objects
+    is_purge = item.to is State.EXPIRED and item.epoch is not None
+    rows = UploadSession.objects.expired() if is_purge else UploadSession.objects
     changed = rows.transition(
         [item.upload], item.to, holder=item.epoch, error=item.error, epoch=F("epoch") + 1, part=""
     )

@@ -64,6 +64,14 @@ class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
             state__in=ACTIVE - {State.FINALIZING}, expires_at__lt=now or timezone.now()
         )
 
+    def for_forms(self) -> UploadSessionQuerySet:
+        """Made for a field of a form: see :func:`~.receipts.field_token`."""
+        return self.filter(metadata__has_key="field")
+
+    def unbound(self, before: datetime) -> UploadSessionQuerySet:
+        """Completed before then, and not given to a host's object."""
+        return self.filter(state=State.COMPLETED, completed_at__lt=before)
+
     def transition(
         self, pks: Iterable[uuid.UUID], to: State, *, holder: int | None = None, **values: Any
     ) -> int:
@@ -162,6 +170,22 @@ class UploadSession(models.Model):
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.part, self.durable, self.crc, self.boot_id)
 
+    @property
+    def field_name(self) -> str:
+        """Of the form field whose signed token came with it, its formset's index as ``__prefix__``; else ""."""
+        return str(self._field.get("name", ""))
+
+    @property
+    def field_max_size(self) -> int | None:
+        """The largest size that the form field takes, bytes."""
+        return self._field.get("max_size")
+
+    @property
+    def _field(self) -> dict[str, Any]:
+        """What the field token said, written down by the consumer when it had read the signature."""
+        field = self.metadata.get("field") if isinstance(self.metadata, dict) else None
+        return field if isinstance(field, dict) else {}
+
     def get_storage(self) -> Storage:
         return storages[self.storage]
 
@@ -191,7 +215,7 @@ class UploadSession(models.Model):
         again. Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError`
         outside of a transaction.
         """
-        from .binding import bound_file
+        from .uploaded import CompletedUpload
 
         using = router.db_for_write(UploadSession, instance=self)
         if not transaction.get_connection(using).in_atomic_block:
@@ -201,9 +225,8 @@ class UploadSession(models.Model):
         if not UploadSession.objects.using(using).transition([self.pk], State.BOUND):
             self.refresh_from_db(fields=["state"])
             self._require_unbound()
-        file = bound_file(self)
-        stored_as, storage = self.stored_as, self.get_storage()
-        transaction.on_commit(lambda: file.forget(storage, stored_as), using=using)
+        file = CompletedUpload(self)
+        transaction.on_commit(file.forget, using=using)
         self.state = State.BOUND
         return file
 

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from asgiref.sync import async_to_sync
+from django.db import router
 from django.utils import timezone
 
 from . import signals
 from .database import Database
 from .exceptions import UploadError
 from .leases import CLAIM
-from .models import CompletionEvent
+from .models import CompletionEvent, UploadSession
 
 logger = logging.getLogger("django_async_upload")
 
@@ -48,6 +50,18 @@ class Outbox:
             count += len(events)
         return count
 
+    async def send_again(self, uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        """Deliver the completions of these uploads once more, with their ids; returns whose were sent.
+
+        Left out are uploads that have not completed, and completions that are being delivered.
+        """
+        sent: set[uuid.UUID] = set()
+        for start in range(0, len(uploads), BATCH):
+            events = await self._database.call(claim_again, uploads[start : start + BATCH])
+            await asyncio.gather(*map(self._deliver, events))
+            sent.update(event.session_id for event in events)
+        return sent
+
     async def join(self) -> None:
         """Wait for what is being delivered."""
         if self._tasks:
@@ -68,6 +82,19 @@ class Outbox:
             await signals.send(signals.upload_completed, event.session, event_id=event.pk)
 
 
+def send_again(uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """As :meth:`Outbox.send_again`, from synchronous code outside of a transaction."""
+    return async_to_sync(_send_again)(uploads)
+
+
+async def _send_again(uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    database = Database(router.db_for_write(UploadSession))
+    try:
+        return await Outbox(database).send_again(uploads)
+    finally:
+        database.close()
+
+
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
     """Claim up to that many undelivered events for each caller."""
     now = timezone.now()
@@ -75,6 +102,19 @@ def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
     for count in items:
         due = CompletionEvent.objects.due(now).order_by("created_at")
         pks = list(due.values_list("pk", flat=True)[:count])
+        claimed.append(CompletionEvent.objects.claim(pks, now + CLAIM))
+    return claimed
+
+
+def claim_again(items: Sequence[Sequence[uuid.UUID]]) -> list[list[CompletionEvent]]:
+    """Claim the events of these uploads, delivered or not, for each caller."""
+    now = timezone.now()
+    claimed = []
+    for uploads in items:
+        events = CompletionEvent.objects.filter(session__in=uploads)
+        events.exclude(delivered_at=None).update(delivered_at=None, claimed_until=None)
+        due = events.due(now).order_by("created_at")
+        pks = list(due.values_list("pk", flat=True))
         claimed.append(CompletionEvent.objects.claim(pks, now + CLAIM))
     return claimed
 

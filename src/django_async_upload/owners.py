@@ -83,6 +83,23 @@ def owner_from_session(session: SessionBase, expected: str | None = None) -> Own
     return owner
 
 
+def owner_of_request(
+    request: HttpRequest, user: AbstractBaseUser | AnonymousUser | None = None
+) -> Owner:
+    """The user of a request (or the one given, who was authenticated in another way), else its session's visitor.
+
+    A visitor who has signed in is a user: what was uploaded before belongs to nobody any more. Raises
+    :class:`AuthenticationRequired`.
+    """
+    user = request.user if user is None else user
+    if user.is_authenticated:
+        return _owner_from_user(user)
+    session = getattr(request, "session", {})
+    if conf.uploads().allow_anonymous and (token := session.get(SESSION_TOKEN)):
+        return Owner(f"visitor:{token}", AnonymousUser())
+    raise AuthenticationRequired
+
+
 def owner_from_scope_user(user: AbstractBaseUser | AnonymousUser | None) -> Owner:
     """For a host whose own middleware sets ``scope["user"]`` without a session."""
     if user is None or not user.is_authenticated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -75,6 +76,23 @@ def check_type(content_type: str, allowed: Iterable[str] | None) -> None:
     declared = content_type.partition(";")[0].strip().lower()
     if allowed is not None and not any(fnmatchcase(declared, each.lower()) for each in allowed):
         raise TypeRefused(type=declared or "unknown")
+
+
+def check_accept(name: str, content_type: str, accept: str) -> None:
+    """Raises :class:`TypeRefused` unless a file fits an ``accept`` attribute ("" takes any).
+
+    As browsers do: an extension, or a type as declared; or, for a type, the one that the extension stands for.
+    """
+    wanted = [each.strip().lower() for each in accept.split(",") if each.strip()]
+    guessed = mimetypes.guess_type(name)[0] or ""
+    declared = content_type.partition(";")[0].strip().lower()
+    if wanted and not any(
+        name.lower().endswith(each)
+        if each.startswith(".")
+        else fnmatchcase(declared, each) or fnmatchcase(guessed, each)
+        for each in wanted
+    ):
+        raise TypeRefused(type=declared or guessed or "unknown")
 
 
 def check_size(size: int | None, max_size: int | None) -> None:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from asgiref.sync import async_to_sync
 from django.core.signals import setting_changed
-from django.db import router
+from django.db import router, transaction
 
 from . import conf, leases, signals
 from .active import ActiveUpload, Listener
 from .completion import Host, Publisher, verify
-from .credit import Budget
+from .credit import Budget, keep_freed_memory
 from .database import Database
 from .exceptions import Busy, DataLost, TakenOver, UploadError, UploadFailed, UploadRefused
 from .leases import Claim, Creation, Ending
@@ -56,6 +57,7 @@ class UploadService:
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
         self.small_files = SmallFiles(self)
+        keep_freed_memory()
         self._watch: asyncio.Task[None] | None = None
 
     @cached_property
@@ -303,6 +305,12 @@ class UploadService:
             await signals.send(signals.upload_failed, ended, error=leases.over(ended))
         return ended
 
+    def was_ended(self, sessions: Sequence[UploadSession]) -> None:
+        """Somebody brought these to an end: those that this process holds stop now, not at their next checkpoint."""
+        for session in sessions:
+            if holder := self.active.get(session.pk):
+                holder.lose(leases.over(session))
+
     async def leave(self, upload: ActiveUpload) -> None:
         """Let go of an upload in whatever state it is. Cannot fail."""
         await upload.close()
@@ -321,6 +329,36 @@ def get_service() -> UploadService:
     if service is None:
         service = _services[loop] = UploadService()
     return service
+
+
+def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
+    """Cancel or expire uploads on behalf of the host, whoever holds them. Synchronous; returns those it ended.
+
+    Uploads that are published, in publication or over stay as they are. After the commit of the caller's
+    transaction parts are deleted, signals sent, and holders told: in this process at once, in another one
+    when they next write down what they have and find their epoch gone.
+    """
+    using = router.db_for_write(UploadSession)
+    with transaction.atomic(using=using):
+        outcomes = leases.end([Ending(pk, to) for pk in pks])
+    ended = [each[0] for each in outcomes if not isinstance(each, UploadError) and each[1]]
+    transaction.on_commit(partial(_after_end, ended), using=using)
+    return ended
+
+
+def _after_end(ended: Sequence[UploadSession]) -> None:
+    for loop, service in list(_services.items()):
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(service.was_ended, ended)
+    store = make_store()
+    try:
+        for part in {session.part for session in ended} - {""}:
+            store.delete(part)
+    finally:
+        store.close()
+    signal = {State.CANCELLED: signals.upload_cancelled, State.EXPIRED: signals.upload_expired}
+    for session in ended:
+        async_to_sync(signals.send)(signal[State(session.state)], session)
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:

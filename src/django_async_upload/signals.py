@@ -39,10 +39,10 @@ upload_failed = Signal()
 """The upload is over. Arguments: ``error``, an :class:`~.exceptions.UploadError`."""
 
 upload_cancelled = Signal()
-"""The client threw the upload away."""
+"""The client, or somebody in the admin, threw the upload away."""
 
 upload_expired = Signal()
-"""The upload was purged: nothing came for too long."""
+"""Nothing came for too long and the upload was purged, or somebody in the admin did not wait for that."""
 
 
 async def send(signal: Signal, session: Any, **arguments: Any) -> None:

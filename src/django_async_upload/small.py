@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
@@ -102,8 +102,9 @@ class SmallFiles:
         try:
             await service.store.run(self._write, batch)
             written = [file for file in batch if file.writer is not None]
+            await self._share(self._sync, written)
             created = await self._create(written)
-            await service.store.run(self._link, created)
+            await self._share(self._link, created)
             linked = [file for file in created if file.is_linked]
             sessions = [file.session for file in linked]
             events = await service.database.call_many(leases.complete, sessions)
@@ -125,6 +126,7 @@ class SmallFiles:
 
     def _write_one(self, file: SmallFile) -> None:
         session, frames = file.session, file.upload.queued
+        storage = session.get_storage()
         writer = self._service.store.create(None)
         try:
             good = writer.append(frames) if frames else 0
@@ -134,14 +136,16 @@ class SmallFiles:
                 good < len(frames)
                 or writer.received != session.size
                 or f"{writer.crc:08x}" != finish.crc32c
-                or not publication.links_into(session.get_storage(), writer.path())
+                or not publication.links_into(storage, writer.path())
             ):
                 return
-            checkpoint = writer.sync()
-            for column, value in leases.checkpoint_values(checkpoint).items():
-                setattr(session, column, value)
+            # The link may still meet a file of this name: the ordinary way finds another one.
+            session.stored_as = publication.available_name(
+                storage,
+                publication.checked_name(storage, file.name),
+                max_length=publication.STORED_NAME_MAX,
+            )
             session.state = State.FINALIZING
-            session.stored_as = publication.checked_name(session.get_storage(), file.name)
             file.writer = writer
         finally:
             if file.writer is None:
@@ -160,16 +164,40 @@ class SmallFiles:
                 created.append(file)
         return created
 
+    async def _share(
+        self, work: Callable[[Sequence[SmallFile]], None], files: Sequence[SmallFile]
+    ) -> None:
+        """Where it waits for the disk, have half of the store's threads wait together."""
+        store = self._service.store
+        threads = max(1, store.threads // 2) if store.durability == "fsync" else 1
+        shares = [files[first::threads] for first in range(min(threads, len(files)))]
+        async with asyncio.TaskGroup() as group:
+            for share in shares:
+                group.create_task(store.run(work, share))
+
+    def _sync(self, files: Sequence[SmallFile]) -> None:
+        writers = [file.writer for file in files if file.writer is not None]
+        checkpoints = self._service.store.sync_all(writers)
+        for file, checkpoint in zip(files, checkpoints, strict=True):
+            for column, value in leases.checkpoint_values(checkpoint).items():
+                setattr(file.session, column, value)
+
     def _link(self, files: Sequence[SmallFile]) -> None:
         durability = self._service.store.durability
+        linked: list[SmallFile] = []
+        unsynced: dict[str, None] = {}
         for file in files:
             assert file.writer is not None
             storage = cast("FileSystemStorage", file.session.get_storage())
             with contextlib.suppress(FileExistsError, UploadError):
-                publication.link(
+                directories = publication.link_unsynced(
                     storage, file.writer.path(), file.session.stored_as, durability=durability
                 )
-                file.is_linked = True
+                unsynced |= dict.fromkeys(directories)
+                linked.append(file)
+        publication.sync_names(unsynced)
+        for file in linked:
+            file.is_linked = True
 
     def _close(self, files: Sequence[SmallFile]) -> None:
         """The parts of files that are published, or that no row names, are no longer needed."""

@@ -22,6 +22,7 @@ from .leases import Claim, over
 from .models import UploadSession
 from .protocol import messages as m
 from .protocol.state import PUBLISHED, State
+from .receipts import receipt_of
 from .service import UploadService
 from .small import SmallFile
 
@@ -184,10 +185,12 @@ class UploadStream:
         assert upload.writer is not None
         if proof.received_crc32c == f"{upload.writer.crc:08x}":
             return
-        if proof.durable_crc32c != f"{upload.checkpoint.crc:08x}":
+        if proof.durable_crc32c != f"{upload.durable_crc:08x}":
+            offset = upload.durable
             await upload.interrupt()
-            raise FileChanged(offset=upload.checkpoint.offset)
-        await upload.go_back_to_checkpoint()
+            raise FileChanged(offset=offset)
+        if upload.durable < upload.received:
+            await upload.go_back_to_checkpoint()
 
     async def _write(self) -> m.Message:
         upload = self.upload
@@ -248,6 +251,7 @@ def completed_message(session: UploadSession) -> m.Completed:
         crc32c=session.crc32c,
         stored_as=session.stored_as,
         digests=session.digests,
+        receipt=receipt_of(session),
     )
 
 

@@ -132,6 +132,8 @@ class StateFile:
         self._flushing = None
         if not flushing.cancelled() and (error := flushing.exception()) is not None:
             logger.warning("The state file %s could not be written: %s", self.path, error)
+        elif self._changes and not flushing.cancelled():
+            self._flush_soon()  # they came while it wrote
 
     async def flush(self) -> None:
         """Return when every change so far is in the file; changes that came together are one write."""

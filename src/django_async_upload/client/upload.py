@@ -55,6 +55,8 @@ class UploadResult:
     """It went on after a lost connection, or after an earlier program."""
     bytes_sent: int
     """Payload bytes that this program sent, those that had to be sent again included."""
+    receipt: str | None = None
+    """Signed by the server: post it to a form or an API of the site, in place of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ class Upload:
             seconds=self._loop.time() - started,
             resumed=self._resumed,
             bytes_sent=self._sent,
+            receipt=completed.receipt,
         )
 
     async def _begin(self, source: Source) -> tuple[messages.Create, bool]:

@@ -50,6 +50,7 @@ _RULES: dict[str, Callable[[Any], Any]] = {
     "name": lambda name: 0 < len(name) <= 1024,
     "content_type": lambda declared: len(declared) <= 255,
     "ticket": lambda ticket: len(ticket) <= 8192,
+    "receipt": lambda receipt: len(receipt) <= 4096,
     "crc32c": _CRC.match,
     "durable_crc32c": _CRC.match,
     "received_crc32c": _CRC.match,
@@ -301,6 +302,8 @@ class Completed(Message):
     crc32c: str
     stored_as: str
     digests: dict[str, str] = field(default_factory=dict)
+    receipt: str | None = None
+    """Signed by the server: to be posted with a form, in place of the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from crc32c import crc32c
 
@@ -148,6 +148,14 @@ class FileSystemStore(Store):
             )
         return messages
 
+    def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
+        if self.durability == "fsync":
+            with translated():
+                self.sync_names()
+            for writer in writers:
+                cast("FileWriter", writer).is_named = True
+        return super().sync_all(writers)
+
     def sync_names(self) -> None:
         """Make the names of the parts durable."""
         disk.sync_directory(self.root)
@@ -234,7 +242,7 @@ class FileWriter(Writer):
         self._fd = fd
         self._size = size
         self._durable = Position()
-        self._named = False
+        self.is_named = False
         """The directory was synced since the file has its name."""
         self._lost = False
         """A sync failed: which bytes above ``_durable`` are on the disk is unknown."""
@@ -248,6 +256,11 @@ class FileWriter(Writer):
         self.position = position
         if os.fstat(self._fd).st_size > position.offset:
             self._cut(position.offset)
+
+    @property
+    def settled(self) -> int:
+        # The kernel has what was written, whatever becomes of the process; `open` proves it by its length.
+        return self.received if self.store.durability == "os" else 0
 
     def write(self, payloads: Sequence[memoryview]) -> None:
         with self._lock:
@@ -264,7 +277,7 @@ class FileWriter(Writer):
     def sync(self) -> Checkpoint:
         self._check()
         position = self.position
-        if self.store.durability == "fsync" and not (self._named and position == self._durable):
+        if self.store.durability == "fsync" and not (self.is_named and position == self._durable):
             try:
                 self._sync_file()
             except OSError as error:
@@ -281,9 +294,9 @@ class FileWriter(Writer):
             disk.fdatasync(fd)
         finally:
             os.close(fd)
-        if not self._named:
+        if not self.is_named:
             self.store.sync_names()
-            self._named = True
+            self.is_named = True
 
     def _forget_unsynced(self) -> None:
         """Leave only what is on the disk in the file.
@@ -318,7 +331,7 @@ class FileWriter(Writer):
             old, self._fd = self._fd, fd
             self.part = part
             self.position = self._durable = position
-            self._named = self.store.durability == "fsync"
+            self.is_named = self.store.durability == "fsync"
             self._lost = False
             _unlock(old)
 

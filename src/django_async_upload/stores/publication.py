@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -125,6 +125,20 @@ def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = 
     :func:`is_linked`), :class:`NotLinkable`, :class:`StorageFull`, :class:`StorageFailed`, and
     :class:`SuspiciousFileOperation` for a name that leaves the storage.
     """
+    sync_names(link_unsynced(storage, path, name, durability=durability))
+
+
+def sync_names(directories: Iterable[str]) -> None:
+    """Make the names in some directories durable. Raises :class:`StorageFailed`."""
+    with translated():
+        for directory in directories:
+            disk.sync_directory(directory)
+
+
+def link_unsynced(
+    storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync"
+) -> list[str]:
+    """:func:`link`, but the name is durable only after :func:`sync_names` of the directories it returns."""
     validate_file_name(name, allow_relative_path=True)
     target = storage.path(name)
     directory = os.path.dirname(target)
@@ -144,11 +158,7 @@ def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = 
         if error.errno in _NO_LINKS:
             raise NotLinkable(errno=errno.errorcode[error.errno]) from error
         raise translate(error) from error
-    if durability == "fsync":
-        with translated():
-            disk.sync_directory(directory)
-            for each in made:
-                disk.sync_directory(os.path.dirname(each))
+    return [directory, *map(os.path.dirname, made)] if durability == "fsync" else []
 
 
 def is_linked(storage: FileSystemStorage, path: str, name: str) -> bool:

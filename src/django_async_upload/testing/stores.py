@@ -231,6 +231,16 @@ class StoreCompliance:
         writer.append(split(rest, offset=writer.received))
         self.assert_holds(writer, self.data + b"more")
 
+    def test_what_is_settled_needs_no_checkpoint(self, store: Store) -> None:
+        writer = store.create(self.size)
+        named = replace(writer.sync(), offset=0, crc=0)
+        writer.append(split(self.data[: self.size // 2]))
+        settled = writer.settled
+        assert settled <= writer.received
+        writer = store.open(named, size=self.size)  # the older one was never closed
+        assert writer.received >= settled
+        self.assert_holds(writer, self.data[: writer.received])
+
     def test_bytes_above_the_checkpoint_are_proved_or_gone(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
         writer.close()

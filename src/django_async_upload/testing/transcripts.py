@@ -44,6 +44,7 @@ _OWN_FIGURES: Final = frozenset(
         "facts",
         "retry_after",
         "stored_as",
+        "receipt",
         "user",
         "expires_in",
     }

@@ -1,5 +1,6 @@
 """``manage.py purge_uploads``: run it from cron, as often as you like."""
 
+from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
@@ -18,9 +19,24 @@ class Command(BaseCommand):
             "--dry-run", action="store_true", help="Say what would be done; change nothing."
         )
 
-    def handle(self, *args: Any, dry_run: bool, verbosity: int, **options: Any) -> None:
+        parser.add_argument(
+            "--unbound-after",
+            type=float,
+            metavar="DAYS",
+            help="Delete uploads for form fields, too, that completed so long ago and that no form has taken.",
+        )
+
+    def handle(
+        self,
+        *args: Any,
+        dry_run: bool,
+        unbound_after: float | None,
+        verbosity: int,
+        **options: Any,
+    ) -> None:
         log = self.stdout.write if verbosity > 1 or dry_run else lambda line: None
-        done = purge(dry_run=dry_run, log=log)
+        age = None if unbound_after is None else timedelta(days=unbound_after)
+        done = purge(dry_run=dry_run, unbound_after=age, log=log)
         verb = "Would expire" if dry_run else "Expired"
         self.stdout.write(
             f"{verb} {done.sessions} uploads; {done.parts} files, {done.bytes} bytes."
