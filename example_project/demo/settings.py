@@ -1,5 +1,6 @@
 """The smallest real site with uploads. What the app needs is marked; the rest is any Django site."""
 
+import warnings
 from pathlib import Path
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -8,19 +9,30 @@ SECRET_KEY = "public, and therefore good for a demonstration on one machine only
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 USE_TZ = True
+TIME_ZONE = "UTC"
 
 INSTALLED_APPS = [
+    "demo",
+    "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
+    "django.contrib.messages",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "django_async_upload",  # uploads
-    "demo",
 ]
 MIDDLEWARE = [
+    "demo.middleware.ContentSecurityPolicyMiddleware",
     "django.middleware.security.SecurityMiddleware",  # sends X-Content-Type-Options: nosniff
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "django_async_upload.middleware.UploadMiddleware",  # uploads: puts them into request.FILES
+    "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 TEMPLATES = [
@@ -31,14 +43,19 @@ TEMPLATES = [
             "context_processors": [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
             ]
         },
     }
 ]
 ROOT_URLCONF = "demo.urls"
 LOGIN_URL = "login"
-LOGIN_REDIRECT_URL = "home"
+LOGIN_REDIRECT_URL = "upload"
 LOGOUT_REDIRECT_URL = "login"
+
+# Arabic, to see the site from right to left. The app has no Arabic texts: the project adds them.
+LANGUAGES = [(code, code) for code in ("en", "zh-hans", "de", "fr", "es", "ar")]
+LOCALE_PATHS = [BASE_DIR / "locale"]
 
 DATABASES = {
     "default": {
@@ -49,14 +66,25 @@ DATABASES = {
         "OPTIONS": {
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
             "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
         },
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+MEDIA_URL = "media/"  # a view, which looks who asks
 MEDIA_ROOT = BASE_DIR / "media"  # unfinished uploads are kept beside it, in media-staging
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "demo.storage.ModuleStorage"},
+}
+# WhiteNoise is not async: a static file is read whole before it is sent. These are small.
+warnings.filterwarnings("ignore", "StreamingHttpResponse must consume synchronous iterators")
 
 ASYNC_UPLOAD = {  # uploads
     "UPLOAD_TO": "uploads/%Y/%m/%d/",
+    "ADMIN_WIDGET": True,
 }

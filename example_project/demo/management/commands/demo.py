@@ -34,10 +34,11 @@ class Command(BaseCommand):
     def handle(self, *, port, **options):
         _require_free(port)
         call_command("migrate", verbosity=0)
-        user, is_new = get_user_model().objects.get_or_create(username="demo")
-        if is_new:
-            user.set_password("demo")
-            user.save()
+        call_command("collectstatic", verbosity=0, interactive=False)
+        users = get_user_model().objects
+        if not users.filter(username="demo").exists():
+            users.create_user("demo", password="demo")
+        users.filter(username="demo").update(is_staff=True, is_superuser=True)  # sees the admin
         self.stdout.write(
             WELCOME.format(
                 address=ADDRESS,
