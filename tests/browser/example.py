@@ -1,0 +1,117 @@
+"""The example site as a process of its own, in a copy of its folder; looked into past Django."""
+
+from __future__ import annotations
+
+import hashlib
+import http.cookiejar
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from ..e2e.servers import ROOT, Server
+
+PERSON = "demo"
+"""The name, and the password too."""
+
+MAKE_PERSON = f"""
+from django.contrib.auth import get_user_model
+get_user_model().objects.create_superuser({PERSON!r}, password={PERSON!r})
+"""
+
+
+def prepare(folder: Path) -> None:
+    """A copy of the example with a database and its person."""
+    # What the site made where somebody has tried it is left out.
+    made = shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles", "__pycache__")
+    shutil.copytree(ROOT / "example_project", folder, ignore=made)
+    manage(folder, "migrate", "--verbosity", "0")
+    manage(folder, "collectstatic", "--verbosity", "0", "--no-input")
+    manage(folder, "shell", "--command", MAKE_PERSON)
+
+
+def manage(folder: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "demo.settings"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stderr}"
+
+
+class Example(Server):
+    """``folder`` is a prepared copy."""
+
+    application = "demo.asgi:application"
+    up = "/login/"
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        super().__init__(
+            kind, {"DJANGO_SETTINGS_MODULE": "demo.settings"}, folder.with_suffix(".log")
+        )
+        self.folder = folder
+
+    def sign_in(self) -> dict[str, str]:
+        """The cookies of a new login."""
+        jar = http.cookiejar.CookieJar()
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+        with opener.open(f"{self.url}/login/", timeout=60) as answer:
+            token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', answer.read().decode())
+        assert token is not None
+        form = {"username": PERSON, "password": PERSON, "csrfmiddlewaretoken": token[1]}
+        opener.open(f"{self.url}/login/", urllib.parse.urlencode(form).encode(), timeout=60).close()
+        cookies = {each.name: str(each.value) for each in jar}
+        assert "sessionid" in cookies
+        return cookies
+
+    def end_login(self, session: str) -> None:
+        """As if the login of this ``sessionid`` had expired."""
+        with self._database() as database:
+            gone = database.execute("DELETE FROM django_session WHERE session_key = ?", [session])
+            assert gone.rowcount == 1
+
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """What a query finds."""
+        with self._database() as database:
+            return [dict(each) for each in database.execute(sql, values)]
+
+    def uploads(self, name: str) -> list[dict[str, Any]]:
+        """The rows of the uploads of that name, oldest first."""
+        table = "SELECT * FROM async_upload_uploadsession"
+        return self.rows(f"{table} WHERE name = ? ORDER BY created_at", name)
+
+    def durable(self, name: str) -> int:
+        """Bytes of the uploads of that name that would survive a crash of the server."""
+        return sum(int(each["durable"]) for each in self.uploads(name))
+
+    def stored(self, name: str) -> Path:
+        """The finished file of the only upload of that name that has completed."""
+        (row,) = [each for each in self.uploads(name) if each["stored_as"]]
+        return self.media / str(row["stored_as"])
+
+    @property
+    def media(self) -> Path:
+        return self.folder / "media"
+
+    def has_part(self, upload: dict[str, Any]) -> bool:
+        """Whether there are still bytes of an unfinished upload; ``upload`` is its row."""
+        return (self.folder / "media-staging" / str(upload["part"])).is_file()
+
+    def _database(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.folder / "db.sqlite3", timeout=20, isolation_level=None)
+        database.row_factory = sqlite3.Row
+        return database
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

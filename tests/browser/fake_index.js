@@ -1,0 +1,127 @@
+/**
+ * Stands in for index.js on the widget's test page: uploads that do what the test says (`window.uploads[0].complete()`), so that
+ * every state can be held still and looked at. It keeps to the interface of the real one and to nothing else.
+ */
+export class UploadError extends Error {
+  constructor(code, { message = code, facts = {}, retryable = false } = {}) {
+    super(message);
+    Object.assign(this, { code, facts, retryable });
+  }
+}
+
+let keys = 0;
+
+export class Upload extends EventTarget {
+  #deferred = Promise.withResolvers();
+
+  constructor(file, options) {
+    super();
+    const { name = file.name } = options;
+    const { size, type } = file;
+    const progress = { sent: 0, received: 0, durable: 0, size, fraction: 0, rate: 0 };
+    Object.assign(this, { file, name, size, type, options, progress, state: "queued", error: null, calls: [] });
+    this.key = options.key ?? `key-${++keys}`;
+    this.#deferred.promise.catch(() => {});
+  }
+
+  get result() {
+    return this.#deferred.promise;
+  }
+
+  go(state) {
+    const previous = this.state;
+    if (state === previous) return;
+    this.state = state;
+    this.#tell("state", { state, previous });
+  }
+
+  move(fraction, more = {}) {
+    if (this.state !== "uploading") this.go("uploading");
+    const received = Math.round(fraction * this.size);
+    this.progress = { ...this.progress, fraction, received, sent: received, durable: received, ...more };
+    this.#tell("progress", this.progress);
+  }
+
+  complete(receipt = `receipt of ${this.name}`) {
+    this.progress = { ...this.progress, fraction: 1, received: this.size };
+    const result = { id: this.key, name: this.name, size: this.size, storedAs: this.name, digests: {}, receipt };
+    this.#deferred.resolve(result);
+    this.go("completed");
+    this.#tell("completed", { result });
+  }
+
+  fail(code, options) {
+    this.error = new UploadError(code, options);
+    this.#deferred.reject(this.error);
+    this.go("failed");
+    this.#tell("error", { error: this.error });
+  }
+
+  pause() {
+    this.calls.push("pause");
+    this.go("paused");
+  }
+
+  resume() {
+    this.calls.push("resume");
+    this.go("uploading");
+  }
+
+  cancel() {
+    this.calls.push("cancel");
+    this.go("cancelled");
+  }
+
+  retry() {
+    this.calls.push("retry");
+    this.error = null;
+    this.#deferred = Promise.withResolvers();
+    this.go("queued");
+  }
+
+  #tell(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}
+
+export class Uploader extends EventTarget {
+  uploads = [];
+  connection = "idle";
+
+  constructor(options) {
+    super();
+    this.options = options;
+    window.uploaders.push(this);
+  }
+
+  add(what, options = {}) {
+    const upload = new Upload(what instanceof File ? what : new File([], what.name), options);
+    this.uploads.push(upload);
+    window.uploads.push(upload);
+    return upload;
+  }
+
+  async unfinished() {
+    return (window.unfinished ?? []).map((one) => ({
+      sent: 0,
+      field: "",
+      canContinue: false,
+      lastModified: 0,
+      ...one,
+      continue: async () => {
+        if (one.denied) throw new DOMException("no permission", "NotAllowedError");
+        return this.add(new File(["x".repeat(one.size)], one.name), { key: one.key });
+      },
+      discard: async () => void window.discarded.push(one.key),
+    }));
+  }
+
+  warn(code, message) {
+    console.warn(`django-async-upload: ${message}`);
+    this.dispatchEvent(new CustomEvent("warning", { detail: { code, message } }));
+  }
+
+  close() {}
+}
+
+Object.assign(window, { uploads: [], uploaders: [], discarded: [] });
