@@ -17,6 +17,7 @@ from typing import Any
 
 from . import requests
 from .uploads import Connection, SmallFiles, Upload, build_frames, crc_of, map_file
+from .websocket import TEXT, WebSocket, message
 
 SLOW_RATE = 64 * 1024.0
 """Bytes a second of a slow upload of a crowd."""
@@ -44,6 +45,21 @@ def upload(job: Job) -> Job:
     )
     load.run(job["timeout"])
     return load.outcome()
+
+
+def drop(job: Job) -> Job:
+    """The same frames to a consumer that keeps nothing, without a protocol: what the server itself can take."""
+    frames = map_file(job["frames"])
+    websocket = WebSocket(job["port"], "/empty/", "empty")
+    started = time.perf_counter()
+    websocket.socket.sendall(frames)
+    websocket.socket.sendall(message(b"how much", TEXT))
+    (count,) = websocket.wait()
+    seconds = time.perf_counter() - started
+    websocket.close()
+    if not 0 < len(frames) - int(count) < len(frames) / 1000:  # but for the WebSocket's own headers
+        raise RuntimeError(f"{count!r} bytes came through")
+    return {"seconds": seconds}
 
 
 def client(job: Job) -> Job:
@@ -146,6 +162,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
     for each in (
         frames,
         upload,
+        drop,
         client,
         small_files,
         crowd,
@@ -165,7 +182,11 @@ def run(job: Job) -> Job:
     """
     work = JOBS[job["kind"]]
     if "rehearsal" in job:
-        os.unlink(os.path.join(job["rehearsal"], work(job)["stored_as"]))
+        path = os.path.join(job["rehearsal"], work(job)["stored_as"])
+        os.truncate(
+            path, 0
+        )  # frees its memory now, even if a server has the file open for a moment longer
+        os.unlink(path)
     return work(job)
 
 

@@ -102,6 +102,10 @@ class Load:
         self.job["rehearsal"] = str(self.server.files)
         return self.source.size / self.run()["seconds"]
 
+    def rate_dropped(self) -> float:
+        """Bytes a second, of a kind that stores nothing."""
+        return self.source.size / float(generate(self.job)["seconds"])
+
     def files_per_second(self) -> float:
         outcome = self.run()
         return len(outcome["stored_as"]) / float(outcome["seconds"])

@@ -36,7 +36,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     bound = "≤" if row.at_most else "≥"
-    target = f"{bound} {row.target:g}"
+    target = "" if row.target is None else f"{bound} {row.target:g}"
     where = (row.title, row.server, row.durability)
     if row.broken:
         # The whole message went to standard error.
@@ -44,7 +44,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         f"{row.ratio:.2f}",
         target,
-        "yes" if row.reached else "no",
+        {True: "yes", False: "no", None: ""}[row.reached],
         *where,
         _figure(row.mine, row.unit),
         _figure(row.peer, row.unit),

@@ -25,7 +25,8 @@ class Row:
     title: str
     server: str
     durability: str
-    target: float
+    target: float | None
+    """None: a row that explains another one."""
     unit: str
     mine: Figures
     peer: Figures
@@ -41,7 +42,9 @@ class Row:
         return self.mine.median / self.peer.median
 
     @property
-    def reached(self) -> bool:
+    def reached(self) -> bool | None:
+        if self.target is None:
+            return None
         return self.ratio <= self.target if self.at_most else self.ratio >= self.target
 
 
@@ -116,6 +119,8 @@ class Bench:
             framed = partial(Load, "upload", site, source, frames=str(source.frames))
             contestants[f"{name} upload"] = framed().rate
             if "single" in rows:
+                empty = Load("drop", site, source, frames=str(source.frames))
+                contestants[f"{name} empty"] = empty.rate_dropped
                 contestants[f"{name} post"] = Load("post", site, source).rate
             if "client" in rows:
                 contestants[f"{name} client"] = Load("client", site, source).rate
@@ -135,6 +140,7 @@ class Bench:
     ) -> Iterator[Row]:
         for title, mine, peer, target in (
             ("upload / plain socket-to-file sink", "upload", "sink", 0.75),
+            ("a consumer that drops it all / sink", "empty", "sink", None),
             ("upload / Django multipart POST", "upload", f"{server} post", 1.7),
             ("upload / @tus/server, 8 MiB PATCHes", "upload", "@tus/server", 1.7),
             ("upload / tuspyserver, 8 MiB PATCHes", "upload", "tuspyserver", 1.5),

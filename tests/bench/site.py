@@ -1,4 +1,4 @@
-"""A host project in one file: the app's endpoint, and an ordinary upload form to compare it with.
+"""A host project in one file: the app's endpoint, an ordinary upload form, and an empty consumer to compare it with.
 
 ``python -m tests.bench.site`` makes the database and prints a ticket; an ASGI server serves ``application``.
 Where it keeps things, and how durable they are, is said by ``BENCH_DIRECTORY``, ``BENCH_DURABILITY`` and
@@ -10,6 +10,7 @@ Where it keeps things, and how durable they are, is said by ``BENCH_DIRECTORY``,
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -81,11 +82,18 @@ from django.core.management import call_command
 from django.db import connection, models
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.views.static import serve
 
+import django_async_upload
 from django_async_upload.routing import upload_application
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from django.core.files.uploadedfile import UploadedFile
+
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Document(models.Model):
@@ -136,8 +144,34 @@ def post(request: HttpRequest) -> HttpResponse:
     return HttpResponse(name, status=201, headers={"Content-Length": str(len(name))})
 
 
-urlpatterns: list[Any] = [path("files/", post)]
-application = upload_application(get_asgi_application())
+# The page of `tests.bench.browser`, and what it loads.
+PAGES = {
+    "bench": Path(__file__).parent,
+    "static": Path(django_async_upload.__file__).parent / "static",
+    "npm": Path(os.environ.get("BENCH_NPM", "")),
+}
+urlpatterns: list[Any] = [
+    path("files/", post),
+    *(path(f"{name}/<path:path>", serve, {"document_root": root}) for name, root in PAGES.items()),
+]
+uploads = upload_application(get_asgi_application())
+
+
+async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    empty = scope["type"] == "websocket" and scope["path"] == "/empty/"
+    await (drop if empty else uploads)(scope, receive, send)
+
+
+async def drop(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """The least that a consumer can do: each text message is answered with the bytes that came before it."""
+    await receive()
+    await send({"type": "websocket.accept", "subprotocol": scope["subprotocols"][0]})
+    count = 0
+    while (message := await receive())["type"] == "websocket.receive":
+        if data := message.get("bytes"):
+            count += len(data)
+        else:
+            await send({"type": "websocket.send", "bytes": str(count).encode()})
 
 
 def prepare() -> str:

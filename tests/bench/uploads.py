@@ -18,10 +18,10 @@ from typing import Any
 
 from crc32c import crc32c
 
+from django_async_upload.credit import LARGEST_CHUNK
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import (
     HEADER_SIZE,
-    MAX_CHUNK,
     SUBPROTOCOL,
     FrameType,
     build_data,
@@ -32,7 +32,7 @@ from django_async_upload.protocol.frames import (
 from .websocket import WebSocket, message
 
 STREAM = 1
-_FRAMED = 2 + 8 + 4 + HEADER_SIZE + MAX_CHUNK
+_FRAMED = 2 + 8 + 4 + HEADER_SIZE + LARGEST_CHUNK
 """Bytes of one full DATA frame in its WebSocket message: length in 8 bytes, key in 4."""
 
 
@@ -40,7 +40,7 @@ def build_frames(source: str, target: str) -> None:
     """Write every DATA frame of ``source`` on stream 1, masked, one after the other, to a file."""
     with open(source, "rb") as file, open(target, "wb") as frames:
         offset = 0
-        while payload := file.read(MAX_CHUNK):
+        while payload := file.read(LARGEST_CHUNK):
             frames.write(message(build_data(STREAM, offset, payload, crc32c)))
             offset += len(payload)
 
@@ -215,16 +215,16 @@ class Upload:
         size = len(self.source)
         credit = self.connection.limit - self.connection.sent
         end = min(self.limit, size, self.offset + credit)
-        first, beyond = divmod(self.offset, MAX_CHUNK)
-        if self.frames is not None and not beyond and self.chunk >= MAX_CHUNK:
-            last = -(-size // MAX_CHUNK) if end == size else end // MAX_CHUNK
+        first, beyond = divmod(self.offset, LARGEST_CHUNK)
+        if self.frames is not None and not beyond and self.chunk >= LARGEST_CHUNK:
+            last = -(-size // LARGEST_CHUNK) if end == size else end // LARGEST_CHUNK
             if last > first:
-                self._advance(min(last * MAX_CHUNK, size))
+                self._advance(min(last * LARGEST_CHUNK, size))
                 return self.frames[first * _FRAMED : last * _FRAMED]
             if self.durable < self.offset:
                 return b""  # the next checkpoint brings credit for whole frames
         if self.frames is not None:
-            end = min(end, (first + 1) * MAX_CHUNK)
+            end = min(end, (first + 1) * LARGEST_CHUNK)
         end = min(end, self.offset + self.chunk)
         if end <= self.offset:
             return b""
