@@ -209,7 +209,7 @@ class ScriptedServer:
         return session
 
     def client(self, *, state: Path | bool = False, **options: object) -> UploadClient:
-        return UploadClient("ws://test/", state=state, connect=self.connect, **options)  # type: ignore[arg-type]
+        return UploadClient("ws://test/", state=state, connect=self.connect, **options)
 
     def find(self, upload: str | None) -> Kept:
         return next(each for each in self.uploads.values() if each.id == upload)
@@ -259,12 +259,20 @@ def crc(content: bytes | bytearray) -> str:
 def completed(kept: Kept, finish: m.Finish) -> m.Completed:
     """The honest answer to FINISH."""
     name = kept.create.name
-    return m.Completed(kept.id, name, finish.size, finish.crc32c, f"in/{name}", finish.digests)
+    return m.Completed(
+        kept.id,
+        name,
+        finish.size,
+        finish.crc32c,
+        f"in/{name}",
+        finish.digests,
+        f"signed {kept.id}",
+    )
 
 
 def lying(**changes: object) -> Callable[[Kept, m.Finish], m.Completed]:
     """An answer to FINISH with other figures."""
-    return lambda kept, finish: replace(completed(kept, finish), **changes)  # type: ignore[arg-type]
+    return lambda kept, finish: replace(completed(kept, finish), **changes)
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:

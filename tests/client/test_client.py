@@ -87,6 +87,7 @@ async def test_what_arrives_is_what_was_sent(server: ScriptedServer, what: Path)
     assert (result.name, result.size, result.crc32c) == ("name.bin", len(LARGE), crc(LARGE))
     assert result.stored_as == "in/name.bin"
     assert (result.resumed, result.bytes_sent) == (False, len(LARGE))
+    assert result.receipt == f"signed {result.id}"
 
 
 async def test_an_empty_file_arrives(server: ScriptedServer, tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ async def test_a_text_file_is_refused(server: ScriptedServer, large: Path) -> No
     with large.open(encoding="latin-1") as file:
         async with server.client() as client:
             with pytest.raises(TypeError, match="binary"):
-                await client.upload(file)  # type: ignore[arg-type]
+                await client.upload(file)
     assert not server.sessions
 
 
@@ -457,7 +458,7 @@ async def test_patience_has_an_end(server: ScriptedServer) -> None:
     async with server.client(patience=0.3) as client:
         with pytest.raises(ConnectionLost):
             await client.upload(io.BytesIO(b"x"), name="name")
-    assert asyncio.get_running_loop().time() - started < 1
+    assert asyncio.get_running_loop().time() - started < 5
     assert len(server.refusals) < 998
 
 

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,6 +262,28 @@ async def test_changes_that_come_together_are_one_write(
     await file.flush()
     assert file.read() == {}
     assert len(writes) <= 50
+
+
+async def test_a_change_beside_a_write_is_written_too(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    write = StateFile._write
+
+    def slow(self: StateFile, changes: Any) -> None:
+        writing.set()
+        go_on.wait(5)
+        write(self, changes)
+
+    monkeypatch.setattr(StateFile, "_write", slow)
+    file = StateFile(state)
+    file.change(entry("first"))
+    await asyncio.to_thread(writing.wait, 5)
+    file.change(entry("second"))  # and nobody waits for it
+    go_on.set()
+    async with asyncio.timeout(5):
+        while len(file.read()) < 2:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_file_that_somebody_else_wrote_is_left_alone(state: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_stream_can_be_sent_again_from_durable_on(pipe: Pipe) -> None:
 
 
 def test_a_stream_reads_no_further_ahead_than_a_window(pipe: Pipe) -> None:
-    pipe.source._capacity = 20_000  # type: ignore[attr-defined]
+    pipe.source._capacity = 20_000
     pipe.write(bytes(10_000))
     pipe.write(bytes(10_000))
     pipe.writer.write(bytes(5_000))
@@ -194,7 +194,7 @@ def test_a_stream_that_breaks_is_not_taken_for_a_short_one() -> None:
             raise OSError("the disk is gone")
 
     woken = threading.Event()
-    source = open_source(Broken(), "broken", False, woken.set)  # type: ignore[arg-type]
+    source = open_source(Broken(), "broken", False, woken.set)
     assert woken.wait(5)
     with pytest.raises(OSError, match="gone"):
         source.check_unchanged()

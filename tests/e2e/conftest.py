@@ -21,18 +21,12 @@ from .servers import KINDS
 SERVERS = os.environ.get("E2E_SERVERS", ",".join(KINDS)).split(",")
 KILLS = int(os.environ.get("E2E_KILLS", "100"))
 
-# Short, so that a test sees what an operator would see after a minute.
-IDLE_TIMEOUT = 3.0
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            if callspec := getattr(item, "callspec", None):
-                # With -n 4 --dist loadgroup each server has a worker of its own.
-                item.add_marker(pytest.mark.xdist_group(callspec.params["kind"]))
 
 
 @pytest.fixture(scope="session", params=SERVERS)

@@ -18,7 +18,7 @@ from typing import Any
 
 from .proxy import ChaosProxy
 from .raw import RawConnection
-from .servers import ROOT, Server, running
+from .servers import ROOT, Server, running, wait_for
 
 PATH = "/ws/uploads/"
 
@@ -45,7 +45,7 @@ class Host:
     def get(self, path: str, **query: object) -> Any:
         """The JSON that the host's test page gives."""
         url = f"{self.server.url}{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=15) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)
 
     def ticket(self, user: str = "demo", **options: object) -> str:
@@ -56,13 +56,14 @@ class Host:
         """A Cookie header of a login."""
         jar = http.cookiejar.CookieJar()
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
-        opener.open(f"{self.server.url}/login/?user={user}", timeout=15).close()
+        opener.open(f"{self.server.url}/login/?user={user}", timeout=30).close()
         return "; ".join(f"{each.name}={each.value}" for each in jar)
 
     def connect(self, ticket: str | None = None, *, port: int | None = None) -> RawConnection:
         """A raw connection that is greeted and signed in (as demo, unless a ticket says otherwise)."""
+        ticket = ticket or self.ticket()  # first: a connection has seconds to authenticate itself
         connection = RawConnection(port or self.port)
-        connection.greet(ticket or self.ticket())
+        connection.greet(ticket)
         return connection
 
     @contextlib.contextmanager
@@ -97,17 +98,32 @@ class Host:
     def signals(
         self, name: str = "upload_completed", upload: str | None = None
     ) -> list[dict[str, Any]]:
-        """What the host's receivers wrote down."""
+        """What the host's receivers wrote down until now; see :meth:`wait_for_signals`."""
         log = self.root / "signals.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        found = [json.loads(line) for line in lines]
+        text = log.read_text() if log.exists() else ""
+        # A line that is being written has no end yet.
+        found = [json.loads(line) for line in text.split("\n")[:-1]]
         return [
             each for each in found if each["signal"] == name and upload in (None, each["upload"])
         ]
 
+    def wait_for_signals(self, name: str, upload: str) -> list[dict[str, Any]]:
+        """What the host's receivers wrote down, once there is something: signals follow the answers."""
+        return wait_for(
+            lambda: self.signals(name, upload), seconds=60, what=f"{name} of upload {upload}"
+        )
+
     def database(self) -> sqlite3.Connection:
         """The database, past Django."""
-        return sqlite3.connect(self.root / "db.sqlite3", timeout=0, isolation_level=None)
+        return sqlite3.connect(self.root / "db.sqlite3", timeout=30, isolation_level=None)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another process's transaction keeps everybody from writing."""
+        with contextlib.closing(self.database()) as database:
+            database.execute("BEGIN EXCLUSIVE")
+            yield
+            database.execute("ROLLBACK")
 
     def manage(self, *arguments: str) -> str:
         """Run a management command; returns its output."""
@@ -121,7 +137,7 @@ def manage(env: Mapping[str, str], *arguments: str) -> str:
         env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert done.returncode == 0, f"{arguments}: {done.stderr}"
     return done.stdout

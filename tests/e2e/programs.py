@@ -55,16 +55,16 @@ class Program:
         """SIGKILL: it has no chance to write anything down."""
         if self.is_running:
             self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(30)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 90) -> int:
         """The exit status."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end:\n{self.errors[-3000:]}") from None
 
-    def results(self, seconds: float = 60) -> list[dict[str, Any]]:
+    def results(self, seconds: float = 90) -> list[dict[str, Any]]:
         """Wait for success; the JSON objects that it printed."""
         status = self.wait(seconds)
         assert status == 0, f"status {status}:\n{self._out.read_text()}\n{self.errors[-3000:]}"

@@ -27,19 +27,26 @@ IN_FLIGHT = 256
 class MessageCursor:
     """Follows one direction of a WebSocket connection, byte by byte, from its HTTP head on.
 
-    ``spans(data)`` gives the slices of ``data`` that are message payload, and calls ``on_header`` with the
-    first 16 unmasked payload bytes and the payload size of each binary message.
+    On a connection that is no WebSocket there are no messages. Browsers send a large message as several frames, and the
+    first of them may be shorter than a header of ours (RFC 6455, section 5.4); control frames may stand between them.
+
+    ``spans(data)`` gives the slices of ``data`` that are payload of messages, and fills :attr:`started`.
     """
 
     def __init__(self) -> None:
         self._head = b""
         self._in_http = True
+        self._is_websocket = False
         self._frame = b""
+        self._is_control = False
         self._left = 0
         self._mask = b"\0\0\0\0"
         self._start = b""
-        self._size = 0
+        self._is_final = False
+        self._unreported: int | None = None
+        """Size of the message so far, while less than a header of it has passed."""
         self.started: list[tuple[bytes, int]] = []
+        """First 16 bytes of a message and the size of the frames they were in; of a further one b"" and its size."""
 
     def spans(self, data: bytes) -> Iterator[tuple[int, int]]:
         at = 0
@@ -48,6 +55,9 @@ class MessageCursor:
                 self._head += data[at : at + 1]
                 at += 1
                 self._in_http = not self._head.endswith(b"\r\n\r\n")
+                self._is_websocket = not self._in_http and asks_for_websocket(self._head)
+            elif not self._is_websocket:
+                return
             elif self._left == 0:
                 self._frame += data[at : at + 1]
                 at += 1
@@ -55,8 +65,9 @@ class MessageCursor:
             else:
                 end = min(len(data), at + self._left)
                 self._left -= end - at
-                self._note(data[at:end])
-                yield at, end
+                if not self._is_control:
+                    self._note(data[at:end])
+                    yield at, end
                 at = end
 
     def _read_header(self) -> None:
@@ -67,16 +78,35 @@ class MessageCursor:
         extra = {126: 2, 127: 8}.get(short, 0)
         if len(head) < 2 + extra + (4 if masked else 0):
             return
-        self._size = int.from_bytes(head[2 : 2 + extra], "big") if extra else short
+        size = int.from_bytes(head[2 : 2 + extra], "big") if extra else short
+        opcode = head[0] & 0x0F
+        self._frame, self._left = b"", size
+        self._is_control = opcode >= 8
         self._mask = head[2 + extra :] if masked else b"\0\0\0\0"
-        self._left, self._frame, self._start = self._size, b"", b""
+        if self._is_control:
+            return
+        self._is_final = bool(head[0] & 0x80)
+        if opcode:
+            self._start, self._unreported = b"", size
+        elif self._unreported is None:
+            self.started.append((b"", size))
+        else:
+            self._unreported += size
 
     def _note(self, piece: bytes) -> None:
-        if len(self._start) < HEADER_SIZE:
-            self._start += piece[: HEADER_SIZE - len(self._start)]
-            if len(self._start) == min(HEADER_SIZE, self._size):
-                plain = bytes(b ^ self._mask[i % 4] for i, b in enumerate(self._start))
-                self.started.append((plain, self._size))
+        if self._unreported is None:
+            return
+        wanted = piece[: HEADER_SIZE - len(self._start)]
+        self._start += bytes(byte ^ self._mask[at % 4] for at, byte in enumerate(wanted))
+        self._mask = self._mask[len(wanted) % 4 :] + self._mask[: len(wanted) % 4]
+        if len(self._start) == HEADER_SIZE or (self._is_final and self._left == 0):
+            self.started.append((self._start, self._unreported))
+            self._unreported = None
+
+
+def asks_for_websocket(head: bytes) -> bool:
+    """Of a request, or of the answer that agrees."""
+    return b"\nupgrade: websocket" in head.lower()
 
 
 @dataclass
@@ -94,6 +124,8 @@ class _Link:
     number: int
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
+    last: Sent | None = None
+    """What its latest message was, if that was DATA."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def reset(self, *writers: asyncio.StreamWriter) -> None:
@@ -119,8 +151,11 @@ class ChaosProxy:
         """Seconds that each piece waits, one way."""
         self.rate: float | None = None
         """Bytes a second towards the server."""
+        self.websockets_allowed = True
+        """False: as a proxy that knows nothing of WebSockets, which answers a handshake with 400."""
         self._refusing = False
         self._cut_at: int | None = None
+        self._stall_at: int | None = None
         self._flips: list[int] = []
         self._raw_flips: list[int] = []
         self._lose: set[FrameType] = set()
@@ -161,6 +196,14 @@ class ChaosProxy:
         """Accept connections and bytes, forward nothing either way."""
         self._run(self._set_flowing(False))
 
+    def stall_after(self, size: int) -> None:
+        """Stall once ``size`` more bytes have come from the client."""
+        self._stall_at = self.bytes_up + size
+
+    @property
+    def is_stalled(self) -> bool:
+        return not self._flowing.is_set()
+
     def flow(self) -> None:
         self._run(self._set_flowing(True))
 
@@ -195,7 +238,7 @@ class ChaosProxy:
     # The proxy itself -----------------------------------------------------------------------------
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _listen(self) -> None:
         self._flowing = asyncio.Event()
@@ -251,6 +294,10 @@ class ChaosProxy:
     async def _pump_up(self, link: _Link, reader: asyncio.StreamReader) -> None:
         cursor = MessageCursor()
         async for data in self._arriving(reader):
+            if not self.websockets_allowed and asks_for_websocket(data):
+                link.client.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                self._finish(link, link.server)
+                return
             if self.rate:
                 await asyncio.sleep(len(data) / self.rate)
             cut = self._cut_at is not None and self.bytes_up + len(data) >= self._cut_at
@@ -259,6 +306,9 @@ class ChaosProxy:
                 data, self._cut_at = data[: self._cut_at - self.bytes_up], None
             link.server.write(self._damage(data, link, cursor))
             self.bytes_up += len(data)
+            if self._stall_at is not None and self.bytes_up >= self._stall_at:
+                self._stall_at = None
+                self._flowing.clear()
             await link.server.drain()
             if cut:
                 await self._cut()
@@ -336,9 +386,14 @@ class ChaosProxy:
             self._raw_flips.remove(place)
             damaged[max(0, place - self.bytes_up)] ^= 0x10
         for start, size in cursor.started:
-            if len(start) == HEADER_SIZE and start[0] == FrameType.DATA:
+            if not start and link.last is not None:
+                link.last.size += size
+            elif len(start) == HEADER_SIZE and start[0] == FrameType.DATA:
                 stream = int.from_bytes(start[8:12], "big")
                 offset = int.from_bytes(start[2:8], "big")
-                self.sent.append(Sent(link.number, stream, offset, size - HEADER_SIZE))
+                link.last = Sent(link.number, stream, offset, size - HEADER_SIZE)
+                self.sent.append(link.last)
+            else:
+                link.last = None
         cursor.started.clear()
         return bytes(damaged)

@@ -66,7 +66,7 @@ class RawConnection:
         cookie: str | None = None,
         subprotocol: str | None = SUBPROTOCOL,
         host: str | None = None,
-        timeout: float = 15,
+        timeout: float = 30,
     ) -> None:
         self.timeout = timeout
         self.hello: messages.Hello
@@ -331,12 +331,12 @@ class SteadyUpload:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._begun.wait(15), "the steady upload did not begin"
+        assert self._begun.wait(30), "the steady upload did not begin"
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._over.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "the steady upload hangs"
         if self._error is not None:
             raise AssertionError("the steady upload was disturbed") from self._error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,25 +48,42 @@ that offers none."""
 
 
 def wait_for(
-    condition: Callable[[], T | None], *, seconds: float = 15, what: str = "the condition"
+    condition: Callable[[], T | None], *, seconds: float = 30, what: str = "the condition"
 ) -> T:
     """Poll until ``condition`` is true and return what it returned. Raises AssertionError."""
     deadline = time.monotonic() + seconds
     while True:
+        is_last = time.monotonic() >= deadline
         if found := condition():
             return found
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
+        assert not is_last, f"{what} did not come within {seconds} s"
         time.sleep(0.01)
 
 
+_reservations: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that stays free for the server it is meant for until this process ends.
+
+    A socket that is bound and does not listen holds it: Linux lets a server with SO_REUSEADDR bind it too, and gives it
+    to nobody who asks for any port, not even for the near end of a connection.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    _reservations.append(reservation)
+    return int(reservation.getsockname()[1])
 
 
 class Server:
     """One server process and its children, on a port that it keeps over restarts."""
+
+    application = APPLICATION
+    folder = ROOT
+    """Where the application is imported from."""
+    up = "/up/"
+    """A page that answers with 200 once the server is up."""
 
     def __init__(self, kind: str, env: Mapping[str, str], log: Path) -> None:
         self.kind = kind
@@ -86,20 +104,22 @@ class Server:
     def start(self) -> None:
         """Start and wait until it answers a request."""
         assert self._process is None, "it runs already"
-        command = [str(Path(sys.executable).parent / KINDS[self.kind](self.port)[0])]
-        command += KINDS[self.kind](self.port)[1:]
-        environment = {**os.environ, **self.env, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        name, *flags = KINDS[self.kind](self.port)
+        command = [str(Path(sys.executable).parent / name)]
+        command += [self.application if each == APPLICATION else each for each in flags]
+        environment = {**os.environ, **self.env, "PYTHONPATH": str(self.folder)}
+        environment["PYTHONUNBUFFERED"] = "1"
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        wait_for(self._answers, seconds=30, what=f"{self.kind} on port {self.port}")
+        wait_for(self._answers, seconds=60, what=f"{self.kind} on port {self.port}")
         self.processes()
 
     def _answers(self) -> bool:
@@ -108,7 +128,7 @@ class Server:
             raise AssertionError(f"{self.kind} ended:\n{self.log()[-3000:]}")
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(f"{self.url}/up/", timeout=5) as up,
+            urllib.request.urlopen(self.url + self.up, timeout=5) as up,
         ):
             return up.status == 200
         return False
@@ -147,7 +167,7 @@ class Server:
 
     def _reap(self) -> None:
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait(30)
         self._process = None
         wait_for(
             lambda: not any(map(_is_alive, self._known.values())), what="the end of the server"
@@ -163,6 +183,7 @@ class Server:
     def stop(self) -> None:
         """SIGSTOP: alive, its sockets open, and deaf."""
         self._signal(signal.SIGSTOP)
+        wait_for(lambda: all(map(_is_stopped, self.processes())), what="the stop of the server")
 
     def cont(self) -> None:
         self._signal(signal.SIGCONT)
@@ -172,12 +193,11 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def memory(self) -> int:
-        """Bytes of the whole tree: what is its own, and its share of what is shared (PSS)."""
-        total = 0
-        for each in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += each.memory_full_info().pss
-        return total
+        """Bytes of the whole tree: what is its own, and its share of what is shared (PSS).
+
+        Without the code: its share grows when somebody else's process ends.
+        """
+        return sum(map(_memory, self.processes()))
 
     def log(self, start: int = 0) -> str:
         with self.log_path.open("rb") as log:
@@ -193,6 +213,21 @@ def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def _memory(process: psutil.Process) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        return 1024 * sum(
+            map(int, re.findall(r"^Pss_(?:Anon|Shmem): +(\d+)", rollup, re.MULTILINE))
+        )
+    return 0
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    return True
 
 
 @contextlib.contextmanager

@@ -36,8 +36,8 @@ def test_create_sent_again_after_its_answer_was_lost_finds_the_upload(host: Host
         completed = connection.finish(stream, data)
     assert [each["id"] for each in host.uploads() if each["key"] == key] == [attached.upload]
     assert host.path(completed.stored_as).read_bytes() == data
-    wait_for(lambda: host.signals("upload_completed", attached.upload), what="the signal")
-    assert len(host.signals("upload_started", attached.upload)) == 1
+    host.wait_for_signals("upload_completed", attached.upload)
+    assert len(host.wait_for_signals("upload_started", attached.upload)) == 1
 
 
 def test_finish_asked_again_after_its_answer_was_lost_gives_the_same_answer(host: Host) -> None:
@@ -65,8 +65,8 @@ def test_finish_asked_again_after_its_answer_was_lost_gives_the_same_answer(host
     assert len({(each.upload, each.stored_as, each.crc32c, each.size) for each in answers}) == 1
     assert host.path(answers[0].stored_as).read_bytes() == data
     assert len(host.files()) == files + 1
-    wait_for(lambda: host.signals("upload_completed", created.upload), what="the signal")
-    assert len({each["event"] for each in host.signals("upload_completed", created.upload)}) == 1
+    told = host.wait_for_signals("upload_completed", created.upload)
+    assert len({each["event"] for each in told}) == 1
 
 
 def test_two_creates_of_one_key_at_once_make_one_upload(host: Host) -> None:
@@ -100,7 +100,7 @@ def test_cancel_throws_the_upload_away_and_says_so_again(host: Host) -> None:
             assert isinstance(answer, messages.Error | messages.Cancelled)
             if isinstance(answer, messages.Error):
                 assert answer.code == "upload_over"
-    wait_for(lambda: host.signals("upload_cancelled", created.upload), what="the signal")
+    host.wait_for_signals("upload_cancelled", created.upload)
 
 
 def test_the_completion_is_told_again_after_a_crash_between_commit_and_delivery(
@@ -120,11 +120,7 @@ def test_the_completion_is_told_again_after_a_crash_between_commit_and_delivery(
         stream = connection.next_stream()
         connection.send(messages.Attach(created.upload), stream)
         completed = connection.expect(messages.Completed, stream=stream)
-        wait_for(
-            lambda: host.signals("upload_completed", created.upload),
-            seconds=20,
-            what="the completion",
-        )
+        host.wait_for_signals("upload_completed", created.upload)
     assert host.path(completed.stored_as).read_bytes() == data
     assert len(host.files()) == 1
 

@@ -98,7 +98,7 @@ def test_a_flood_of_control_frames_costs_less_than_32_mib(hosts: Callable[..., H
 
 def test_sockets_that_send_half_a_message_are_cut_when_idle(hosts: Callable[..., Host]) -> None:
     """What they cost meanwhile is the server's own doing, and is printed."""
-    host = hosts(IDLE_TIMEOUT=2.0, USER_MAX_CONNECTIONS=500)
+    host = hosts(IDLE_TIMEOUT=10.0, USER_MAX_CONNECTIONS=500)
     ticket = host.ticket()
     warm_up(host, ticket)
     before = host.server.memory()
@@ -131,7 +131,7 @@ def is_cut(connection: RawConnection) -> bool:
     """Whether the server ends the connection (it may say goodbye first)."""
     try:
         while True:
-            connection.receive(timeout=15)
+            connection.receive()
     except Closed:
         return True
     except TimeoutError:
@@ -148,13 +148,13 @@ def connections_of(host: Host) -> int:
 
 
 def test_an_idle_connection_is_closed_and_a_pinging_one_is_not(hosts: Callable[..., Host]) -> None:
-    host = hosts(IDLE_TIMEOUT=1.5)
+    host = hosts(IDLE_TIMEOUT=3.0)
     ticket = host.ticket()
     with host.connect(ticket) as idle, host.connect(ticket) as pinging:
-        assert idle.hello.heartbeat == pytest.approx(0.5)
+        assert idle.hello.heartbeat == pytest.approx(1.0)
         begun = time.monotonic()
         nonce = 0
-        while time.monotonic() - begun < 4:
+        while time.monotonic() - begun < 8:
             nonce += 1
             pinging.send(messages.Ping(nonce))
             assert pinging.expect(messages.Pong).nonce == nonce

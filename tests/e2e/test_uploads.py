@@ -40,7 +40,7 @@ def test_a_large_file_arrives(host: Host, tmp_path: Path) -> None:
     crc = write_random(source, 300 * MIB)
     before = host.server.memory()
     with put(tmp_path / "home", host.url(), host.ticket(), source) as program:
-        (result,) = program.results(100)
+        (result,) = program.results(200)
     print(f"300 MiB in {result['seconds']:.1f} s, the server grew {host.server.memory() - before}")
     assert result["crc32c"] == f"{crc:08x}"
     stored = host.path(result["stored_as"])
@@ -78,7 +78,6 @@ def test_standard_input_of_unknown_length_arrives(host: Host, tmp_path: Path) ->
     assert host.path(result["stored_as"]).read_bytes() == data
 
 
-@pytest.mark.timeout(180)
 def test_two_thousand_small_files_arrive_on_one_connection(host: Host, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
@@ -89,7 +88,7 @@ def test_two_thousand_small_files_arrive_on_one_connection(host: Host, tmp_path:
     begun = time.monotonic()
     with host.proxy() as proxy:
         with put(tmp_path / "home", host.url(proxy.port), host.ticket(), *files) as program:
-            results = program.results(150)
+            results = program.results(200)
         assert proxy.connections == 1
         assert proxy.data_bytes() == sum(map(len, contents.values()))
     seconds = time.monotonic() - begun
@@ -127,14 +126,15 @@ def test_a_sha_256_is_checked_and_told(host: Host) -> None:
 
 def test_a_ticket_that_runs_out_is_renewed_in_the_middle_of_an_upload(host: Host) -> None:
     data = os.urandom(MIB)
-    with host.connect(host.ticket(max_age=1.5)) as connection:
+    ticket, runs_out = host.ticket(max_age=5), time.monotonic() + 5
+    with host.connect(ticket) as connection:
         stream, _ = connection.create("renewed.bin", len(data))
         connection.upload(stream, data, stop=MIB // 2)
         connection.send(messages.Auth(host.ticket()))
         renewed = connection.expect(messages.Authenticated)
         assert renewed.expires_in is not None
         assert renewed.expires_in > 60
-        time.sleep(1.6)
+        wait_for(lambda: time.monotonic() > runs_out + 0.1, what="its end")
         connection.upload(stream, data, offset=MIB // 2)
         stored = connection.finish(stream, data).stored_as
     assert host.path(stored).read_bytes() == data
@@ -142,10 +142,11 @@ def test_a_ticket_that_runs_out_is_renewed_in_the_middle_of_an_upload(host: Host
 
 def test_a_finish_after_the_ticket_ran_out_interrupts_and_a_new_ticket_finishes(host: Host) -> None:
     data = os.urandom(MIB)
-    with host.connect(host.ticket(max_age=1.0)) as connection:
+    ticket, runs_out = host.ticket(max_age=5), time.monotonic() + 5
+    with host.connect(ticket) as connection:
         stream, created = connection.create("ran out.bin", len(data))
         connection.upload(stream, data)
-        time.sleep(1.1)
+        wait_for(lambda: time.monotonic() > runs_out + 0.1, what="its end")
         with pytest.raises(Failed) as failed:
             connection.finish(stream, data)
         assert failed.value.error.code == "ticket_expired"
@@ -199,14 +200,17 @@ def test_two_programs_that_both_hold_one_upload_end_with_one_of_them(
     with host.proxy() as proxy:
         proxy.rate = 8 * MIB
         url = host.url(proxy.port)
+        proxy.stall_after(2 * MIB)
         with put(home, url, ticket, source) as one:
-            wait_for(lambda: proxy.data_bytes() > 2 * MIB, what="progress")
+            wait_for(lambda: proxy.is_stalled, what="progress")
             state = next(each for each in home.rglob("*.json"))
             copy = tmp_path / "copy" / state.relative_to(home)
             copy.parent.mkdir(parents=True)
             copy.write_bytes(state.read_bytes())
             with put(tmp_path / "copy", url, ticket, source) as two:
-                statuses = [one.wait(60), two.wait(60)]
+                wait_for(lambda: proxy.connections == 2, what="the other one")
+                proxy.flow()
+                statuses = [one.wait(), two.wait()]
                 assert sorted(map(bool, statuses)) == [False, True], (one.errors, two.errors)
                 loser = one if statuses[0] else two
                 assert "taken_over" in loser.errors + str(loser.printed())
@@ -266,8 +270,10 @@ def test_a_program_survives_a_drain(host: Host, tmp_path: Path) -> None:
     with host.proxy() as proxy:
         proxy.rate = 16 * MIB
         with put(tmp_path / "home", host.url(proxy.port), host.ticket(), source) as program:
-            wait_for(lambda: proxy.data_bytes() > 4 * MIB, what="progress")
+            proxy.stall_after(4 * MIB)
+            wait_for(lambda: proxy.is_stalled, what="progress")
             host.get("/drain/")
+            proxy.flow()
             (result,) = program.results()
         assert proxy.connections == 2
     assert host.path(result["stored_as"]).read_bytes() == data
