@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import pytest
+from crc32c import crc32c
 
 from django_async_upload import active, leases
 from django_async_upload.credit import FLOOR, WINDOW
@@ -21,9 +22,10 @@ from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
 from django_async_upload.service import UploadService
+from django_async_upload.stores import Checkpoint, disk
 
 from .fixtures import KIB, MIB, finish, row
-from .test_service import Ear, begun, feed, frames
+from .test_service import Ear, attached, begun, crash, feed, frames
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -31,6 +33,12 @@ pytest_plugins = ["tests.fixtures"]
 async def until(condition: Any) -> None:
     while not condition():
         await asyncio.sleep(0.002)
+
+
+def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECKPOINT_BYTES", "UNDURABLE_BYTES"):
+        monkeypatch.setattr(active, name, 1 << 40)
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
 
 
 async def test_the_limit_rises_with_what_is_written_within_the_window(
@@ -55,10 +63,11 @@ async def test_the_limit_rises_with_what_is_written_within_the_window(
 async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_BYTES", 1 << 40)
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
+    without_checkpoints(monkeypatch)
+    uploads.store.durability = "fsync"
     data = os.urandom(9 * MIB)
     async with begun(uploads, owner, data) as upload:
+        await upload.reserve()
         writing = asyncio.create_task(upload.write())
         while upload.limit > upload.received:
             before = upload.received
@@ -68,6 +77,43 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
         upload.release()
         await writing
         assert await upload.interrupt() == WINDOW
+
+
+async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_counts(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_checkpoints(monkeypatch)
+    data = os.urandom(9 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        feed(upload, data[:MIB])
+        upload.release()
+        await upload.write()
+        assert (upload.received, upload.durable) == (MIB, 0), "no row names the part"
+        assert upload.writer is not None
+        named = Checkpoint(upload.writer.part, boot_id=disk.boot_id())
+        await upload.save(named, State.UPLOADING)
+        assert upload.durable == MIB
+        feed(upload, data[: 9 * MIB], MIB)
+        await upload.write()
+        assert upload.durable == 9 * MIB
+        pk = upload.session.pk
+    uploads = await crash(uploads)
+    assert (await row(pk)).durable == 0
+    async with attached(uploads, owner, pk) as upload:
+        assert (upload.durable, upload.received) == (9 * MIB, 9 * MIB)
+        assert upload.durable_crc == crc32c(data)
+
+
+async def test_nothing_is_durable_that_nobody_was_told_is_received(
+    uploads: UploadService, owner: Owner
+) -> None:
+    data = os.urandom(MIB)
+    async with begun(uploads, owner, data) as upload:
+        await upload.reserve()
+        assert upload.writer is not None
+        upload.writer.append(frames(data))  # as a write that is still under way beside a checkpoint
+        await upload.save(upload.checkpoint, State.UPLOADING)
+        assert (upload.received, upload.durable) == (0, 0)
 
 
 async def test_a_pause_gives_back_what_is_not_used(uploads: UploadService, owner: Owner) -> None:
@@ -80,7 +126,7 @@ async def test_a_pause_gives_back_what_is_not_used(uploads: UploadService, owner
         assert not upload.account.is_pausing
         assert upload.limit == 20 * KIB
         assert upload.account.promised == 20 * KIB  # so much may be queued
-        assert upload.listener.acks == 1  # type: ignore[attr-defined]
+        assert upload.listener.acks == 1
 
 
 async def test_a_size_that_was_not_declared_is_limited(

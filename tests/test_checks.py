@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.core.checks import run_checks
 from django.db import connection, connections
 from django.test import modify_settings
 
 from django_async_upload import checks
+from django_async_upload.middleware import UploadMiddleware
+from django_async_upload.widgets import AsyncFileInput
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -151,3 +154,76 @@ def test_w020_staging_is_open_to_others(settings: Any, media: Path, staging: Pat
     assert ids() == {"async_upload.W020"}
     staging.chmod(0o700)
     assert ids() == set()
+
+
+SESSION = "django.contrib.sessions.middleware.SessionMiddleware"
+AUTH = "django.contrib.auth.middleware.AuthenticationMiddleware"
+
+
+class OwnMiddleware(UploadMiddleware):
+    """A host's own, made of the app's."""
+
+
+class OwnAuthentication(AuthenticationMiddleware):
+    """As above."""
+
+
+@pytest.mark.parametrize(
+    ("middleware", "expected"),
+    [
+        ([SESSION, AUTH, checks.UPLOAD_MIDDLEWARE], []),
+        ([SESSION, f"{__name__}.OwnAuthentication", checks.UPLOAD_MIDDLEWARE], []),
+        ([SESSION, checks.UPLOAD_MIDDLEWARE, AUTH], [AUTH]),
+        ([checks.UPLOAD_MIDDLEWARE, SESSION, AUTH], [SESSION, AUTH]),
+        ([checks.UPLOAD_MIDDLEWARE], [SESSION, AUTH]),
+        (["nowhere.Middleware", SESSION, AUTH], []),
+    ],
+)
+def test_e015_the_middleware_stands_behind_those_it_needs(
+    settings: Any, middleware: list[str], expected: list[str]
+) -> None:
+    settings.MIDDLEWARE = middleware
+    found = checks._check_middleware()
+    assert [message.id for message in found] == ["async_upload.E015"] * len(expected)
+    assert all(name in message.msg for name, message in zip(expected, found, strict=True))
+
+
+def test_e016_a_widget_without_the_middleware(
+    settings: Any, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MIDDLEWARE = [SESSION, AUTH]
+    settings.ROOT_URLCONF = "nowhere.urls"
+    monkeypatch.setattr(AsyncFileInput, "is_used", False)
+    assert ids() == set()
+    AsyncFileInput()
+    assert ids() == {"async_upload.E016"}
+    settings.MIDDLEWARE = [SESSION, AUTH, f"{__name__}.OwnMiddleware"]
+    assert ids() == set()
+
+
+def test_w017_a_widget_without_static_files(
+    settings: Any, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AsyncFileInput, "is_used", True)
+    with modify_settings(INSTALLED_APPS={"remove": ["django.contrib.staticfiles"]}):
+        assert {message.id for message in checks._check_widgets()} == {"async_upload.W017"}
+    assert ids() == set()
+
+
+def test_deployment_w018_a_websocket_in_the_clear(settings: Any) -> None:
+    for url, expected in (
+        ("ws://example.com/ws/", {"async_upload.W018"}),
+        ("wss://example.com/ws/", set()),
+        ("/ws/", set()),
+    ):
+        settings.ASYNC_UPLOAD = {"WEBSOCKET_URL": url}
+        assert ids(checks.check_deployment) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "ws/uploads/", "//evil.example.com/", "http://a/", "ws://", "/a b", "javascript:1", 1],
+)
+def test_e001_a_websocket_url_that_is_none(settings: Any, media: Path, url: object) -> None:
+    settings.ASYNC_UPLOAD = {"WEBSOCKET_URL": url}
+    assert ids() == {"async_upload.E001"}

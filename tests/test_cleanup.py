@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from crc32c import crc32c
+from django.core.files.base import ContentFile
 from django.db import transaction
 from django.utils import timezone
 
@@ -23,6 +24,7 @@ from django_async_upload.protocol.state import State
 from django_async_upload.service import UploadService
 from django_async_upload.stores.configured import make_store
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.uploaded import CompletedUpload
 
 from .fixtures import KIB, MIB, Heard, crc, new_key, publish, row, run
 from .models import Document
@@ -253,3 +255,38 @@ async def test_a_live_upload_that_expired_hears_of_it(
             await client.wait_for(m.Completed, stream)
     assert (await row(created.upload)).state == State.EXPIRED
     assert not parts(staging)
+
+
+# Links of forms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alias", ["default", "other"])
+def test_the_purge_takes_links_that_a_crash_left_and_no_younger_ones(
+    owner: Owner,
+    media: Path,
+    tmp_path: Path,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    alias: str,
+) -> None:
+    options = {"location": str(tmp_path / "other")}
+    other = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": options}
+    settings.STORAGES = {**settings.STORAGES, "other": other}
+    session = publish(owner, storage=alias)
+    published = session.get_storage().path(session.stored_as)
+    if alias == "other":
+        session.get_storage().save(session.stored_as, ContentFile(b"hello"))
+    long_ago = (timezone.now() - LONG_AGO).timestamp()
+    os.utime(published, (long_ago, long_ago))  # uploaded long ago, and posted just now
+    link = Path(CompletedUpload(session).temporary_file_path())
+    assert link.samefile(published)
+    cleanup.purge()
+    assert link.exists()
+    monkeypatch.setattr(cleanup, "GRACE", timedelta(seconds=-1))
+    lines: list[str] = []
+    cleanup.purge(dry_run=True, log=lines.append)
+    assert link.exists()
+    cleanup.purge(log=lines.append)
+    assert not link.exists()
+    assert [link.name in line for line in lines] == [True, True]
+    assert Path(published).read_bytes() == b"hello"

@@ -70,6 +70,34 @@ def test_the_purge_says_what_it_did(owner: Owner, staging: Path) -> None:
     assert call("purge_uploads") == "Expired 0 uploads; 0 files, 0 bytes.\n"
 
 
+def test_the_purge_deletes_what_no_form_has_taken(owner: Owner, media: Path) -> None:
+    def completed(age: timedelta, **fields: Any) -> UploadSession:
+        session = publish(owner)
+        fields = {"metadata": {"field": "signed"}, **fields}
+        UploadSession.objects.filter(pk=session.pk).update(
+            completed_at=timezone.now() - age, **fields
+        )
+        return session
+
+    old = completed(LONG_AGO)
+    kept = [
+        completed(timedelta(hours=1)),
+        completed(LONG_AGO, metadata={}),
+        completed(LONG_AGO, state=State.BOUND),
+        completed(
+            LONG_AGO, expires_at=timezone.now() + timedelta(minutes=1)
+        ),  # a form takes it now
+    ]
+    assert str(old.pk) in call("purge_uploads", "--unbound-after", "1", "--dry-run")
+    assert UploadSession.objects.count() == 5
+    call("purge_uploads")
+    assert UploadSession.objects.count() == 5, "only where it is asked for"
+    call("purge_uploads", "--unbound-after", "1")
+    assert {each.pk for each in UploadSession.objects.all()} == {each.pk for each in kept}
+    names = {each.stored_as for each in kept}
+    assert {str(path.relative_to(media)) for path in media.rglob("*.*")} == names
+
+
 def test_the_purge_tells_more_when_asked(owner: Owner, staging: Path) -> None:
     orphan = part(staging, b"orphan", age=LONG_AGO)
     assert orphan in call("purge_uploads", verbosity=2)

@@ -133,7 +133,7 @@ async def test_a_file_system_that_cannot_link_after_all_gets_a_copy(
     async with begun(uploads, owner, data) as upload:
         session = await uploads.complete(upload, await write(upload, data), host)
     assert (media / session.stored_as).read_bytes() == data
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
 
 
 class Slow(FileSystemStorage):
@@ -156,7 +156,7 @@ async def test_a_storage_with_a_save_of_its_own_is_asked_to_save(
     async with begun(uploads, owner, data, storage="slow") as upload:
         session = await uploads.complete(upload, await write(upload, data), host)
     storage = session.get_storage()
-    assert storage.seen == data  # type: ignore[attr-defined]
+    assert storage.seen == data
     with (await row(session.pk)).file as file:
         assert file.read() == data
 

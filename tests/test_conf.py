@@ -19,7 +19,7 @@ def test_defaults_are_valid_and_frozen(settings: Any) -> None:
     written = {name.upper(): getattr(defaults, name) for name in conf.FIELDS.values()}
     assert conf.problems(written) == []
     with pytest.raises(dataclasses.FrozenInstanceError):
-        defaults.max_size = 1  # type: ignore[misc]
+        defaults.max_size = 1
 
 
 def test_a_change_of_settings_is_seen(settings: Any) -> None:

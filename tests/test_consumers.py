@@ -260,9 +260,9 @@ async def test_damage_is_sent_again(connect: Connect, media: Path) -> None:
         await client.send(m.Create(new_key(), "a.bin", len(data)), 1)
         await client.wait_for(m.Created, 1)
         frames: list[bytes] = []
-        send_frame, client.send_frame = client.send_frame, _into(frames)  # type: ignore[method-assign]
+        send_frame, client.send_frame = client.send_frame, _into(frames)
         await client.send_data(1, 0, data)
-        client.send_frame = send_frame  # type: ignore[method-assign]
+        client.send_frame = send_frame
         await client.send_frame(frames[0][:-1] + bytes([frames[0][-1] ^ 1]))
         await client.send(finish(data), 1)
         rewind = await client.wait_for(m.Rewind, 1)

@@ -174,7 +174,7 @@ async def test_patience_ends(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable) as caught:
         await database.call(Outage(), 1, patience=0.4)
     assert caught.value.retry_after == 1.0
-    assert 0.2 <= time.monotonic() - begun < 2.0
+    assert 0.2 <= time.monotonic() - begun < 5.0
 
 
 @on_sqlite

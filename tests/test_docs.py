@@ -7,14 +7,18 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
-from inspect import iscoroutinefunction
+from http.cookiejar import CookieJar
+from inspect import Signature, iscoroutinefunction, signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +26,25 @@ import pytest
 from django.core.files import File
 from django.core.management import load_command_class
 from django.dispatch import Signal
+from django.template import engines
 
-from django_async_upload import conf, signals
+from django_async_upload import conf, receipts, signals
+from django_async_upload.client import UploadClient
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.exceptions import FileRefused
 from django_async_upload.models import UploadSession, UploadSessionQuerySet
 from django_async_upload.protocol.state import State
+from django_async_upload.rest import UploadField
+from django_async_upload.templatetags import async_upload as tags
+from django_async_upload.widgets import (
+    AsyncClearableFileInput,
+    AsyncFileInput,
+    AsyncMultipleFileInput,
+)
 
+from . import javascript_reference
 from .e2e.servers import free_port, wait_for
+from .test_widgets import ModuleStorage
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -87,7 +102,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+    text = page.read_text()
+    pictures = re.findall(r'(?:src|srcset)="([^"]+\.png)"', text)
+    for target in re.findall(r"\]\(([^)]+)\)", text) + pictures:
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
@@ -191,12 +208,167 @@ def test_no_command_is_documented_that_is_not_there() -> None:
     assert set(headings) == {*COMMANDS, "async-upload"}
 
 
+# Forms --------------------------------------------------------------------------------------------
+
+
+def defaults_of(function: Any, kind: Any) -> dict[str, Any]:
+    """The parameters of a kind, with their defaults."""
+    found = signature(function).parameters.values()
+    return {each.name: each.default for each in found if each.kind == kind}
+
+
+def test_the_widgets_and_their_arguments_are_those_of_the_source() -> None:
+    tables = rows("reference/forms.md", "## Widgets")
+    widgets = [AsyncFileInput, AsyncClearableFileInput, AsyncMultipleFileInput]
+    found = [names(row[0])[0] for row in tables]
+    assert found[:3] == [each.__name__ for each in widgets]
+    documented = {names(row[0])[0]: eval(names(row[1])[0]) for row in tables if len(row) == 3}
+    kinds = signature(AsyncFileInput).parameters.values()
+    assert documented == {each.name: each.default for each in kinds}
+    assert "directory" in signature(AsyncMultipleFileInput).parameters
+    tag = signature(tags.async_upload).parameters
+    assert {"endpoint", "url", "max_size"} <= documented.keys() & tag.keys()
+
+
+def test_the_codes_of_a_fields_errors_are_those_of_the_source() -> None:
+    documented = {names(row[0])[0] for row in rows("reference/forms.md", "## Widgets")[-5:]}
+    source = "".join((SOURCE / f"{each}.py").read_text() for each in ("widgets", "receipts"))
+    assert documented == set(re.findall(r'code="(\w+)"', source)) | set(receipts.MESSAGES)
+
+
+def test_receipts_are_made_and_opened_as_documented() -> None:
+    for row in rows("reference/forms.md", "## Receipts"):
+        name, _, arguments = names(row[0])[0].partition("(")
+        real = signature(getattr(receipts, name))
+        bare = [each.replace(annotation=Signature.empty) for each in real.parameters.values()]
+        assert f"({arguments}".replace('"', "'") == str(Signature(bare))
+
+
+def test_the_template_tags_are_those_of_the_source() -> None:
+    written = [names(row[0])[0] for row in rows("reference/forms.md", "## Template tags")]
+    assert {re.findall(r"\w+", each)[0] for each in written} == set(tags.register.tags)
+    text = rows("reference/forms.md", "## Template tags")[0][1]
+    for argument in set(signature(tags.async_upload).parameters) - {"name", "attrs"}:
+        assert f"`{argument}`" in text
+
+
+def test_the_arguments_of_the_serializers_field_are_those_of_the_source() -> None:
+    table = [row for row in rows("how-to/rest-framework.md") if len(row) == 3]
+    documented = {
+        name: eval(default)
+        for row in table
+        for name, default in zip(names(row[0]), names(row[1]), strict=True)
+    }
+    real = signature(UploadField.__init__).parameters.values()
+    assert documented == {
+        each.name: each.default for each in real if each.kind == each.KEYWORD_ONLY
+    }
+
+
+# JavaScript ---------------------------------------------------------------------------------------
+
+STATIC = SOURCE / "static/django_async_upload"
+
+
+def test_the_reference_of_javascript_is_as_its_jsdoc() -> None:
+    written = javascript_reference.PAGE.read_text()
+    assert written == javascript_reference.page(), "make docs-js"
+
+
+@pytest.mark.parametrize(
+    ("script", "dispatch"),
+    [("uploader.js", r'#dispatch\("(\w+)"'), ("upload.js", r'#dispatch\("(\w+)"')],
+)
+def test_the_events_of_a_class_are_those_it_dispatches(script: str, dispatch: str) -> None:
+    source = (STATIC / script).read_text()
+    assert set(re.findall(r"@fires (\w+)", source)) == set(re.findall(dispatch, source))
+
+
+def test_the_events_and_attributes_of_the_element_are_those_of_the_source() -> None:
+    about = (STATIC / "widget.js").read_text()
+    field = (STATIC / "upload-field.js").read_text()
+    upload_events = re.search(r"UPLOAD_EVENTS = \[(.*)\]", (STATIC / "selection.js").read_text())
+    assert upload_events is not None
+    fired = set(re.findall(r'"(\w+)"', upload_events[1]))
+    fired |= set(re.findall(r'#tellPage\("(\w+)"', field))
+    assert set(re.findall(r"@fires async-upload:(\w+)", about)) == fired
+    read = re.findall(r'element\.(?:get|has)Attribute\("([\w-]+)"', field)
+    assert set(re.findall(r"@attribute ([\w-]+)", about)) == set(read)
+
+
+def test_the_css_variables_are_those_of_the_style() -> None:
+    css = (STATIC / "widget.css").read_text()
+    listed = set(re.findall(r"^ \*   (--[\w-]+) ", css, re.MULTILINE))
+    assert listed == set(re.findall(r"var\((--async-upload-[\w-]+), ", css)) - {
+        "--async-upload-fraction"  # how far a bar is; set by the element
+    }
+
+
+SCRIPTS = [
+    pytest.param(block.code, id=f"{page_id(page)} {index}")
+    for page in PAGES
+    for index, block in enumerate(blocks(page))
+    if block.language == "js"
+]
+
+
+@pytest.mark.parametrize("code", SCRIPTS)
+def test_a_script_of_a_page_is_a_module(code: str) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node")
+    done = subprocess.run(
+        [node, "--check", "--input-type=module", "-"], input=code, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("code", SCRIPTS)
+def test_what_a_script_of_a_page_imports_is_exported(code: str) -> None:
+    imports = re.findall(
+        r'import (?:\{ (.+) \} from )?"(?:django-async-upload|/static/django_async_upload)/(.+)"',
+        code,
+    )
+    for wanted, module in imports:
+        source = (STATIC / module).read_text()
+        for name in filter(None, wanted.split(", ")):
+            assert re.search(rf"^export .*\b{name}\b", source, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(block.code, id=f"{page_id(page)} {index}")
+        for page in PAGES
+        for index, block in enumerate(blocks(page))
+        if block.language == "html"
+    ],
+)
+def test_a_template_of_a_page_compiles(code: str) -> None:
+    engines["django"].from_string(code)
+
+
+def test_every_code_of_the_browser_is_documented() -> None:
+    source = (STATIC / "protocol/errors.js").read_text()
+    codes = set(re.findall(r'^  (\w+): "', source, re.MULTILINE))
+    assert len(codes) > 40
+    text = (DOCS / "reference/errors.md").read_text()
+    assert not {each for each in codes if f"`{each}`" not in text}
+
+
+def test_the_storage_of_the_how_to_is_the_one_that_is_tested() -> None:
+    shown = namespace("how-to/content-security-policy.md", 1)["ModuleStorage"]
+    own = {name: each for name, each in vars(shown).items() if name[0] != "_"}
+    assert len(own) == 2
+    assert own == {name: vars(ModuleStorage)[name] for name in own}
+
+
 # Code ---------------------------------------------------------------------------------------------
 
 SCRATCH_SETTINGS = """
 from pathlib import Path
 SECRET_KEY = "documentation"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes",
+INSTALLED_APPS = ["django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes",
                   "django.contrib.sessions", "django_async_upload", "documents"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 MEDIA_ROOT = Path(__file__).parent / "media"
@@ -348,9 +520,10 @@ class Reader:
 
     def follow(self, block: Block) -> str:
         word, _, argument = block.comment.partition(": ")
-        if block.language == "python":
+        if block.language in ("python", "html"):
             assert word in ("file", "append")
             path = self.folder / argument
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.code if word == "file" else path.read_text() + block.code)
         elif block.language == "console" and word == "background":
             self._serve(self._commands(block))
@@ -420,3 +593,38 @@ def test_the_tutorial_leads_to_a_document(reader: Reader) -> None:
         reader.folder / "manage.py"
     ).read_bytes()
     assert not (media / stored_as[1]).exists(), "the file was handed over, not copied"
+
+    # The form, as the widget's script fills it in.
+    url = f"http://127.0.0.1:{reader.port}"
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+
+    def ask(path: str, **form: str) -> str:
+        encoded = urllib.parse.urlencode(form).encode() if form else None
+        with browser.open(url + path, encoded, timeout=30) as answer:
+            return str(answer.read().decode())
+
+    def csrf(page: str) -> dict[str, str]:
+        return {"csrfmiddlewaretoken": found(r'csrfmiddlewaretoken" value="(\w+)"', page)}
+
+    person = {"username": "demo", "password": "correct-horse"}
+    page = ask("/admin/login/?next=/", **csrf(ask("/")), **person)
+    assert "customElements.define" in ask(found(r'<script src="(.+?)" type="module"', page))
+
+    async def upload() -> str:
+        socket = f"ws://127.0.0.1:{reader.port}" + found(r'<async-upload.*? url="(.+?)"', page)
+        metadata = {"field": found(r' field="(.+?)"', page)}
+        async with UploadClient(socket, ticket=reader.env["ASYNC_UPLOAD_TICKET"]) as client:
+            result = await client.upload(reader.folder / "mysite/urls.py", metadata=metadata)
+            return str(result.receipt)
+
+    receipt = {"async_upload.attachment": asyncio.run(upload())}
+    assert "<li>addresses: " in ask("/", **csrf(page), **receipt, name="addresses")
+    assert (media / "documents/urls.py").read_bytes() == (
+        reader.folder / "mysite/urls.py"
+    ).read_bytes()
+
+
+def found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match[1]

@@ -41,7 +41,7 @@ class Demo:
             self.process = subprocess.Popen(
                 self.command(), cwd=folder, env=self.env, stdout=log, stderr=log
             )
-        wait_for(self._answers, seconds=40, what="the example site")
+        wait_for(self._answers, seconds=90, what="the example site")
 
     def command(self) -> list[str]:
         return [sys.executable, "manage.py", "demo", "--port", str(self.port)]
@@ -55,7 +55,7 @@ class Demo:
     def get(self, path: str, form: dict[str, str] | None = None) -> str:
         url = f"http://127.0.0.1:{self.port}{path}"
         data = None if form is None else urllib.parse.urlencode(form).encode()
-        with self.opener.open(url, data, timeout=15) as answer:
+        with self.opener.open(url, data, timeout=60) as answer:
             return str(answer.read().decode())
 
     def sign_in(self) -> str:
@@ -71,7 +71,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo") / "example_project"
     # What the site made where somebody has tried it is left out.
     shutil.copytree(
-        ROOT / "example_project", folder, ignore=shutil.ignore_patterns("db.sqlite3*", "media*")
+        ROOT / "example_project",
+        folder,
+        ignore=shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles"),
     )
     demo = Demo(folder)
     try:
@@ -96,11 +98,12 @@ def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
     assert stored_as is not None, done.stdout
     assert (demo.folder / "media" / stored_as[1]).read_bytes() == content
 
-    assert "Nothing has been uploaded" not in demo.sign_in()
+    demo.sign_in()
     digest = hashlib.sha256(content).hexdigest()
     page = wait_for(lambda: _page_with(demo, digest), what="the work of the receiver")
     assert "completed" in page
-    assert "2000 lines" in page
+    assert "Lines: 2000" in page
+    assert "README.md" in demo.get("/gallery/")
 
     link = re.search(r'href="(/uploads/[^"]+)"', page)
     assert link is not None
@@ -112,7 +115,7 @@ def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
 
 
 def _page_with(demo: Demo, text: str) -> str | None:
-    page = demo.get("/")
+    page = demo.get("/live/")
     return page if text in page else None
 
 
@@ -121,8 +124,61 @@ def test_its_pages_ask_nobody_else_and_want_a_login(demo: Demo) -> None:
         urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
     )
     assert 'name="password"' in demo.get("/"), "nobody is signed in"
-    for page in (demo.get("/login/"), demo.sign_in()):
+    paths = ("/documents/", "/documents/new/", "/live/", "/gallery/", "/admin/")
+    for page in (demo.get("/login/"), demo.sign_in(), *map(demo.get, paths)):
         assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', page)
+        assert not re.search(r"<style|<script(?![^>]* src=)|\son\w+=|\sstyle=", page)
+    for path in ("/login/", "/gallery/", "/admin/"):
+        with demo.opener.open(f"http://127.0.0.1:{demo.port}{path}") as answer:
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            assert "unsafe" not in answer.headers["Content-Security-Policy"]
+
+
+def test_what_a_page_asks_for_is_there_and_kept_for_ever(demo: Demo) -> None:
+    found = re.findall(r'(?:src|href)="(/static/[^"]+)"', demo.sign_in())
+    assert {re.sub(r".*/|\.[0-9a-f]{12}", "", each) for each in found} >= {
+        "icon.svg",
+        "site.css",
+        "widget.css",
+        "widget.js",
+    }
+    for each in found:
+        with demo.opener.open(f"http://127.0.0.1:{demo.port}{each}") as answer:
+            assert "immutable" in answer.headers["Cache-Control"]
+
+
+def test_a_document_gives_its_file_back_as_a_download_and_not_to_strangers(demo: Demo) -> None:
+    demo.sign_in()
+    token = re.search(r'csrfmiddlewaretoken" value="(\w+)"', demo.get("/documents/new/"))
+    assert token is not None
+    boundary = "a-boundary"
+    parts = {
+        'name="csrfmiddlewaretoken"': token[1],
+        'name="title"': "Survey",
+        'name="file"; filename="notes.txt"\r\nContent-Type: text/plain': "<b>notes</b>",
+    }
+    body = "".join(
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n"
+        for head, content in parts.items()
+    )
+    site = f"http://127.0.0.1:{demo.port}"
+    form = urllib.request.Request(
+        f"{site}/documents/new/",
+        f"{body}--{boundary}--\r\n".encode(),
+        {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
+    with demo.opener.open(form) as answer:
+        page = answer.read().decode()
+    assert "“Survey” was saved." in page
+
+    link = re.search(r'href="(/media/documents/[^"]+)"', page)
+    assert link is not None
+    with demo.opener.open(site + link[1]) as answer:
+        assert answer.read() == b"<b>notes</b>"
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="notes.txt"'
+        assert answer.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+    with urllib.request.urlopen(site + link[1]) as answer:
+        assert 'name="password"' in answer.read().decode(), "nobody is signed in"
 
 
 def test_a_port_that_is_taken_is_said(demo: Demo) -> None:

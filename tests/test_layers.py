@@ -19,11 +19,16 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [("protocol",)],
     [("conf",), ("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",)],
-    [("models", "binding", "migrations"), ("owners",)],
+    [("models", "uploaded", "migrations"), ("owners",)],
     [("leases",)],
-    [("service", "active", "completion", "small", "outbox"), ("cleanup",)],
-    [("consumers", "connection", "streams")],
-    [("routing",), ("checks",), ("doctor", "probe")],
+    [("service", "active", "completion", "small", "outbox"), ("cleanup",), ("receipts",)],
+    [
+        ("consumers", "connection", "streams"),
+        ("responses",),
+        ("middleware",),
+        ("widgets", "forms", "templatetags"),
+    ],
+    [("routing",), ("checks",), ("doctor", "probe"), ("admin",), ("rest",)],
     [("apps",), ("management",)],
     [("testing",)],
 ]
@@ -119,7 +124,8 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
-    shells = {"connection", "routing", "testing", "owners"}  # owners: a type of a request
+    shells = {"connection", "middleware", "responses", "admin", "routing", "testing"}
+    shells |= {"owners"}  # a type of a request
     if module.partition(".")[0] not in shells:
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known

@@ -94,7 +94,7 @@ async def test_a_receiver_that_raises_has_had_its_event(
 async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_them(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = timedelta(seconds=0.3)
+    claim = timedelta(seconds=1)
     monkeypatch.setattr(outbox, "CLAIM", claim)
     go_on = asyncio.Event()
     running = 0
@@ -114,7 +114,7 @@ async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_
         for event in events:
             uploads.outbox.deliver(event)
         for _ in range(8):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
             assert not await CompletionEvent.objects.due(timezone.now()).acount()
         assert most == running == AT_ONCE
         go_on.set()

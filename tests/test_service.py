@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -205,7 +204,7 @@ async def test_what_was_written_is_published(
         crc(data),
     )
     assert kept.part == ""
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
 
 
 async def test_a_digest_is_checked_beside_the_crc(
@@ -266,7 +265,7 @@ async def assert_failed(
 ) -> None:
     kept = await row(upload.session.pk)
     assert (kept.state, kept.error) == (State.FAILED, code)
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
     (failed,) = heard.named("failed")
     assert failed["error"].code == code
     assert failed["session"].pk == kept.pk
@@ -280,7 +279,7 @@ async def test_a_size_that_is_not_the_one_received_or_declared_interrupts(
         feed(upload, b"data")
         upload.finish(m.Finish(size, crc(b"data")))
         with pytest.raises(SizeMismatch):
-            await uploads.complete(upload, await upload.write(), host)  # type: ignore[arg-type]
+            await uploads.complete(upload, await upload.write(), host)
     assert (await row(upload.session.pk)).state == State.CREATED
 
 
@@ -350,19 +349,19 @@ async def test_a_damaged_chunk_rewinds_and_voids_what_follows_and_the_finish(
             upload.append(frame[:-1] + bytes([frame[-1] ^ 1]) if number == 3 else frame)
         upload.finish(finish(data))
         writing = asyncio.create_task(upload.write())
-        while not upload.listener.rewinds:  # type: ignore[attr-defined]
+        while not upload.listener.rewinds:
             await asyncio.sleep(0.001)
-        assert upload.listener.rewinds == [(3000, "corrupt_chunk")]  # type: ignore[attr-defined]
+        assert upload.listener.rewinds == [(3000, "corrupt_chunk")]
         assert not writing.done()
         feed(upload, data, 3000)
         upload.finish(finish(data))
-        session = await uploads.complete(upload, await writing, host)  # type: ignore[arg-type]
+        session = await uploads.complete(upload, await writing, host)
     assert session.crc32c == crc(data)
 
 
 async def test_too_much_damage_fails_the_upload(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        upload.listener.most_rewinds = 0  # type: ignore[attr-defined]
+        upload.listener.most_rewinds = 0
         upload.append(frames(b"data")[0][:-1] + b"?")
         with pytest.raises(CorruptChunks):
             await upload.write()
@@ -396,17 +395,17 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
             await asyncio.sleep(0.005)
         first = upload.checkpoint.part
         feed(upload, data[: 200 * KIB], 50 * KIB)
-        while not upload.listener.rewinds:  # type: ignore[attr-defined]
+        while not upload.listener.rewinds:
             await asyncio.sleep(0.005)
-        assert upload.listener.rewinds == [(50 * KIB, "storage_error")]  # type: ignore[attr-defined]
+        assert upload.listener.rewinds == [(50 * KIB, "storage_error")]
         assert upload.limit - upload.received <= upload.account.promised
         feed(upload, data, 50 * KIB)
         upload.finish(finish(data))
-        session = await uploads.complete(upload, await writing, host)  # type: ignore[arg-type]
+        session = await uploads.complete(upload, await writing, host)
     assert (media / session.stored_as).read_bytes() == data
     assert upload.writer is not None
     assert upload.writer.part != first
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
 
 
 async def test_a_disk_that_fails_again_and_again_interrupts(
@@ -457,22 +456,22 @@ async def test_a_full_disk_interrupts_and_keeps_what_came(
     assert (kept.state, kept.durable, kept.crc32c) == (State.INTERRUPTED, 1000, crc(data[:1000]))
 
 
+@pytest.mark.parametrize(("size", "seconds"), [(5 * MIB, 1000.0), (1, 0.05)])
 async def test_checkpoints_come_by_bytes_and_by_time(
-    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    uploads: UploadService,
+    owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    seconds: float,
 ) -> None:
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", seconds)
     data = os.urandom(6 * MIB)
     async with begun(uploads, owner, data) as upload:
         writing = asyncio.create_task(upload.write())
-        feed(upload, data[: 5 * MIB])
-        begun_at = time.monotonic()
-        while upload.durable < 5 * MIB:
+        feed(upload, data[:size])
+        while upload.durable < size:
             await asyncio.sleep(0.005)
-        assert time.monotonic() - begun_at < 0.9  # by bytes: before the second was over
-        assert (await row(upload.session.pk)).durable == 5 * MIB
-        feed(upload, data[: 5 * MIB + 1], 5 * MIB)
-        while upload.durable <= 5 * MIB:
-            await asyncio.sleep(0.02)
-        assert time.monotonic() - begun_at < 5  # by time
+        assert (await row(upload.session.pk)).durable == size
         upload.release()
         await writing
         await upload.interrupt()
@@ -513,6 +512,7 @@ async def test_after_a_crash_what_was_written_is_proved_again(
     uploads: UploadService, owner: Owner, host: Host, media: Path
 ) -> None:
     data = os.urandom(200 * KIB)
+    uploads.store.durability = "fsync"
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
@@ -522,6 +522,7 @@ async def test_after_a_crash_what_was_written_is_proved_again(
         writing.cancel()  # nothing is saved
         await asyncio.wait({writing})
     again = await crash(uploads)
+    again.store.durability = "fsync"
     async with attached(again, owner, upload.session.pk) as resumed:
         assert (resumed.durable, resumed.received) == (0, 100 * KIB)
         session = await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
@@ -544,9 +545,7 @@ async def test_the_newest_wins_while_the_older_one_writes(
         giving_way = asyncio.create_task(give_way())
         feed(older, data[: 3 * MIB], chunk=64 * KIB)
         await asyncio.sleep(0.002)  # in the middle of a write
-        begun_at = time.monotonic()
         async with attached(uploads, owner, older.session.pk) as newer:
-            assert time.monotonic() - begun_at < 1.0
             await giving_way
             assert newer.session.epoch == older.session.epoch + 1
             older.append(frames(b"x")[0])  # nobody writes it any more
@@ -575,7 +574,7 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
         feed(older, data[: 50 * KIB])
         older.release()
         await older.write()  # and then nothing: neither interrupted nor closed
-        await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)  # type: ignore[union-attr]
+        await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)
         async with attached(uploads, owner, older.session.pk) as newer:
             assert newer.received == 50 * KIB
             done = await write(newer, data, 50 * KIB)
@@ -702,7 +701,7 @@ async def test_a_cancel_throws_the_bytes_away(
     pk = await interrupted(uploads, owner, b"data", 3)
     ended = await uploads.cancel(Claim(pk, owner, "default"))
     assert ended.state == State.CANCELLED
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
     again = await uploads.cancel(Claim(pk, owner, "default"))
     assert again.state == State.CANCELLED
     assert len(heard.named("cancelled")) == 1
@@ -720,7 +719,7 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
         with pytest.raises(UploadOver):
             await writing
     # The row did not know the part's name yet.
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
 
 
 async def test_a_cancel_outruns_what_is_queued(uploads: UploadService, owner: Owner) -> None:
@@ -798,7 +797,7 @@ async def die_at(
     real_link, real_go_on = publication.link, Publisher.go_on
 
     async def complete_and_die(self: Publisher) -> Any:
-        self._forget_part = lambda: None  # type: ignore[method-assign]
+        self._forget_part = lambda: None
         await real_go_on(self)
         raise Died
 
@@ -857,11 +856,13 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     await CompletionEvent.objects.filter(delivered_at=None).aupdate(claimed_until=None)
     await again.outbox.join()
     await again.outbox.deliver_due()
+    while not heard.named("completed"):  # the watch may have claimed it first
+        await asyncio.sleep(0.01)
     assert {each["event_id"] for each in heard.named("completed")} == {
         (await CompletionEvent.objects.aget()).pk
     }
     if not committed:
-        assert not os.listdir(again.store.root)  # type: ignore[attr-defined]
+        assert not os.listdir(again.store.root)
 
 
 async def test_a_part_that_is_gone_in_the_middle_of_its_publication_is_lost(
@@ -895,7 +896,7 @@ async def test_a_part_that_is_not_whole_is_never_published(
     if boot == "another":
         await UploadSession.objects.aupdate(boot_id="another")
     again = await crash(uploads)
-    os.truncate(os.path.join(again.store.root, session.part), 2)  # type: ignore[attr-defined]
+    os.truncate(os.path.join(again.store.root, session.part), 2)
     with pytest.raises(DataLost):
         await again.result(await row(session.pk), lambda progress: None)
     assert (await row(session.pk)).state == State.FAILED
@@ -935,7 +936,7 @@ async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(
     assert (media / session.stored_as).read_bytes() == data
     assert [report.phase for report in reports] == ["finalizing"] * len(reports)
     assert reports[-1].done == reports[-1].total == len(data)
-    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+    assert not os.listdir(uploads.store.root)
 
 
 # The service itself -------------------------------------------------------------------------------

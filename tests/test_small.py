@@ -13,12 +13,16 @@ import pytest
 
 from django_async_upload import connection as connection_module
 from django_async_upload import leases, signals
+from django_async_upload.completion import Publisher
 from django_async_upload.database import Database
+from django_async_upload.exceptions import StorageFailed
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
 from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.service import UploadService, get_service
+from django_async_upload.stores import disk
+from django_async_upload.stores.filesystem import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import crc, crc32c, new_key, settled
@@ -35,14 +39,18 @@ async def breathe(
     keys: Sequence[str] | None = None,
     damaged: int | None = None,
     lying: int | None = None,
+    first: int = 1,
 ) -> list[m.Message]:
-    """Send all files without waiting for an answer; the message that each stream ends with."""
-    for number, (name, data) in enumerate(files, start=1):
-        key = keys[number - 1] if keys else new_key()
+    """Send all files without waiting for an answer; the message that each stream ends with.
+
+    ``first`` is the number of the first stream.
+    """
+    for number, (name, data) in enumerate(files, start=first):
+        key = keys[number - first] if keys else new_key()
         frame = bytearray(build_data(number, 0, data, crc32c)) if data else b""
-        if damaged == number - 1:
+        if damaged == number - first:
             frame[-1] ^= 1
-        wrong = crc(b"something else") if lying == number - 1 else crc(data)
+        wrong = crc(b"something else") if lying == number - first else crc(data)
         await uploads.send(m.Create(key, name, len(data)), number)
         if frame:
             await uploads.send_frame(bytes(frame))
@@ -51,12 +59,12 @@ async def breathe(
     while len(ends) < len(files):
         number, message = await uploads.receive()
         if isinstance(message, m.Rewind):
-            data = files[number - 1][1]
+            data = files[number - first][1]
             await uploads.send_data(number, message.offset, data, restart=True)
             await uploads.send(m.Finish(len(data), crc(data)), number)
         elif isinstance(message, m.Completed | m.Error):
             ends[number] = message
-    return [ends[number + 1] for number in range(len(files))]
+    return [ends[number + first] for number in range(len(files))]
 
 
 async def emptied(folder: Path) -> None:
@@ -80,6 +88,20 @@ def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of those that went the ordinary way."""
+    names: list[str] = []
+    go_on = Publisher.go_on
+
+    async def noting(self: Publisher) -> CompletionEvent:
+        names.append(self.session.name)
+        return await go_on(self)
+
+    monkeypatch.setattr(Publisher, "go_on", noting)
+    return names
+
+
 async def test_many_files_share_few_transactions(
     connect: Connect,
     media: Path,
@@ -100,6 +122,75 @@ async def test_many_files_share_few_transactions(
     assert await UploadSession.objects.filter(state=State.COMPLETED).acount() == 100
     assert await CompletionEvent.objects.acount() == 100
     await emptied(staging)
+
+
+async def test_the_same_files_once_more_share_as_few(
+    connect: Connect,
+    media: Path,
+    transactions: list[int],
+    alone: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)
+    files = [(f"{n}.bin", os.urandom(100)) for n in range(100)]
+    async with connect() as uploads:
+        first = await breathe(uploads, files)
+        transactions.clear()
+        second = await breathe(uploads, files, first=101)
+    assert len(transactions) <= 20
+    assert alone == []
+    stored = [end.stored_as for end in first + second if isinstance(end, m.Completed)]
+    assert len(set(stored)) == 200
+    for (_name, data), name in zip(files * 2, stored, strict=True):
+        assert (media / name).read_bytes() == data
+
+
+async def test_one_whose_part_cannot_be_linked_leaves_the_others_together(
+    connect: Connect,
+    media: Path,
+    alone: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)
+    asked: list[str] = []
+    path = FileWriter.path
+
+    def failing(self: FileWriter) -> str:
+        asked.append(self.part)
+        if self.part == asked[0] and asked.count(self.part) == 2:
+            raise StorageFailed
+        return path(self)
+
+    monkeypatch.setattr(FileWriter, "path", failing)
+    files = [(f"{n}.bin", os.urandom(100)) for n in range(50)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files)
+    assert len(alone) == 1
+    for (_name, data), end in zip(files, ends, strict=True):
+        assert isinstance(end, m.Completed)
+        assert (media / end.stored_as).read_bytes() == data
+
+
+async def test_what_many_files_have_in_common_is_synced_once(
+    connect: Connect, media: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "fsync"}
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)
+    synced: list[str] = []
+    sync_directory = disk.sync_directory
+    files = [(f"{n}.bin", os.urandom(100)) for n in range(100)]
+
+    def counting(path: str) -> None:
+        synced.append(os.fspath(path))
+        sync_directory(path)
+
+    monkeypatch.setattr(disk, "sync_directory", counting)
+    async with connect() as uploads:
+        assert get_service().store.durability == "fsync"
+        ends = await breathe(uploads, files)
+    assert all(isinstance(end, m.Completed) for end in ends)
+    assert str(media) in synced
+    assert len(synced) < 100
 
 
 async def test_files_that_want_one_name_all_survive(connect: Connect, media: Path) -> None:

@@ -15,6 +15,7 @@ from django_async_upload.exceptions import Busy, DataLost, FileTooLarge, UploadE
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
+from django_async_upload.receipts import receipt_of
 from django_async_upload.service import UploadService
 from django_async_upload.streams import ended_message, error_message, status_message
 from django_async_upload.testing.communicator import UploadCommunicator
@@ -34,7 +35,7 @@ def session(**fields: Any) -> UploadSession:
 def test_a_published_upload_ends_in_its_result(state: State) -> None:
     done = session(state=state, digests={"sha-256": "00"})
     assert ended_message(done) == m.Completed(
-        str(done.pk), "a.bin", 4, "00000abc", "x/a.bin", {"sha-256": "00"}
+        str(done.pk), "a.bin", 4, "00000abc", "x/a.bin", {"sha-256": "00"}, receipt_of(done)
     )
 
 
@@ -170,7 +171,7 @@ async def test_an_attached_stream_may_be_left_before_its_proof(
 async def test_idle_credit_is_called_back_for_another_stream(
     connect: Connect, uploads: UploadService
 ) -> None:
-    uploads.budget.total = 40 * KIB
+    uploads.budget.total = 64 * KIB
     data = bytes(200 * KIB)
     async with connect() as client:
         await client.send(m.Create(new_key(), "a.bin", len(data)), 1)
@@ -181,16 +182,17 @@ async def test_idle_credit_is_called_back_for_another_stream(
             sent = limit
             while limit == sent:
                 limit = (await client.wait_for(m.Ack, 1)).limit
+        for stream in (2, 3):  # the rest of the budget
+            await client.send(m.Create(new_key(), f"{stream}.bin", 4), stream)
+            await client.wait_for(m.Created, stream)
         await asyncio.sleep(2.1)  # idle, with more than the floor
-        await client.send(m.Create(new_key(), "b.bin", 4), 2)
-        with pytest.raises(Busy):
-            await client.wait_for(m.Created, 2)
-        await client.send(m.Create(new_key(), "c.bin", 4), 3)
-        with pytest.raises(Busy):
-            await client.wait_for(m.Created, 3)
+        for stream in (4, 5):
+            await client.send(m.Create(new_key(), f"{stream}.bin", 4), stream)
+            with pytest.raises(Busy):
+                await client.wait_for(m.Created, stream)
         await client.send(m.Paused(sent), 1)
         assert (await client.wait_for(m.Ack, 1)).limit <= sent + 16 * KIB
-        await client.send(m.Create(new_key(), "d.bin", 4), 4)
-        await client.send_data(4, 0, b"data")
-        await client.send(m.Finish(4, crc(b"data")), 4)
-        await client.wait_for(m.Completed, 4)
+        await client.send(m.Create(new_key(), "6.bin", 4), 6)
+        await client.send_data(6, 0, b"data")
+        await client.send(m.Finish(4, crc(b"data")), 6)
+        await client.wait_for(m.Completed, 6)

@@ -277,6 +277,13 @@ def breaks(store_class: type[Store], name: str) -> bool:
     return False
 
 
+@with_writer
+class SettlesTooEarly(MemoryWriter):
+    """Says that bytes are settled which a restart does not find."""
+
+    settled = property(lambda self: self.received + 1)
+
+
 EXPECTED = {
     WritesDamage: "a_damaged_frame_ends_the_batch",
     WritesBehindDamage: "a_damaged_frame_ends_the_batch",
@@ -287,6 +294,7 @@ EXPECTED = {
     PromisesTooMuch: "a_checkpoint_tells_the_truth",
     SyncsHalfOfAMove: "sync_may_run_beside_append",
     NeverSyncs: "a_checkpoint_moves",
+    SettlesTooEarly: "what_is_settled_needs_no_checkpoint",
     ForgetsTheBoot: "a_checkpoint_tells_the_truth",
     TruncatesForward: "truncate_does_not_go_forward",
     RewritesInPlace: "rewrite_goes_on_in_a_new_part",
