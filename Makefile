@@ -7,10 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check bench matrix clean help
+.PHONY: demo test check docs-js messages bench bench-browser matrix clean help
 
 help:  ## This list.
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 $(BIN)/uv:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer."; exit 1; }
@@ -36,23 +36,43 @@ $(VENV)/.matrix: $(BIN)/uv pyproject.toml
 	@$(INSTALL) . --group matrix
 	@touch $@
 
+$(VENV)/.js: tests/js/package.json | $(BIN)/uv
+	@command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0] < 20))' \
+		|| { echo "Node 20 or newer with npm is missing: on Debian, apt-get install nodejs npm."; exit 1; }
+	@cd tests/js && npm install --silent --no-package-lock --no-audit --no-fund
+	@touch $@
+
 demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose).
 	@$(BIN)/python example_project/manage.py demo --port $(PORT)
 
 test: check  ## Lint, types, and every test.
-	$(BIN)/python -m pytest -n auto -m "not e2e"
+	node --test tests/js/*.test.js
+	$(BIN)/python -m pytest -n auto -m "not e2e and not browser"
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m e2e
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m browser
 
-check: $(VENV)/.test  ## Lint and types only.
+check: $(VENV)/.test $(VENV)/.js  ## Lint and types only.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	tests/js/node_modules/.bin/tsc --project tests/js
+
+docs-js: $(VENV)/.test  ## Write docs/reference/javascript.md from the JSDoc.
+	$(BIN)/python -m tests.javascript_reference
+
+messages: $(VENV)/.test  ## Gather the texts to translate, and compile the translations (needs GNU gettext).
+	cd src/django_async_upload && ../../$(BIN)/django-admin makemessages --all --no-location --no-wrap --no-obsolete
+	sed -i '/^"POT-Creation-Date/d' src/django_async_upload/locale/*/LC_MESSAGES/django.po
+	cd src/django_async_upload && ../../$(BIN)/django-admin compilemessages
 
 bench: $(VENV)/.bench  ## Measure against other ways to upload; half an hour.
 	$(BIN)/python -m tests.bench
+
+bench-browser: $(VENV)/.bench  ## The same for the browser client, in Chromium; two minutes.
+	$(BIN)/python -m tests.bench.browser
 
 matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox
 
 clean:  ## Remove what these commands made, but for uploaded files.
-	rm -rf $(VENV) .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis
