@@ -28,6 +28,7 @@ from .rows import Row
 from .servers import CHECKPOINT, Server, Site, install_tus_node, tus_node
 
 DURABILITY = "os"
+KIB = 1024
 TUS_CLIENT = "tus-js-client@4.3.1"
 
 
@@ -38,6 +39,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, default=256, help="of the file, MiB")
     parser.add_argument("--large", type=int, default=4096, help="of the sparse file, MiB; 0: none")
+    parser.add_argument("--files", type=int, default=10_000, help="of 1 KiB at once; 0: none")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--directory", default="/var/tmp", help="where files are written")
     parser.add_argument("--chromium", default=Chromium.find(), help="the browser (%(default)s)")
@@ -73,6 +75,20 @@ class Contest:
         _check(server.files, source)
         return float(done["size"] / done["seconds"])
 
+    def many(self, count: int) -> float:
+        """Seconds of the main thread's longest task while ``count`` files are uploaded at once; 0: none above 50 ms."""
+        _contestant, server, options = self.contestants["this"]
+        options = options | {"files": count, "size": KIB}
+        with self._browser.open(self._page) as page:
+            done = page.evaluate(f"measure('many', {json.dumps(options)})")
+        landed = [path.stat().st_size for path in server.files.rglob("*") if path.is_file()]
+        if landed != [KIB] * count:
+            raise RuntimeError(f"{len(landed)} files of {sum(landed)} bytes are not what was sent")
+        _clear(server.files)
+        return float(
+            done["task"] / 1000
+        )  # a timer waits for other tasks, too, of which there are thousands
+
     def memory(self, source: Path) -> float:
         """Bytes that the browser takes at its highest while this client uploads; the page, its
         Worker and what Chromium holds for them elsewhere."""
@@ -101,6 +117,10 @@ def _check(directory: Path, source: Path) -> None:
     same = len(landed) == 1 and landed[0].stat().st_size == size
     if not same or not filecmp.cmp(landed[0], source, shallow=False):
         raise RuntimeError(f"not what was sent: {[(str(p), p.stat().st_size) for p in landed]}")
+    _clear(directory)
+
+
+def _clear(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             path.unlink()
@@ -139,6 +159,10 @@ def compare(contest: Contest, options: argparse.Namespace, directory: Path) -> l
     rows.append(
         Row("longest task / 50 ms", "uvicorn", DURABILITY, 1, "ms", tasks, allowed, at_most=True)
     )
+    if options.files:
+        title = f"longest task, {options.files:,} files of 1 KiB / 50 ms"
+        many = compete({"many": lambda: contest.many(options.files)}, 1, title)["many"]
+        rows.append(Row(title, "uvicorn", DURABILITY, 1, "ms", many, allowed, at_most=True))
     if options.large:
         small = sparse_source(directory, "sparse-small.bin", options.size * MIB).path
         large = sparse_source(directory, "sparse-large.bin", options.large * MIB).path

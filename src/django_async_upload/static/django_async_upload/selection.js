@@ -1,6 +1,7 @@
 /** The files chosen for one input: their uploads, the receipts of those that are done, and what earlier pages left unfinished. */
 import { Item } from "./item.js";
 import { adopt, leave, offers, uploaderOf } from "./page-uploads.js";
+import { inSlices } from "./slices.js";
 
 /** @typedef {import( "./index.js").Upload} Upload */
 /** @typedef {import( "./files.js").Picked} Picked */
@@ -92,19 +93,29 @@ export class Selection {
 
   /** Take files away; those under way are cancelled. @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said */
   clear(gone = ({ state }) => state !== "unfinished") {
-    const removed = this.items.filter(gone);
-    this.items = this.items.filter((item) => !gone(item));
-    for (const { upload, receipt, unfinished } of removed) {
-      receipt?.remove();
-      if (!upload) {
-        void unfinished?.discard();
+    /** @type {Item[]} */
+    const removed = [];
+    const kept = [];
+    for (const item of this.items) {
+      if (!gone(item)) {
+        kept.push(item);
         continue;
       }
+      removed.push(item);
+      item.receipt?.remove(); // now: the form may be sent at any time
+      if (item.upload) this.#byUpload.delete(item.upload);
+    }
+    this.items = kept;
+    // Those under way come last, or each would give its turn to one that is about to go.
+    void inSlices(removed.reverse(), ({ upload, unfinished }) => {
+      if (!upload) {
+        void unfinished?.discard();
+        return;
+      }
       this.#listen(upload, false);
-      this.#byUpload.delete(upload);
       this.moved.delete(upload);
       if (upload.state !== "completed" && upload.state !== "cancelled") upload.cancel();
-    }
+    });
   }
 
   /** Let the uploads go on without an element; it may come back for them. */

@@ -12,6 +12,7 @@ import { signedIn, uploaderOf } from "./page-uploads.js";
 import { Previews } from "./previews.js";
 import { refusal } from "./reasons.js";
 import { Selection } from "./selection.js";
+import { inSlices } from "./slices.js";
 import { fill, textsFrom } from "./texts.js";
 
 /** @typedef {import( "./form-guard.js").Field} Field */
@@ -20,7 +21,6 @@ import { fill, textsFrom } from "./texts.js";
 /** @typedef {import( "./index.js").Upload} Upload */
 
 const PAUSE = 250; // ms between two looks at how things stand
-const SLICE = 16; // ms of work at a time
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
 const NO_WEBSOCKET = { code: "unreachable", message: "This browser has no WebSocket" };
 
@@ -45,10 +45,12 @@ export function satisfy(input, satisfied) {
 
 /** @implements {Field} */
 export class UploadField {
-  /** Folders that are being walked. */
-  #walking = 0;
+  /** Folders that are being walked, and work on many files that is done in slices. */
+  #working = 0;
   /** No WebSocket gets through: the input is a plain one. */
   #plain = false;
+  /** What was asked of all files last. @type {import( "./file-list.js").Bulk | ""} */
+  #bulk = "";
   #left = false;
   #timer = 0;
   #looked = 0;
@@ -117,7 +119,7 @@ export class UploadField {
   }
 
   get busy() {
-    return this.#walking > 0 || this.selection.busy;
+    return this.#working > 0 || this.selection.busy;
   }
 
   get atStake() {
@@ -198,7 +200,7 @@ export class UploadField {
     this.#form = this.form;
     this.settle();
     this.zone.update(this.#limits);
-    satisfy(this.input, this.#walking > 0 || this.selection.filled);
+    satisfy(this.input, this.#working > 0 || this.selection.filled);
   }
 
   get #many() {
@@ -215,7 +217,7 @@ export class UploadField {
 
   /** @param {Picked[] | Promise<Picked[]>} picked */
   async #take(picked) {
-    this.#walking += 1;
+    this.#working += 1;
     this.#tellPerson("");
     this.#change();
     try {
@@ -225,7 +227,7 @@ export class UploadField {
     } catch {
       this.#tellPerson(this.texts.errorFolder);
     } finally {
-      this.#walking -= 1;
+      this.#working -= 1;
       this.#change(true);
     }
   }
@@ -236,21 +238,19 @@ export class UploadField {
    */
   async #takeAll(all) {
     const limits = this.#limits;
-    let begin = performance.now();
-    for (const picked of all) {
-      if (performance.now() - begin > SLICE) {
-        this.#change();
-        await new Promise((resolve) => setTimeout(resolve));
-        begin = performance.now();
-      }
-      if (this.#left) return;
+    /** @param {Picked} picked */
+    const take = (picked) => {
+      if (this.#left) return false;
       const { name, size } = picked.file;
       const why = refusal(picked.file, limits, this.texts, this.formats, matches);
       // In a field for one file the new one takes the place of the old one, if it is any better.
       if (!this.#many) this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
       if (why) this.#refuse(name, size, why);
       else this.selection.upload(picked);
-    }
+      return true;
+    };
+    await inSlices(all, take, () => this.#change());
+    if (this.#left) return;
     const { saidAdded, saidAddedCount } = this.texts;
     const count = this.formats.count(all.length);
     if (all.length === 1) this.announcer.say(fill(saidAdded, { name: all[0].file.name }));
@@ -291,18 +291,29 @@ export class UploadField {
     this.announcer.say(fill(this.texts.saidRemoved, { name: item.name }));
   }
 
-  /** @param {import( "./file-list.js").Bulk} action */
+  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./file-list.js").Bulk} action */
   #actOnAll(action) {
-    for (const { upload, busy, state, retryable } of this.selection.items) {
-      if (action === "pauseAll" && busy) upload?.pause();
-      if (action === "resumeAll" && state === "paused") upload?.resume();
-      if (action === "retryFailed" && retryable) upload?.retry();
-    }
+    this.#bulk = action;
     if (action === "removeAll" || action === "removeFailed") {
       this.selection.clear(action === "removeFailed" ? ({ broken }) => broken : undefined);
       this.#tellPerson("");
       this.input.focus();
+    } else {
+      void this.#tellAll(action);
     }
+    this.#change(true);
+  }
+
+  /** @param {import( "./file-list.js").Bulk} action */
+  async #tellAll(action) {
+    this.#working += 1;
+    await inSlices([...this.selection.items], ({ upload, busy, state, retryable }) => {
+      if (action === "pauseAll" && busy) upload?.pause();
+      if (action === "resumeAll" && state === "paused") upload?.resume();
+      if (action === "retryFailed" && retryable) upload?.retry();
+      return this.#bulk === action;
+    });
+    this.#working -= 1;
     this.#change(true);
   }
 
@@ -388,7 +399,7 @@ export class UploadField {
   #look() {
     this.#timer = 0;
     this.#looked = performance.now();
-    satisfy(this.input, this.#walking > 0 || this.selection.filled);
+    satisfy(this.input, this.#working > 0 || this.selection.filled);
     changed(this);
     // A form is sent from a tab that nobody looks at, too; only painting waits.
     cancelAnimationFrame(this.#frame);
@@ -399,7 +410,7 @@ export class UploadField {
     if (this.#left) return;
     const { items, moved } = this.selection;
     const total = this.list.update(items);
-    for (const upload of moved) this.#tellPage("progress", { upload, progress: upload.progress });
+    void inSlices([...moved], (upload) => this.#tellPage("progress", { upload, progress: upload.progress }));
     moved.clear();
     if (total.broken) this.input.setAttribute("aria-invalid", "true");
     else this.input.removeAttribute("aria-invalid");

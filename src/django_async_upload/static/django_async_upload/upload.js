@@ -99,7 +99,8 @@ export class Upload extends EventTarget {
   #isFromBefore = false;
   /** It was not that file: others are not guessed either. */
   #wasWrong = false;
-  #key = newKey();
+  /** Made when somebody asks, as the outcome is. */
+  #key = "";
   /** The server may know the key. */
   #isKnown = false;
   /** @type {string | undefined} */
@@ -121,7 +122,8 @@ export class Upload extends EventTarget {
   #gainedAt = 0;
   /** @type {number | null} */
   #timer = null;
-  #result = deferred();
+  /** @type {ReturnType<typeof deferred> | null} */
+  #deferred = null;
 
   /**
    * @param {Host} host
@@ -148,7 +150,7 @@ export class Upload extends EventTarget {
 
   /** Random, 32 hex digits; the same after a reload. @returns {string} */
   get key() {
-    return this.#key;
+    return (this.#key ||= newKey());
   }
 
   /** The server's id; undefined until it has answered. @returns {string | undefined} */
@@ -198,7 +200,12 @@ export class Upload extends EventTarget {
    * @returns {Promise<Result>}
    */
   get result() {
-    return this.#result.promise;
+    return this.#outcome.promise;
+  }
+
+  /** Made when somebody asks, or it is over: thousands of files may be added in one task. */
+  get #outcome() {
+    return (this.#deferred ??= deferred());
   }
 
   /** Stop until {@link resume}. What was sent to the last byte cannot be paused. @returns {void} */
@@ -251,7 +258,7 @@ export class Upload extends EventTarget {
       this.#file = null; // what is behind the handle may have changed
       this.#closeSource();
     }
-    this.#result = deferred();
+    this.#deferred = null;
     this.#backoff.reset();
     this.#gainedAt = this.#host.environment.now();
     this.#queue();
@@ -374,7 +381,7 @@ export class Upload extends EventTarget {
     const kept = this.#memo.record;
     const { metadata = {}, digest } = kept ?? this.#options;
     return {
-      key: this.#key,
+      key: this.key,
       name: this.name,
       size: this.size,
       content_type: kept ? kept.type : this.type.slice(0, 255),
@@ -408,7 +415,7 @@ export class Upload extends EventTarget {
     const { key } = this;
     /** @type {(run: () => void) => void} */
     const ours = (run) => {
-      if (this.#key === key && !OVER.has(this.#state)) {
+      if (this.key === key && !OVER.has(this.#state)) {
         run();
       }
     };
@@ -495,11 +502,11 @@ export class Upload extends EventTarget {
     this.#gained(this.#host.environment.now());
     this.#finishing();
     this.#leave();
-    const key = this.#key;
+    const { key } = this;
     try {
       // Asked again, a server answers with the result at once: it has to be that of this very file.
       const crc = this.#source && size === this.size ? toHex(await this.#source.crcAt(size)) : "";
-      if (OVER.has(this.#state) || key !== this.#key) {
+      if (OVER.has(this.#state) || key !== this.key) {
         return;
       }
       if (crc !== crc32c) {
@@ -611,12 +618,12 @@ export class Upload extends EventTarget {
     this.#error = outcome instanceof UploadError ? outcome : null;
     this.#setState(state);
     if (outcome instanceof UploadError) {
-      this.#result.reject(outcome);
+      this.#outcome.reject(outcome);
       if (state === "failed") {
         this.#dispatch("error", { error: outcome });
       }
     } else {
-      this.#result.resolve(outcome);
+      this.#outcome.resolve(outcome);
       this.#dispatch("completed", { result: outcome });
     }
   }
@@ -685,7 +692,7 @@ export class Upload extends EventTarget {
   #beginAnew() {
     this.#memo.leave();
     this.#isGuess = this.#isFromBefore = false;
-    this.#key = newKey();
+    this.#key = "";
     this.#isKnown = false;
     this.#id = undefined;
     this.#meter.set(0);

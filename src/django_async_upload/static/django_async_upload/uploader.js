@@ -4,6 +4,7 @@ import { Lane } from "./lane.js";
 import { Line } from "./line.js";
 import { UploadError } from "./protocol/errors.js";
 import { Reader } from "./reader.js";
+import { inSlices } from "./slices.js";
 import { claim, claimed } from "./tabs.js";
 import { Upload } from "./upload.js";
 
@@ -100,7 +101,7 @@ export class Uploader extends EventTarget {
       opened: () => this.#opened(),
       slotFreed: () => this.#soon(),
       waits: (state, error) => this.#wait(state, error),
-      failed: (error) => [...this.#waiting()].forEach((upload) => upload.giveUp(error)),
+      failed: (error) => void inSlices([...this.#waiting()], (upload) => upload.giveUp(error)),
       changed: (state, detail) => this.#dispatch("connection", { state, ...detail }),
       warned: (code, message) => {
         console.warn(`django-async-upload: ${message}`);
@@ -180,10 +181,16 @@ export class Uploader extends EventTarget {
   }
 
   /** @param {Upload} upload */
-  async #enqueue(upload) {
-    if (upload.file === null && !(await upload.load())) {
-      return;
+  #enqueue(upload) {
+    if (upload.file === null) {
+      void upload.load().then((isWaiting) => isWaiting && this.#join(upload));
+    } else {
+      this.#join(upload);
     }
+  }
+
+  /** @param {Upload} upload */
+  #join(upload) {
     (upload.size > WINDOW ? this.#large : this.#small).enqueue(upload);
     if (this.#waits !== null) {
       upload.wait(this.#waits.state, this.#waits.error);
@@ -223,14 +230,26 @@ export class Uploader extends EventTarget {
     const { connection } = this.#line;
     if (connection !== null) {
       this.#abandonAll(connection);
-      for (const lane of this.#lanes) {
-        // A stream for each who has a turn; what is left for the small ones is at least one.
-        const most = connection.hello.max_streams - (lane === this.#large ? 1 : this.#large.turns);
-        for (let upload; lane.turns < most && (upload = lane.take()); ) {
-          this.#prepare(upload);
-        }
-      }
+      void inSlices(this.#turns(connection.hello.max_streams), (upload) => void this.#prepare(upload));
       this.#attach();
+    }
+  }
+
+  /**
+   * Those whose turn it is now.
+   *
+   * @param {number} streams that the server allows
+   */
+  *#turns(streams) {
+    for (const lane of this.#lanes) {
+      // A stream for each who has a turn; what is left for the small ones is at least one.
+      while (lane.turns < streams - (lane === this.#large ? 1 : this.#large.turns)) {
+        const upload = lane.take();
+        if (upload === null) {
+          break;
+        }
+        yield upload;
+      }
     }
   }
 
@@ -245,22 +264,18 @@ export class Uploader extends EventTarget {
   /** Give streams to those who are prepared, as far as there are any. */
   #attach() {
     const { connection } = this.#line;
-    if (connection !== null) {
-      for (const upload of this.#prepared) {
-        if (!upload.attach(connection)) {
-          return;
-        }
-        this.#prepared.delete(upload);
+    void inSlices(this.#prepared, (upload) => {
+      if (connection === null || connection !== this.#line.connection || !upload.attach(connection)) {
+        return false;
       }
-    }
+      return this.#prepared.delete(upload);
+    });
   }
 
   #opened() {
     this.#waits = null;
     this.#giveTurns();
-    for (const upload of this.#waiting()) {
-      upload.wait("queued", null);
-    }
+    this.#tellWaiting("queued", null);
   }
 
   /**
@@ -269,9 +284,19 @@ export class Uploader extends EventTarget {
    */
   #wait(state, error) {
     this.#waits = { state, error };
-    for (const upload of this.#waiting()) {
+    this.#tellWaiting(state, error);
+  }
+
+  /**
+   * @param {"offline" | "unauthenticated" | "queued"} state
+   * @param {UploadError | null} error
+   */
+  #tellWaiting(state, error) {
+    const waits = this.#waits;
+    void inSlices(this.#waiting(), (upload) => {
       upload.wait(state, error);
-    }
+      return this.#waits === waits;
+    });
   }
 
   *#waiting() {
