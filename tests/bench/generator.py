@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import requests
+from .threads import account, spent
 from .uploads import Connection, SmallFiles, Upload, build_frames, crc_of, map_file
 from .websocket import TEXT, WebSocket, message
 
@@ -179,6 +180,8 @@ def run(job: Job) -> Job:
 
     A virtual machine gives free memory back to its host within seconds, and whoever writes a file next pays
     for getting it again (seen: 2.8 s for a gigabyte, 0.3 s for the next one).
+
+    ``watch``: the processes of which ``threads`` of the outcome say what they did; see ``tests.bench.threads``.
     """
     work = JOBS[job["kind"]]
     if "rehearsal" in job:
@@ -187,7 +190,11 @@ def run(job: Job) -> Job:
             path, 0
         )  # frees its memory now, even if a server has the file open for a moment longer
         os.unlink(path)
-    return work(job)
+    if "watch" not in job:
+        return work(job)
+    before = account(job["watch"])
+    outcome = work(job)
+    return outcome | {"threads": spent(before, account(job["watch"]))}
 
 
 if __name__ == "__main__":
