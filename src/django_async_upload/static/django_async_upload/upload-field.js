@@ -135,7 +135,7 @@ export class UploadField {
   }
 
   resume() {
-    this.#actOnAll("resumeAll");
+    if (this.selection.paused) this.#actOnAll("resumeAll");
   }
 
   /** @param {boolean} waiting */
