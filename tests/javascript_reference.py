@@ -173,7 +173,7 @@ def events(doc: Doc, heading: str = "### Events") -> Iterator[str]:
 def states() -> Iterator[str]:
     (doc,) = [
         each
-        for each in docs_of("upload.js")
+        for each in docs_of("client/upload.js")
         if any("UploadState" in tag for tag in each.all("typedef"))
     ]
     yield from ("### `UploadState`", "", f"`{typed(doc.one('typedef'))[0]}`", "", doc.text, "")
@@ -206,17 +206,19 @@ def element() -> Iterator[str]:
 
 
 def page() -> str:
-    about = re.match(r".*?\n((?:    [^\n]*\n|\n(?=    ))+)", docs_of("index.js")[0].text, re.DOTALL)
+    about = re.match(
+        r".*?\n((?:    [^\n]*\n|\n(?=    ))+)", docs_of("client.js")[0].text, re.DOTALL
+    )
     assert about is not None
     lines = [
         HEAD.format(about=about[0].removesuffix(about[1]) + as_block(about[1])),
-        *of_class("uploader.js", "Uploader", "### `new Uploader(options)`"),
-        *of_properties("upload.js", "UploadOptions"),
-        *of_properties("uploader.js", "Unfinished"),
-        *of_class("upload.js", "Upload", ""),
+        *of_class("client/uploader.js", "Uploader", "### `new Uploader(options)`"),
+        *of_properties("client/upload.js", "UploadOptions"),
+        *of_properties("client/uploader.js", "Unfinished"),
+        *of_class("client/upload.js", "Upload", ""),
         *states(),
-        *of_properties("meter.js", "Progress"),
-        *of_properties("upload.js", "Result"),
+        *of_properties("client/meter.js", "Progress"),
+        *of_properties("client/upload.js", "Result"),
         *of_class("protocol/errors.js", "UploadError", ""),
         "The codes: [errors](errors.md).",
         "",

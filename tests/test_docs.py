@@ -277,7 +277,7 @@ def test_the_reference_of_javascript_is_as_its_jsdoc() -> None:
 
 @pytest.mark.parametrize(
     ("script", "dispatch"),
-    [("uploader.js", r'#dispatch\("(\w+)"'), ("upload.js", r'#dispatch\("(\w+)"')],
+    [("client/uploader.js", r'#dispatch\("(\w+)"'), ("client/upload.js", r'#dispatch\("(\w+)"')],
 )
 def test_the_events_of_a_class_are_those_it_dispatches(script: str, dispatch: str) -> None:
     source = (STATIC / script).read_text()
@@ -286,8 +286,10 @@ def test_the_events_of_a_class_are_those_it_dispatches(script: str, dispatch: st
 
 def test_the_events_and_attributes_of_the_element_are_those_of_the_source() -> None:
     about = (STATIC / "widget.js").read_text()
-    field = (STATIC / "upload-field.js").read_text()
-    upload_events = re.search(r"UPLOAD_EVENTS = \[(.*)\]", (STATIC / "selection.js").read_text())
+    field = (STATIC / "widget/field.js").read_text()
+    upload_events = re.search(
+        r"UPLOAD_EVENTS = \[(.*)\]", (STATIC / "widget/selection.js").read_text()
+    )
     assert upload_events is not None
     fired = set(re.findall(r'"(\w+)"', upload_events[1]))
     fired |= set(re.findall(r'#tellPage\("(\w+)"', field))

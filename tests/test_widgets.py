@@ -283,7 +283,7 @@ def test_modules_can_import_each_other_under_hashed_names(settings: Any, tmp_pat
     root = tmp_path / "static"
     named = json.loads((root / "staticfiles.json").read_text())["paths"]
     modules = [name for name in named if re.match(r"django_async_upload/.*\.js$", name)]
-    assert {"index.js", "reader-worker.js", "widget.js"} <= {Path(each).name for each in modules}
+    assert {"client.js", "reader-worker.js", "widget.js"} <= {Path(each).name for each in modules}
     for module in (root / named[each] for each in modules):
         imports = r'^(?:import|export) .* from "(.+)";'
         for name in re.findall(imports, module.read_text(), re.MULTILINE):
@@ -295,7 +295,7 @@ def test_modules_can_import_each_other_under_hashed_names(settings: Any, tmp_pat
 
 
 def test_the_texts_are_those_of_the_browser() -> None:
-    source = (STATIC / "texts.js").read_text()
+    source = (STATIC / "widget/texts.js").read_text()
     body = source[source.index("Object.freeze({") : source.index("});")]
     theirs = dict(re.findall(r'^  (\w+): "(.*)",$', body, re.MULTILINE))
     with translation.override(None):

@@ -1,5 +1,5 @@
 // What `tests.bench.browser` runs in the page: the contestants, and how long the main thread was held up meanwhile.
-import { Uploader } from "../static/django_async_upload/index.js";
+import { Uploader } from "../static/django_async_upload/client.js";
 
 const file = () => document.querySelector("input").files[0];
 

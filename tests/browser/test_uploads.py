@@ -15,7 +15,7 @@ from .screen import FILES, LONG, SLOWLY, begin, drop, press, row, until
 MIB = 1 << 20
 FOLDER = "#id_folder"
 REMEMBERED = """async () => {
-    const { Uploader } = await import("/static/django_async_upload/index.js");
+    const { Uploader } = await import("/static/django_async_upload/client.js");
     return (await new Uploader({ url: "/ws/uploads/" }).unfinished()).map(({ name }) => name);
 }"""
 """The names of what a later page could go on with."""
@@ -106,7 +106,7 @@ def test_a_file_whose_handle_is_kept_goes_on_by_itself(
     proxy.rate = SLOWLY
     page.evaluate(
         """async (size) => {
-            const { Uploader } = await import("/static/django_async_upload/index.js");
+            const { Uploader } = await import("/static/django_async_upload/client.js");
             const root = await navigator.storage.getDirectory();
             const handle = await root.getFileHandle("kept.bin", { create: true });
             const file = await handle.createWritable();

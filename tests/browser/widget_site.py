@@ -1,4 +1,4 @@
-"""A tiny site for the widget: the real modules, a fake ``index.js``, a strict policy; what is posted is noted."""
+"""A tiny site for the widget: the real modules, a fake ``client.js``, a strict policy; what is posted is noted."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(self.server.page.encode(), ".html")
         elif path == "/page.css":
             self._answer(STYLE.encode(), ".css")
-        elif path == "/static/index.js":
-            self._answer((HERE / "fake_index.js").read_bytes(), ".js")
+        elif path == "/static/client.js":
+            self._answer((HERE / "fake_client.js").read_bytes(), ".js")
         elif path.startswith("/static/") and (STATIC / Path(path).name).is_file():
             self._answer((STATIC / Path(path).name).read_bytes(), Path(path).suffix)
         elif path == "/axe.js":

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Backoff } from "../../src/django_async_upload/static/django_async_upload/backoff.js";
+import { Backoff } from "../../src/django_async_upload/static/django_async_upload/client/backoff.js";
 
 test("the ceiling doubles up to the largest, and begins anew after a gain", () => {
   const backoff = new Backoff({ first: 100, largest: 1000, random: () => 0.5 });

@@ -6,7 +6,7 @@ import {
   fromTransfer,
   hasFiles,
   matches,
-} from "../../src/django_async_upload/static/django_async_upload/files.js";
+} from "../../src/django_async_upload/static/django_async_upload/widget/files.js";
 
 const file = (name, type = "") => new File(["x"], name, { type });
 

@@ -1,7 +1,7 @@
 // Speed and time left, on a clock of their own.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Rate } from "../../src/django_async_upload/static/django_async_upload/rate.js";
+import { Rate } from "../../src/django_async_upload/static/django_async_upload/client/rate.js";
 
 /** Bytes that have arrived after each 250 ms; calls `each` with the rate and the time left. */
 function run(rate, arrivals, total, each = () => {}) {

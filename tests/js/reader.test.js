@@ -6,13 +6,13 @@ import { after, test } from "node:test";
 import {
   crc32c,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/crc32c.js";
-import { Reader } from "../../src/django_async_upload/static/django_async_upload/reader.js";
+import { Reader } from "../../src/django_async_upload/static/django_async_upload/file/reader.js";
 import {
   AHEAD,
   GRAIN,
   PIECE,
-} from "../../src/django_async_upload/static/django_async_upload/reader-worker.js";
-import { fingerprint } from "../../src/django_async_upload/static/django_async_upload/source.js";
+} from "../../src/django_async_upload/static/django_async_upload/file/reading.js";
+import { fingerprint } from "../../src/django_async_upload/static/django_async_upload/file/source.js";
 import { pattern as seeded } from "./vectors.js";
 
 const pattern = (size) => seeded(1, 0, size);

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { SLICE, inSlices } from "../../src/django_async_upload/static/django_async_upload/slices.js";
+import { SLICE, inSlices } from "../../src/django_async_upload/static/django_async_upload/client/slices.js";
 
 /** @param {number} milliseconds */
 function work(milliseconds) {

@@ -1,7 +1,7 @@
 // The shell: an Uploader against a server in the same process.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { UploadError, Uploader } from "../../src/django_async_upload/static/django_async_upload/index.js";
+import { UploadError, Uploader } from "../../src/django_async_upload/static/django_async_upload/client.js";
 import { Clock, Server, Shelf, WINDOW, environmentOf, settle, until } from "./server.js";
 import { pattern } from "./vectors.js";
 

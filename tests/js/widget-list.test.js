@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { sum, urgent } from "../../src/django_async_upload/static/django_async_upload/file-list.js";
-import { Formats } from "../../src/django_async_upload/static/django_async_upload/formats.js";
-import { Item, describe } from "../../src/django_async_upload/static/django_async_upload/item.js";
-import { Milestones } from "../../src/django_async_upload/static/django_async_upload/milestones.js";
-import { TEXTS } from "../../src/django_async_upload/static/django_async_upload/texts.js";
+import { sum, urgent } from "../../src/django_async_upload/static/django_async_upload/widget/list.js";
+import { Formats } from "../../src/django_async_upload/static/django_async_upload/widget/formats.js";
+import { Item, describe } from "../../src/django_async_upload/static/django_async_upload/widget/item.js";
+import { Milestones } from "../../src/django_async_upload/static/django_async_upload/widget/milestones.js";
+import { TEXTS } from "../../src/django_async_upload/static/django_async_upload/widget/texts.js";
 
 const formats = new Formats("en");
 

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Formats } from "../../src/django_async_upload/static/django_async_upload/formats.js";
-import { mayRetry, reason, refusal, typesOf } from "../../src/django_async_upload/static/django_async_upload/reasons.js";
-import { TEXTS, fill, join, textsFrom } from "../../src/django_async_upload/static/django_async_upload/texts.js";
+import { Formats } from "../../src/django_async_upload/static/django_async_upload/widget/formats.js";
+import { mayRetry, reason, refusal, typesOf } from "../../src/django_async_upload/static/django_async_upload/widget/reasons.js";
+import { TEXTS, fill, join, textsFrom } from "../../src/django_async_upload/static/django_async_upload/widget/texts.js";
 import { CODES } from "../../src/django_async_upload/static/django_async_upload/protocol/errors.js";
-import { matches } from "../../src/django_async_upload/static/django_async_upload/files.js";
+import { matches } from "../../src/django_async_upload/static/django_async_upload/widget/files.js";
 
 const english = new Formats("en");
 const MIB = 1024 * 1024;

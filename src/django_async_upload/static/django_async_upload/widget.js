@@ -2,10 +2,10 @@
  * `<async-upload>` makes a file input upload at once, with progress, and puts signed receipts into its form in place of files.
  *
  * It is an ordinary element around an ordinary file input, in the page's own tree, so that labels, forms, `required`, styles and
- * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; upload-field.js has the rest.
+ * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; widget/field.js has the rest.
  */
-import { receiptsIn } from "./selection.js";
-import { UploadField, satisfy } from "./upload-field.js";
+import { receiptsIn } from "./widget/selection.js";
+import { UploadField, satisfy } from "./widget/field.js";
 
 let elements = 0;
 

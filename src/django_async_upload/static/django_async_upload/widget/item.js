@@ -7,9 +7,9 @@ import { fill, join } from "./texts.js";
 
 /** @typedef {import( "./reasons.js").Texts} Texts */
 /** @typedef {import( "./formats.js").Formats} Formats */
-/** @typedef {import( "./index.js").Upload} Upload */
-/** @typedef {import( "./index.js").Unfinished} Unfinished */
-/** @typedef {import( "./index.js").Upload["state"] | "refused" | "unfinished"} State */
+/** @typedef {import( "../client.js").Upload} Upload */
+/** @typedef {import( "../client.js").Unfinished} Unfinished */
+/** @typedef {import( "../client.js").Upload["state"] | "refused" | "unfinished"} State */
 
 /**
  * What a row shows. `fraction`: 0 to 1, or null without a bar. `value`: the same in words.

@@ -2,9 +2,9 @@
  * The files of one element, and above them a line that sums them up. However many there are, only some have a row: those that
  * need the person first, then those under way, then those that wait. What has been uploaded makes room for the next.
  */
-import { Bar, FileRow, part } from "./file-row.js";
+import { Bar, FileRow, part } from "./row.js";
 import { describe } from "./item.js";
-import { Rate } from "./rate.js";
+import { Rate } from "../client/rate.js";
 import { fill, join } from "./texts.js";
 
 /** @typedef {import( "./item.js").Item} Item */
@@ -67,7 +67,7 @@ export class FileList {
    * @param {import( "./reasons.js").Texts} of.texts
    * @param {import( "./formats.js").Formats} of.formats
    * @param {import( "./previews.js").Previews} of.previews
-   * @param {(action: import( "./file-row.js").Action, item: Item) => void} of.act
+   * @param {(action: import( "./row.js").Action, item: Item) => void} of.act
    * @param {(action: Bulk) => void} of.actOnAll
    * @param {string} of.id unique in the page
    * @param {string} of.label that of the field

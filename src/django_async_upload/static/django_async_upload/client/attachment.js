@@ -1,11 +1,11 @@
 /** One upload on one connection, from CREATE to the frame that closes its stream. */
 import { errorOf } from "./connection.js";
-import { SENDS } from "./protocol/client.js";
-import { UploadError } from "./protocol/errors.js";
-import { toHex } from "./protocol/frames.js";
+import { SENDS } from "../protocol/client.js";
+import { UploadError } from "../protocol/errors.js";
+import { toHex } from "../protocol/frames.js";
 
-/** @typedef {import( "./protocol/messages.js").Message} Message */
-/** @typedef {import( "./protocol/messages.js").Completed} Completed */
+/** @typedef {import( "../protocol/messages.js").Message} Message */
+/** @typedef {import( "../protocol/messages.js").Completed} Completed */
 
 /** @typedef {{readonly sent: number, readonly received: number, readonly durable: number}} Place bytes from the start of the file */
 
@@ -28,7 +28,7 @@ export class Attachment {
   #connection;
   #source;
   #upload;
-  /** @type {import( "./protocol/client.js").Stream} */
+  /** @type {import( "../protocol/client.js").Stream} */
   #stream;
   /** Data may follow CREATE before it is answered. */
   #isFresh;
@@ -39,8 +39,8 @@ export class Attachment {
 
   /**
    * @param {import( "./connection.js").Connection} connection
-   * @param {import( "./source.js").Source} source
-   * @param {import( "./protocol/client.js").Stream} stream just opened
+   * @param {import( "../file/source.js").Source} source
+   * @param {import( "../protocol/client.js").Stream} stream just opened
    * @param {Attached} upload
    * @param {boolean} isFresh the server never saw its key
    */
@@ -56,8 +56,8 @@ export class Attachment {
    * Open a stream for an upload; null while the connection has none to give. It begins with the first `wake`.
    *
    * @param {import( "./connection.js").Connection} connection
-   * @param {import( "./source.js").Source} source
-   * @param {Omit<import( "./protocol/messages.js").Create, "type">} create
+   * @param {import( "../file/source.js").Source} source
+   * @param {Omit<import( "../protocol/messages.js").Create, "type">} create
    * @param {Attached} upload
    * @param {boolean} isFresh
    * @throws {RangeError | TypeError} where CREATE cannot be told

@@ -1,5 +1,5 @@
 /**
- * Stands in for index.js on the widget's test page: uploads that do what the test says (`window.uploads[0].complete()`), so that
+ * Stands in for client.js on the widget's test page: uploads that do what the test says (`window.uploads[0].complete()`), so that
  * every state can be held still and looked at. It keeps to the interface of the real one and to nothing else.
  */
 export class UploadError extends Error {

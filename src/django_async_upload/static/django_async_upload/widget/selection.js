@@ -1,9 +1,9 @@
 /** The files chosen for one input: their uploads, the receipts of those that are done, and what earlier pages left unfinished. */
 import { Item } from "./item.js";
-import { adopt, leave, offers, uploaderOf } from "./page-uploads.js";
-import { inSlices } from "./slices.js";
+import { adopt, leave, offers, uploaderOf } from "./page.js";
+import { inSlices } from "../client/slices.js";
 
-/** @typedef {import( "./index.js").Upload} Upload */
+/** @typedef {import( "../client.js").Upload} Upload */
 /** @typedef {import( "./files.js").Picked} Picked */
 
 /** What the name of a posted receipt begins with; the name of the input follows. */
@@ -219,7 +219,7 @@ export class Selection {
 
   /**
    * @param {Item} item
-   * @param {import( "./index.js").Result} result
+   * @param {import( "../client.js").Result} result
    */
   #complete(item, result) {
     if (!result.receipt || item.receipt || !item.upload || !this.#byUpload.has(item.upload)) return;

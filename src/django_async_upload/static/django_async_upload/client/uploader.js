@@ -2,8 +2,8 @@
 import { browser } from "./environment.js";
 import { Lane } from "./lane.js";
 import { Line } from "./line.js";
-import { UploadError } from "./protocol/errors.js";
-import { Reader } from "./reader.js";
+import { UploadError } from "../protocol/errors.js";
+import { Reader } from "../file/reader.js";
 import { inSlices } from "./slices.js";
 import { claim, claimed } from "./tabs.js";
 import { Upload } from "./upload.js";

@@ -1,12 +1,12 @@
 /** One file, from the first chunk to the last, back to where the server says and on again. */
-import { combine, crc32c } from "./protocol/crc32c.js";
-import { UploadError } from "./protocol/errors.js";
-import { HEADER_SIZE, MAX_CHUNK } from "./protocol/frames.js";
-import { Sha256 } from "./protocol/sha256.js";
-import { GRAIN, failure } from "./reader-worker.js";
+import { combine, crc32c } from "../protocol/crc32c.js";
+import { UploadError } from "../protocol/errors.js";
+import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";
+import { GRAIN, failure } from "./reading.js";
+import { Sha256 } from "./sha256.js";
 
-/** @typedef {import( "./reader-worker.js").Answer} Answer */
-/** @typedef {import( "./reader-worker.js").Failure} Failure */
+/** @typedef {import( "./reading.js").Answer} Answer */
+/** @typedef {import( "./reading.js").Failure} Failure */
 /** @typedef {Extract<Answer, {type: "piece"}>} Piece */
 
 /**

@@ -2,9 +2,9 @@
  * What the elements of one page share towards the server: one Uploader, so one socket, for each address; the uploads that earlier
  * pages did not finish, each offered once; and those whose element has left the page.
  */
-import { Uploader } from "./index.js";
+import { Uploader } from "../client.js";
 
-/** @typedef {import( "./index.js").Unfinished} Unfinished */
+/** @typedef {import( "../client.js").Unfinished} Unfinished */
 /** @typedef {import( "./item.js").Item} Item */
 
 /** @type {Map<string, Uploader>} */

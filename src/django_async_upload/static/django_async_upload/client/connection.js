@@ -1,10 +1,10 @@
 /** One WebSocket: the protocol, what the socket may hold, and the fair division of both among the uploads. */
-import { ClientProtocol } from "./protocol/client.js";
-import { UploadError } from "./protocol/errors.js";
-import { HEADER_SIZE, SUBPROTOCOL, malformed } from "./protocol/frames.js";
+import { ClientProtocol } from "../protocol/client.js";
+import { UploadError } from "../protocol/errors.js";
+import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 
-/** @typedef {import( "./protocol/messages.js").Message} Message */
-/** @typedef {import( "./protocol/client.js").Stream} Stream */
+/** @typedef {import( "../protocol/messages.js").Message} Message */
+/** @typedef {import( "../protocol/client.js").Stream} Stream */
 
 /**
  * Who holds a stream. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may
@@ -50,7 +50,7 @@ const CLOSE_CODES = /** @type {Record<number, string>} */ ({
 /**
  * The error for an ERROR.
  *
- * @param {import( "./protocol/messages.js").ErrorMessage} message
+ * @param {import( "../protocol/messages.js").ErrorMessage} message
  */
 export function errorOf({ code, message, retryable, retry_after: retryAfter, facts }) {
   return new UploadError(code, { message, retryable, retryAfter, facts });
@@ -177,7 +177,7 @@ export class Connection {
    * Write a chunk, of at most `room` bytes.
    *
    * @param {Stream} stream
-   * @param {import( "./source.js").Chunk} chunk
+   * @param {import( "../file/source.js").Chunk} chunk
    */
   sendChunk(stream, { size, crc, frame }) {
     frame.set(this.#protocol.sendChunk(stream.id, size, crc));

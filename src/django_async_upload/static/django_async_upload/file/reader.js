@@ -1,17 +1,18 @@
 /**
  * Reads the files of one Uploader, ready to be sent, without ever holding up the page.
  *
- * One Worker reads all of them, each byte once, a few MiB ahead; see reader-worker.js. It gives a CRC for each grain of a file,
+ * One Worker reads all of them, each byte once, a few MiB ahead; see reading.js. It gives a CRC for each grain of a file,
  * of which the CRC of any chunk is combined: so how long a chunk shall be is decided when it is taken. Chunks are handed out in
  * one buffer that has room for the frame's header in front: `WebSocket.send()` copies it, and it is filled again. Why not
  * `Blob`s that the browser would read itself: see "In the browser" in docs/benchmarks.md.
  */
-import { HEADER_SIZE, MAX_CHUNK } from "./protocol/frames.js";
-import { serve, url } from "./reader-worker.js";
+import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";
+import { url } from "../reader-worker.js";
+import { serve } from "./reading.js";
 import { SMALL, Source } from "./source.js";
 
-/** @typedef {import( "./reader-worker.js").Request} Request */
-/** @typedef {import( "./reader-worker.js").Answer} Answer */
+/** @typedef {import( "./reading.js").Request} Request */
+/** @typedef {import( "./reading.js").Answer} Answer */
 
 /** Milliseconds; a Worker whose script does not come is none. */
 const PATIENCE = 10_000;
@@ -22,7 +23,7 @@ function makeWorker() {
   // bundle, and bundlers look for the other form.
   return /\/reader-worker[^/]*\.js$/.test(new URL(url).pathname)
     ? new Worker(url, { type: "module" })
-    : new Worker(new URL("./reader-worker.js", import.meta.url), { type: "module" });
+    : new Worker(new URL("../reader-worker.js", import.meta.url), { type: "module" });
 }
 
 /** The Worker, or what stands in for it. */

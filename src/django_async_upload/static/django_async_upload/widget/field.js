@@ -1,24 +1,24 @@
 /** One enhanced file input: what is shown around it, what a person does there, and what its form waits for. */
 import { Announcer } from "./announcer.js";
 import { Dropzone } from "./dropzone.js";
-import { FileList } from "./file-list.js";
-import { part } from "./file-row.js";
+import { FileList } from "./list.js";
+import { part } from "./row.js";
 import { matches } from "./files.js";
 import { changed, guard, keep, unguard } from "./form-guard.js";
 import { Formats } from "./formats.js";
 import { describe } from "./item.js";
 import { Milestones } from "./milestones.js";
-import { signedIn, uploaderOf } from "./page-uploads.js";
+import { signedIn, uploaderOf } from "./page.js";
 import { Previews } from "./previews.js";
 import { refusal } from "./reasons.js";
 import { Selection } from "./selection.js";
-import { inSlices } from "./slices.js";
+import { inSlices } from "../client/slices.js";
 import { fill, textsFrom } from "./texts.js";
 
 /** @typedef {import( "./form-guard.js").Field} Field */
 /** @typedef {import( "./item.js").Item} Item */
 /** @typedef {import( "./files.js").Picked} Picked */
-/** @typedef {import( "./index.js").Upload} Upload */
+/** @typedef {import( "../client.js").Upload} Upload */
 
 const PAUSE = 250; // ms between two looks at how things stand
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
@@ -49,7 +49,7 @@ export class UploadField {
   #working = 0;
   /** No WebSocket gets through: the input is a plain one. */
   #plain = false;
-  /** What was asked of all files last. @type {import( "./file-list.js").Bulk | ""} */
+  /** What was asked of all files last. @type {import( "./list.js").Bulk | ""} */
   #bulk = "";
   #left = false;
   #timer = 0;
@@ -268,7 +268,7 @@ export class UploadField {
   }
 
   /**
-   * @param {import( "./file-row.js").Action} action
+   * @param {import( "./row.js").Action} action
    * @param {Item} item
    */
   #act(action, item) {
@@ -291,7 +291,7 @@ export class UploadField {
     this.announcer.say(fill(this.texts.saidRemoved, { name: item.name }));
   }
 
-  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./file-list.js").Bulk} action */
+  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./list.js").Bulk} action */
   #actOnAll(action) {
     this.#bulk = action;
     if (action === "removeAll" || action === "removeFailed") {
@@ -304,7 +304,7 @@ export class UploadField {
     this.#change(true);
   }
 
-  /** @param {import( "./file-list.js").Bulk} action */
+  /** @param {import( "./list.js").Bulk} action */
   async #tellAll(action) {
     this.#working += 1;
     await inSlices([...this.selection.items], ({ upload, busy, state, retryable }) => {

@@ -1,7 +1,7 @@
 /** The line to the server: one connection, opened again when it is lost, and who is at this end of it. */
 import { Backoff } from "./backoff.js";
 import { Connection } from "./connection.js";
-import { UploadError } from "./protocol/errors.js";
+import { UploadError } from "../protocol/errors.js";
 
 /**
  * - `idle`: nothing to do
@@ -194,7 +194,7 @@ export class Line {
     this.#owner.opened();
   }
 
-  /** @param {import( "./protocol/messages.js").Message} message */
+  /** @param {import( "../protocol/messages.js").Message} message */
   #heard(message) {
     if (message.type === "AUTHENTICATED") {
       this.#stop("renew");

@@ -3,9 +3,9 @@ import { Attachment } from "./attachment.js";
 import { Backoff } from "./backoff.js";
 import { Memo } from "./memo.js";
 import { Meter } from "./meter.js";
-import { UploadError } from "./protocol/errors.js";
-import { toHex } from "./protocol/frames.js";
-import { fingerprint } from "./source.js";
+import { UploadError } from "../protocol/errors.js";
+import { toHex } from "../protocol/frames.js";
+import { fingerprint } from "../file/source.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
 
@@ -48,7 +48,7 @@ import { fingerprint } from "./source.js";
  * @property {string} url
  * @property {boolean} persist
  * @property {import( "./environment.js").Environment} environment
- * @property {import( "./reader.js").Reader} reader
+ * @property {import( "../file/reader.js").Reader} reader
  * @property {(upload: Upload) => void} enqueue it wants a turn
  * @property {(upload: Upload) => void} dequeue it wants none any longer
  * @property {(upload: Upload) => void} sent all was sent: others may use what its turn takes
@@ -105,7 +105,7 @@ export class Upload extends EventTarget {
   #isKnown = false;
   /** @type {string | undefined} */
   #id;
-  /** @type {import( "./source.js").Source | null} */
+  /** @type {import( "../file/source.js").Source | null} */
   #source = null;
   /** @type {Promise<string> | null} */
   #digest = null;
@@ -496,7 +496,7 @@ export class Upload extends EventTarget {
     this.#report();
   }
 
-  /** @param {import( "./protocol/messages.js").Completed} completed */
+  /** @param {import( "../protocol/messages.js").Completed} completed */
   async #completed(completed) {
     const { upload: id, name, size, crc32c, stored_as: storedAs, digests, receipt } = completed;
     this.#gained(this.#host.environment.now());

@@ -11,13 +11,13 @@
  * Types are named by `import( "./x.js")`, with a space: so Django's storage, which gives modules hashed names, does not take
  * them for dependencies. Types go in circles; modules do not.
  *
- * @typedef {import( "./uploader.js").UploaderOptions} UploaderOptions
- * @typedef {import( "./uploader.js").Unfinished} Unfinished
- * @typedef {import( "./upload.js").UploadState} UploadState
- * @typedef {import( "./upload.js").UploadOptions} UploadOptions
- * @typedef {import( "./meter.js").Progress} Progress
- * @typedef {import( "./upload.js").Result} Result
+ * @typedef {import( "./client/uploader.js").UploaderOptions} UploaderOptions
+ * @typedef {import( "./client/uploader.js").Unfinished} Unfinished
+ * @typedef {import( "./client/upload.js").UploadState} UploadState
+ * @typedef {import( "./client/upload.js").UploadOptions} UploadOptions
+ * @typedef {import( "./client/meter.js").Progress} Progress
+ * @typedef {import( "./client/upload.js").Result} Result
  */
-export { Uploader } from "./uploader.js";
-export { Upload } from "./upload.js";
+export { Uploader } from "./client/uploader.js";
+export { Upload } from "./client/upload.js";
 export { UploadError } from "./protocol/errors.js";

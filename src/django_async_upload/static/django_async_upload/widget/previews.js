@@ -50,7 +50,7 @@ export class Previews {
   #start() {
     if (this.#worker === undefined) {
       try {
-        this.#worker = new Worker(new URL("./preview-worker.js", import.meta.url), { type: "module" });
+        this.#worker = new Worker(new URL("../preview-worker.js", import.meta.url), { type: "module" });
         this.#worker.onerror = () => {
           this.#worker = null;
           this.#queue.length = 0;
