@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.test import Client, RequestFactory
 
 from django_async_upload import connection as connections
@@ -401,6 +402,83 @@ async def test_the_right_to_upload_is_looked_at_again_at_finish(
     assert not media.exists()
 
 
+class ByPermission(UploadConsumer):
+    """As docs/reference/consumer.md shows it: Django caches the permissions in the user object."""
+
+    async def may_upload(self, user: Any) -> bool:
+        return bool(await user.ahas_perm("auth.add_group"))
+
+    async def get_max_size(self, user: Any) -> int | None:
+        return None if user.is_staff else 10
+
+
+def take_the_permission_away(user: Any) -> None:
+    user.user_permissions.clear()
+
+
+def take_the_staff_status_away(user: Any) -> None:
+    get_user_model().objects.update(is_staff=False)
+
+
+@pytest.mark.parametrize("by", ["ticket", "cookie"])
+@pytest.mark.parametrize("moment", ["create", "attach", "finish"])
+@pytest.mark.parametrize(
+    ("lose", "error"),
+    [(take_the_permission_away, PermissionRefused), (take_the_staff_status_away, FileTooLarge)],
+)
+async def test_rights_that_were_taken_away_are_gone_on_a_connection_that_is_open(
+    connect: Connect, alice: Any, by: str, moment: str, lose: Any, error: type[UploadRefused]
+) -> None:
+    def permit() -> None:
+        alice.user_permissions.add(Permission.objects.get(codename="add_group"))
+        get_user_model().objects.update(is_staff=True)
+
+    await run(permit)
+    options = {"ticket": issue_ticket(alice)} if by == "ticket" else {}
+    async with connect(mounted(ByPermission), **options) as client:
+        await client.send(m.Create(new_key(), "a.bin"), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, bytes(20))
+        while (await client.wait_for(m.Ack, 1)).received < 20:
+            pass
+        await run(lose, alice)
+        stream, messages = {
+            "create": (2, [m.Create(new_key(), "b.bin", 20), finish(bytes(20))]),
+            "attach": (2, [m.Attach(created.upload)]),
+            "finish": (1, [finish(bytes(20))]),
+        }[moment]
+        for message in messages:
+            await client.send(message, stream)
+        if (moment, error) == ("attach", FileTooLarge):  # what is too large is found at FINISH
+            attached = await client.wait_for(m.Attached, 2)
+            assert attached.received == 20
+            await client.send(m.Proof(crc(bytes(20)), crc(bytes(20))), 2)
+            await client.wait_for(m.Ready, 2)
+            await client.send(finish(bytes(20)), 2)
+        with pytest.raises(error):
+            await client.wait_for(m.Completed, stream)
+
+
+async def test_a_file_whose_sender_may_not_finish_it_is_neither_hashed_nor_inspected(
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    looked: list[str] = []
+
+    class Inspecting(Fickle):
+        async def inspect(self, session: UploadSession, file: Any) -> None:
+            looked.append(session.name)
+
+    async with connect(mounted(Inspecting)) as client:
+        await client.send(m.Create(new_key(), "a.bin", 5), 1)
+        await client.wait_for(m.Created, 1)
+        monkeypatch.setattr(Fickle, "allowed", False)
+        await client.send_data(1, 0, b"hello")
+        await client.send(finish(b"hello"), 1)
+        with pytest.raises(PermissionRefused):
+            await client.wait_for(m.Completed, 1)
+    assert looked == []
+
+
 class NamedTooLong(UploadConsumer):
     async def get_name(self, session: UploadSession) -> str:
         return "/".join(["long"] * 200)
@@ -673,6 +751,43 @@ async def test_a_fresh_ticket_in_the_middle_of_an_upload(connect: Connect, alice
         await client.wait_for(m.Ready, 2)
         await client.send(finish(b"data"), 2)
         await client.wait_for(m.Completed, 2)
+
+
+@pytest.mark.parametrize("message", ["attach", "finish", "query", "create"])
+async def test_what_follows_a_fresh_ticket_at_once_is_judged_by_it(
+    connect: Connect, alice: Any, message: str
+) -> None:
+    async with connect(ticket=issue_ticket(alice, max_age=0.3)) as client:
+        await client.send(m.Create(new_key(), "a.bin", 4), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, b"data")
+        while (await client.wait_for(m.Ack, 1)).received < 4:
+            pass
+        await asyncio.sleep(0.35)  # the first ticket has run out
+        await client.send(m.Auth(issue_ticket(alice)))
+        if message == "finish":
+            await client.send(finish(b"data"), 1)
+            assert (await client.wait_for(m.Completed, 1)).size == 4
+        elif message == "attach":
+            await client.send(m.Attach(created.upload), 2)
+            assert (await client.wait_for(m.Attached, 2)).received == 4
+        elif message == "query":
+            await client.send(m.Query(created.upload), 2)
+            assert (await client.wait_for(m.Status, 2)).upload == created.upload
+        else:
+            await client.send(m.Create(new_key(), "b.bin"), 2)
+            assert (await client.wait_for(m.Created, 2)).name == "b.bin"
+
+
+async def test_what_follows_a_fresh_ticket_that_does_not_hold_is_not_begun(
+    connect: Connect, alice: Any
+) -> None:
+    async with connect(ticket=issue_ticket(alice)) as client:
+        await client.send(m.Auth("junk"))
+        await client.send(m.Create(new_key(), "a.bin"), 1)
+        await ends_with(client, TicketInvalid)
+    await settled()
+    assert not await UploadSession.objects.aexists()
 
 
 async def test_a_ticket_of_another_user_in_the_middle_ends_the_connection(

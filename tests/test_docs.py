@@ -182,7 +182,7 @@ def test_the_attributes_and_hooks_are_those_of_the_consumer() -> None:
         if annotation.startswith("ClassVar")
     }
     assert attributes == {name: own[name] for name in declared}
-    internal = {"dispatch", "authenticated", "admit", "new_session"}
+    internal = {"dispatch", "authenticated", "reload_owner", "admit", "new_session"}
     public = {name for name, each in own.items() if iscoroutinefunction(each) and name[0] != "_"}
     assert hooks == public - internal
 

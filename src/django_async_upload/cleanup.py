@@ -30,7 +30,7 @@ GRACE: Final = timedelta(hours=1)
 
 
 @receiver(pre_delete, sender=UploadSession)
-def look_again(instance: UploadSession, using: str, **kwargs: Any) -> None:
+def reload_owner(instance: UploadSession, using: str, **kwargs: Any) -> None:
     """What was read before may be old: a host that bound the file meanwhile keeps it."""
     rows = UploadSession.objects.using(using).select_for_update()
     if rows.filter(pk=instance.pk).exists():

@@ -34,7 +34,7 @@ class Host(Protocol):
     owner: Owner
 
     async def admit(self) -> int | None:
-        """Raise :class:`PermissionRefused` for an owner who may not upload any longer."""
+        """The largest file of the owner, bytes. Raises :class:`PermissionRefused` where he may upload no longer."""
 
     async def get_name(self, session: UploadSession) -> str:
         """The name to publish under, before it is made free."""

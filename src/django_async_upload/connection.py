@@ -152,8 +152,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._wake = asyncio.Event()
         self._close_code: int | None = None
         self._gone = False
-        self._login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
-        self._login.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._login = self._new_login()
+        self._logins = 0
         self._heard = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
         _open.add(self)
@@ -184,7 +184,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._enqueue(self._protocol.greeting)
         if not self._login.done():
             loop = asyncio.get_running_loop()
-            loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late)
+            loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late, self._login)
         self._arm()
 
     async def _look_who_is_there(self) -> UploadError | None:
@@ -197,8 +197,16 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             return None  # a ticket may come
         except UploadError as error:
             return error
+        self._logins = 1
         self._login.set_result(self.owner)
         return None
+
+    @staticmethod
+    def _new_login() -> asyncio.Future[Owner]:
+        """What an AUTH that is not answered yet will give."""
+        login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
+        login.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return login
 
     def _hello(self) -> m.Hello:
         configured = conf.uploads()
@@ -281,7 +289,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if isinstance(message, m.Ping):
             self.send_message(0, m.Pong(message.nonce))
         elif isinstance(message, m.Auth):
-            self._spawn(self._authenticate(message))
+            if self._login.done():  # what follows is judged by the answer to this AUTH
+                self._login = self._new_login()
+            self._spawn(self._authenticate(message, self._login))
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
@@ -326,43 +336,54 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
     # Who is there -------------------------------------------------------------------------------
 
     async def authenticated(self) -> Owner:
-        """Wait until it is known who is there. Raises :class:`ConnectionRefused`."""
+        """Wait for the answer to the last AUTH. Raises :class:`ConnectionRefused`."""
         return await asyncio.shield(self._login)
 
-    async def _authenticate(self, auth: m.Auth) -> None:
+    async def reload_owner(self) -> Owner:
+        """The owner as the database has him now; rights are looked up, not remembered.
+
+        The user is read anew, so that no permission is cached from before. Raises :class:`ConnectionRefused`.
+        """
+        await self.authenticated()
+        logins = self._logins
+        owner = await self.service.database.call(look_up, self.owner)
+        if logins == self._logins:  # otherwise an AUTH has brought a newer ticket meanwhile
+            self.owner = owner
+        return owner
+
+    async def _authenticate(self, auth: m.Auth, login: asyncio.Future[Owner]) -> None:
         """The first AUTH, or one in the middle of an upload with a fresh ticket or login."""
         try:
-            if auth.ticket is None and not self._login.done():
+            if auth.ticket is None and not self._logins:
                 raise AuthenticationRequired
             owner = await self.service.database.call(
-                look_up,
-                await self.authenticated() if auth.ticket is None else self._ticket(auth),
+                look_up, self.owner if auth.ticket is None else self._ticket(auth)
             )
-            if self._gone:
+            if login.done():  # too late, or the client has gone
                 return
-            if not self._login.done():
+            if not self._logins:
                 limit = conf.uploads().user_max_connections
                 self._count("owner", owner.key, limit)
             elif owner.key != self.owner.key:
                 raise TicketInvalid
         except UploadError as error:
-            if not self._login.done():
-                self._login.set_exception(error)
+            if not login.done():
+                login.set_exception(error)
             await self._shut(error)
             return
         self.owner = owner
-        if not self._login.done():
-            self._login.set_result(owner)
+        self._logins += 1
+        login.set_result(owner)
         self.send_message(0, m.Authenticated(str(owner.user), owner.expires_in))
 
     def _ticket(self, auth: m.Auth) -> Any:
         assert auth.ticket is not None
         return read_ticket(auth.ticket, endpoint=self.endpoint)
 
-    def _login_is_late(self) -> None:
-        if not self._login.done() and not self._gone:
+    def _login_is_late(self, login: asyncio.Future[Owner]) -> None:
+        if not login.done():
             error = AuthenticationTimeout(seconds=AUTHENTICATION_SECONDS)
-            self._login.set_exception(error)
+            login.set_exception(error)
             self._spawn(self._shut(error))
 
     # Sending ------------------------------------------------------------------------------------

@@ -76,19 +76,20 @@ class UploadConsumer(Connection):
     async def admit(self) -> int | None:
         """The largest file of this owner: the hook's word, and the ticket's.
 
-        Raises :class:`PermissionRefused` for one who may not upload here.
+        The hooks are asked about the user as he is in the database now. Raises :class:`PermissionRefused` for
+        one who may not upload here, and :class:`ConnectionRefused`.
         """
-        if not await self.may_upload(self.owner.user):
+        owner = await self.reload_owner()
+        if not await self.may_upload(owner.user):
             raise PermissionRefused
-        ticket = self.owner.ticket
         return policies.smallest(
-            await self.get_max_size(self.owner.user), ticket.max_size if ticket else None
+            await self.get_max_size(owner.user), owner.ticket.max_size if owner.ticket else None
         )
 
     async def new_session(self, create: m.Create) -> tuple[UploadSession, int | None]:
         """The row for a CREATE that the host allows, and its largest size. Raises :class:`UploadRefused`."""
-        owner = self.owner
         max_size = await self.admit()
+        owner = self.owner
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
         policies.check_metadata(create.metadata)

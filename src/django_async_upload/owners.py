@@ -40,7 +40,7 @@ class Owner:
     @property
     def expires_in(self) -> float | None:
         """Seconds for which the ticket still holds; None for a login."""
-        return None if self.ticket is None else self.ticket.expires - time.time()
+        return None if self.ticket is None else max(0.0, self.ticket.expires - time.time())
 
     def check(self) -> Owner:
         """The same owner, read again from the database.
@@ -124,19 +124,27 @@ def _owner_from_user(user: Any) -> Owner:
 
 
 def look_up(items: Sequence[Any]) -> list[Owner | UploadError]:
-    """Who a session, a scope, a ticket or an owner is now: an item per caller, for :meth:`Database.call`."""
-    outcomes: list[Owner | UploadError] = []
+    """Who a session, a scope, a ticket or an owner is now: an item per caller, for :meth:`Database.call`.
+
+    The same item from several callers is read once.
+    """
+    found: dict[int, Owner | UploadError] = {}
     for item in items:
-        try:
-            match item:
-                case Owner():
-                    outcomes.append(item.check())
-                case SessionBase():
-                    outcomes.append(owner_from_session(item))
-                case dict():
-                    outcomes.append(owner_from_scope_user(item.get("user")))
-                case _:
-                    outcomes.append(owner_from_ticket(item))
-        except UploadError as error:
-            outcomes.append(error)
-    return outcomes
+        if id(item) not in found:
+            try:
+                found[id(item)] = _look_up(item)
+            except UploadError as error:
+                found[id(item)] = error
+    return [found[id(item)] for item in items]
+
+
+def _look_up(item: Any) -> Owner:
+    match item:
+        case Owner():
+            return item.check()
+        case SessionBase():
+            return owner_from_session(item)
+        case dict():
+            return owner_from_scope_user(item.get("user"))
+        case _:
+            return owner_from_ticket(item)

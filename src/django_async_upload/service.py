@@ -30,6 +30,7 @@ from .leases import Claim, Creation, Ending
 from .models import UploadSession
 from .outbox import Outbox
 from .owners import Owner
+from .policies import check_size
 from .protocol import messages as m
 from .protocol.state import ACTIVE, OVER, PUBLISHED, State
 from .small import SmallFiles
@@ -209,8 +210,9 @@ class UploadService:
     async def _complete(self, upload: ActiveUpload, finish: m.Finish, host: Host) -> UploadSession:
         session = upload.session
         try:
+            check_size(finish.size, await host.admit())  # before hashing costs anything
             digests = await verify(upload, finish, host)
-            await host.admit()
+            await host.admit()  # an inspection may have taken long
             name = await host.get_name(session)
         except (UploadFailed, UploadRefused) as error:
             await self.fail(session, error)
