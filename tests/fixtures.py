@@ -157,7 +157,7 @@ async def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def publish(owner: Owner, data: bytes = b"hello", name: str = "a.bin", **fields: Any) -> Any:
-    """A completed upload, its file in the storage. Synchronous."""
+    """A completed upload of a form's field, its file in the storage. Synchronous."""
     stored_as = default_storage.save(f"uploads/{name}", ContentFile(data))
     return UploadSession.objects.create(
         **{
@@ -171,6 +171,7 @@ def publish(owner: Owner, data: bytes = b"hello", name: str = "a.bin", **fields:
             "crc": crc32c(data),
             "state": State.COMPLETED,
             "stored_as": stored_as,
+            "taker": "form",
             **fields,
         }
     )

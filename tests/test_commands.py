@@ -73,7 +73,6 @@ def test_the_purge_says_what_it_did(owner: Owner, staging: Path) -> None:
 def test_the_purge_deletes_what_no_form_has_taken(owner: Owner, media: Path) -> None:
     def completed(age: timedelta, **fields: Any) -> UploadSession:
         session = publish(owner)
-        fields = {"metadata": {"field": "signed"}, **fields}
         UploadSession.objects.filter(pk=session.pk).update(
             completed_at=timezone.now() - age, **fields
         )
@@ -82,7 +81,7 @@ def test_the_purge_deletes_what_no_form_has_taken(owner: Owner, media: Path) -> 
     old = completed(LONG_AGO)
     kept = [
         completed(timedelta(hours=1)),
-        completed(LONG_AGO, metadata={}),
+        completed(LONG_AGO, taker="receiver"),
         completed(LONG_AGO, state=State.BOUND),
         completed(
             LONG_AGO, expires_at=timezone.now() + timedelta(minutes=1)

@@ -22,7 +22,7 @@ def test_the_element_needs_no_form() -> None:
     assert [tag for tag, _ in found.tags] == ["async-upload", "input"]
     assert found.one("input") == {"type": "file", "name": "file", "id": "id_file"}
     token = found.one("async-upload")["field"]
-    assert read_field_token(token, endpoint="default") == FieldToken("file", None, "")
+    assert read_field_token(token, endpoint="default") == FieldToken("file", None, "", "receiver")
 
 
 def test_its_arguments_are_those_of_the_widget() -> None:
@@ -33,7 +33,7 @@ def test_its_arguments_are_those_of_the_widget() -> None:
     )
     element = found.one("async-upload")
     token = read_field_token(element["field"], endpoint="photos")
-    assert token == FieldToken("pics", 9, "image/*")
+    assert token == FieldToken("pics", 9, "image/*", "receiver")
     assert (element["max-size"], element["accept"]) == ("9", "image/*")
     assert element["url"] == "/ws/photos/"
     assert {"multiple", "directory"} <= element.keys()

@@ -131,7 +131,7 @@ class UploadSessionAdmin(ModelAdmin):
     """Uploads can be looked at, ended and deleted; what they are is between the client and the server."""
 
     list_display = ("name", "progress", "total", "owner_shown", "endpoint", "created_at")
-    list_filter = ("state", EndpointFilter, StorageFilter, "created_at")
+    list_filter = ("state", "taker", EndpointFilter, StorageFilter, "created_at")
     list_select_related = ("owner",)
     list_per_page = PER_PAGE
     list_max_show_all = PER_PAGE
@@ -142,7 +142,21 @@ class UploadSessionAdmin(ModelAdmin):
     actions = ("cancel", "expire", "send_again")
     readonly_fields = ("progress", "total", "file", "checksums", "sent_metadata", "delivered")
     fieldsets = (
-        (None, {"fields": ("name", "progress", "total", "owner", "endpoint", "error", "file")}),
+        (
+            None,
+            {
+                "fields": (
+                    "name",
+                    "progress",
+                    "total",
+                    "owner",
+                    "endpoint",
+                    "taker",
+                    "error",
+                    "file",
+                )
+            },
+        ),
         (
             _("File"),
             {"fields": ("storage", "stored_as", "content_type", "checksums", "sent_metadata")},

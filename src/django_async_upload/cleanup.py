@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from django.utils import timezone
 from . import leases, signals
 from .exceptions import UploadError
 from .leases import Ending
-from .models import UploadSession
+from .models import Taker, UploadSession
 from .protocol.state import State
 from .stores.base import Part, Store
 from .stores.configured import make_store
@@ -68,12 +68,13 @@ def purge(
     *,
     dry_run: bool = False,
     unbound_after: timedelta | None = None,
+    takers: Sequence[str] = (Taker.FORM, Taker.API),
     log: Callable[[str], None] = lambda line: None,
 ) -> Purge:
     """Expire uploads without a sign of life, and delete parts that no row knows. Synchronous.
 
-    With ``unbound_after``, delete the uploads of form fields, too, that completed so long ago and that no form
-    has taken: somebody chose a file and left the page.
+    With ``unbound_after``, delete the uploads for ``takers``, too, that completed so long ago and that none of
+    them has taken: somebody chose a file and left the page.
 
     Safe beside live uploads: a session expires by compare-and-set, and a holder that still lives loses its
     epoch and is told so; parts are deleted only when they are older than :data:`GRACE` and no
@@ -98,12 +99,15 @@ def purge(
     finally:
         store.close()
     if unbound_after is not None:
-        for session in UploadSession.objects.for_forms().unbound(timezone.now() - unbound_after):
+        for session in UploadSession.objects.for_taker(*takers).unbound(
+            timezone.now() - unbound_after
+        ):
             if dry_run or _delete_unbound(session):
                 done.sessions += 1
                 done.bytes += session.size or 0
                 log(
-                    f"{session.pk} {session.name!r}: no form took it since {session.completed_at:%F %T}"
+                    f"{session.pk} {session.name!r}: {session.get_taker_display()} did not take it since "
+                    f"{session.completed_at:%F %T}"
                 )
     for path in abandoned_links(GRACE):
         if not dry_run:

@@ -12,7 +12,7 @@ from django.utils.module_loading import import_string
 from . import conf, leases, policies
 from .connection import CLOSE_CODES, Connection, drain
 from .exceptions import PermissionRefused
-from .models import UploadSession
+from .models import Taker, UploadSession
 from .protocol import messages as m
 from .receipts import read_field_token
 
@@ -93,13 +93,16 @@ class UploadConsumer(Connection):
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
         policies.check_metadata(create.metadata)
-        metadata = create.metadata
+        metadata = dict(create.metadata)
+        taker = metadata.pop("taker", Taker.RECEIVER.value)
+        policies.check_choice("taker", taker, Taker.values)
         if "field" in metadata:
             field = read_field_token(metadata["field"], endpoint=self.endpoint)
             max_size = policies.smallest(max_size, field.max_size)
             policies.check_size(create.size, max_size)
             policies.check_accept(create.name, create.content_type, field.accept)
-            metadata = {**metadata, "field": {"name": field.name, "max_size": field.max_size}}
+            metadata["field"] = {"name": field.name, "max_size": field.max_size}
+            taker = field.taker
         session = UploadSession(
             key=create.key,
             endpoint=self.endpoint,
@@ -110,6 +113,7 @@ class UploadConsumer(Connection):
             content_type=create.content_type,
             size=create.size,
             metadata=metadata,
+            taker=taker,
             digest=create.digest or "",
             storage=self._setting("storage"),
             expires_at=leases.expiry(),

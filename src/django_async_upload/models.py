@@ -36,6 +36,14 @@ STATE_CHOICES = [
 ]
 
 
+class Taker(models.TextChoices):
+    """Who takes a finished upload. Said when it is created, and asked by all who might."""
+
+    FORM = "form", _("a form")
+    API = "api", _("an API")
+    RECEIVER = "receiver", _("a receiver")
+
+
 class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
     """The questions a host asks."""
 
@@ -64,9 +72,9 @@ class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
             state__in=ACTIVE - {State.FINALIZING}, expires_at__lt=now or timezone.now()
         )
 
-    def for_forms(self) -> UploadSessionQuerySet:
-        """Made for a field of a form: see :func:`~.receipts.field_token`."""
-        return self.filter(metadata__has_key="field")
+    def for_taker(self, *takers: str) -> UploadSessionQuerySet:
+        """Made for one of these: ``for_taker("form", "api")``. See :class:`Taker`."""
+        return self.filter(taker__in=takers)
 
     def unbound(self, before: datetime) -> UploadSessionQuerySet:
         """Completed before then, and not given to a host's object."""
@@ -115,6 +123,9 @@ class UploadSession(models.Model):
     )
     size = models.BigIntegerField(_("size in bytes"), null=True, blank=True)
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
+    taker = models.CharField(
+        _("taken by"), max_length=8, choices=Taker.choices, default=Taker.RECEIVER.value
+    )
     digest = models.CharField(_("digest asked for"), max_length=16, blank=True)
 
     state = models.CharField(

@@ -118,6 +118,12 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         raise MetadataInvalid(reason="it holds a NUL")
 
 
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises :class:`MetadataInvalid` for a value of the metadata that is none of a few."""
+    if value not in (known := list(choices)):
+        raise MetadataInvalid(reason=f"{name} is none of {', '.join(known)}")
+
+
 def smallest(*limits: int | None) -> int | None:
     """The smallest of several limits, where None is no limit."""
     known = [limit for limit in limits if limit is not None]

@@ -7,6 +7,7 @@ server knows from the beginning what the page's field takes.
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from django.utils.translation import gettext_lazy as _
 
 from . import conf
 from .exceptions import AuthenticationRequired, MetadataInvalid
-from .models import UploadSession
+from .models import Taker, UploadSession
 from .owners import owner_of_request
 from .protocol.state import State
 from .uploaded import HOLD, CompletedUpload, alias
@@ -31,6 +32,8 @@ from .uploaded import HOLD, CompletedUpload, alias
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
     from django.http import HttpRequest
+
+logger = logging.getLogger("django_async_upload")
 
 PREFIX: Final = "async_upload."
 """Of the name of the hidden input that posts a receipt; the field's own HTML name follows."""
@@ -61,6 +64,8 @@ class FieldToken:
     """Bytes; None is as the endpoint has it."""
     accept: str
     """As the attribute of ``<input type="file">``; "" is anything."""
+    taker: str = Taker.FORM.value
+    """Who takes what is uploaded there: a value of :class:`Taker`."""
 
 
 def field_name(html_name: str) -> str:
@@ -69,15 +74,23 @@ def field_name(html_name: str) -> str:
 
 
 def field_token(
-    name: str, *, endpoint: str = "default", max_size: int | None = None, accept: str | None = None
+    name: str,
+    *,
+    endpoint: str = "default",
+    max_size: int | None = None,
+    accept: str | None = None,
+    taker: str = Taker.FORM.value,
 ) -> str:
     """A signed token for the field of that HTML name, to be sent as ``field`` of an upload's metadata.
 
-    It allows nothing that is not allowed without it, and never expires.
+    It allows nothing that is not allowed without it, and never expires. ``taker`` is who takes the finished upload:
+    "form", "api" or "receiver".
     """
     if len(name) > MAX_FIELD_NAME:
         raise ValueError(f"The name of an upload field has at most {MAX_FIELD_NAME} characters.")
-    return _signer("field").sign_object([field_name(name), endpoint, max_size, accept or ""])
+    if taker not in Taker.values:
+        raise ValueError(f"taker is {taker!r}; choose from {Taker.values}.")
+    return _signer("field").sign_object([field_name(name), endpoint, max_size, accept or "", taker])
 
 
 def read_field_token(token: object, *, endpoint: str) -> FieldToken:
@@ -85,12 +98,12 @@ def read_field_token(token: object, *, endpoint: str) -> FieldToken:
     try:
         if not isinstance(token, str):
             raise ValueError
-        name, where, max_size, accept = _signer("field").unsign_object(token)
+        name, where, max_size, accept, taker = _signer("field").unsign_object(token)
     except (signing.BadSignature, ValueError) as error:
         raise MetadataInvalid(reason="the field token is not valid") from error
     if where != endpoint:
         raise MetadataInvalid(reason="the field token is for another endpoint")
-    return FieldToken(name, max_size, accept)
+    return FieldToken(name, max_size, accept, taker)
 
 
 # Receipts -----------------------------------------------------------------------------------------
@@ -177,6 +190,13 @@ def _own(request: HttpRequest, pks: set[uuid.UUID], user: Any) -> dict[uuid.UUID
 
 def _why_not(session: UploadSession, field: str, endpoint: str | None) -> str | None:
     now = timezone.now()
+    if session.taker == Taker.RECEIVER:
+        logger.warning(
+            "The receipt of upload %s was posted, but it was made for a receiver: say taker='form' or "
+            "taker='api' where it is uploaded",
+            session.pk,
+        )
+        return "receipt_invalid"
     if (
         session.field_name != field
         or endpoint not in (None, session.endpoint)

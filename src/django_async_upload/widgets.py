@@ -20,6 +20,7 @@ from django.utils.translation import gettext_lazy as _
 
 from . import conf
 from .exceptions import TypeRefused
+from .models import Taker
 from .policies import check_accept
 from .receipts import PREFIX, field_token, refusal
 from .uploaded import CompletedUpload, RefusedUpload
@@ -133,7 +134,8 @@ class AsyncFileInput(FileInput):
 
     ``endpoint`` names the consumer that uploads go to, ``url`` is its WebSocket (None: ``WEBSOCKET_URL``), and
     ``max_size`` is the largest file in bytes (None: as the endpoint has it). What types there may be says
-    ``attrs={"accept": ...}``. Size and types hold for files that are posted without JavaScript, too.
+    ``attrs={"accept": ...}``. Size and types hold for files that are posted without JavaScript, too. ``taker`` says who
+    takes what is uploaded: the form itself ("form"), or a script's call of an API ("api").
     """
 
     template_name = "django_async_upload/widgets/file.html"
@@ -153,11 +155,13 @@ class AsyncFileInput(FileInput):
         endpoint: str = "default",
         url: str | None = None,
         max_size: int | None = None,
+        taker: str = Taker.FORM.value,
     ) -> None:
         super().__init__(attrs)
         self.endpoint = endpoint
         self.url = url
         self.max_size = max_size
+        self.taker = taker
         self.kept: list[CompletedUpload] = []
         AsyncFileInput.is_used = True
 
@@ -201,7 +205,11 @@ class AsyncFileInput(FileInput):
                 {
                     "url": self.url or conf.uploads().websocket_url,
                     "field": field_token(
-                        name, endpoint=self.endpoint, max_size=self.max_size, accept=accept
+                        name,
+                        endpoint=self.endpoint,
+                        max_size=self.max_size,
+                        accept=accept,
+                        taker=self.taker,
                     ),
                     "max-size": None if self.max_size is None else str(self.max_size),
                     "accept": accept,

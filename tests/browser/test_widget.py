@@ -406,6 +406,13 @@ def test_a_folder_keeps_its_paths(page: Any, site: WidgetSite, tmp_path: Path) -
     ]
 
 
+def test_an_element_without_a_token_says_who_takes_its_files(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element(attributes='taker="api"', input_attributes=MANY)))
+    page.set_input_files("#id_file", [a_file("a.txt")])
+    until(page, "uploads.length === 1")
+    assert page.evaluate("uploads[0].options.metadata") == {"taker": "api"}
+
+
 # Clones and rows that come and go
 
 ROWS = """<div class="row" id="rows-__prefix__" hidden>{empty}</div><div class="row" id="rows-0">{first}</div>"""

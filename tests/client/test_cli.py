@@ -123,6 +123,7 @@ def test_a_ticket_may_stand_in_a_file(
         (["put", "/", "--url", "ws://x/"], "/ is a directory"),
         (["put", "x", "--url", "http://x/"], "not a ws:// or wss:// URL"),
         (["put", "x", "--url", "ws://x/", "--metadata", "x"], "KEY=VALUE"),
+        (["put", "x", "--url", "ws://x/", "--taker", "me"], "receiver"),
         (["put", "x", "--url", "ws://x/", "--jobs", "0"], "1 or more"),
         (["put", "x", "--url", "ws://x/", "--ticket-file", "/no/such"], "/no/such"),
         (["resume", "--state", "/etc/hostname"], "/etc/hostname"),
@@ -151,7 +152,7 @@ def test_it_can_be_stopped_and_told_to_go_on(
         proxy.rate = 8 * 2**20
         url = host.url(proxy.port)
         process = subprocess.Popen(
-            [PROGRAM, "put", str(file), "--url", url, "--metadata", "a=b"],
+            [PROGRAM, "put", str(file), "--url", url, "--metadata", "a=b", "--taker", "api"],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

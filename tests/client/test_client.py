@@ -103,13 +103,13 @@ async def test_what_is_known_of_a_file_goes_with_create(
 ) -> None:
     async with server.client() as client:
         await client.upload(large, content_type="text/plain", metadata={"a": 1}, sha256=True)
-        await client.upload(Unseekable(b"x"), name="stream")
+        await client.upload(Unseekable(b"x"), name="stream", taker="api")
     file, stream = server.sessions[0].of(m.Create)
     assert isinstance(file, m.Create)
     assert isinstance(stream, m.Create)
     assert (file.name, file.size, file.content_type) == ("large.bin", len(LARGE), "text/plain")
     assert (file.metadata, file.digest) == ({"a": 1}, "sha-256")
-    assert (stream.size, stream.digest) == (None, None)
+    assert (stream.size, stream.digest, stream.metadata) == (None, None, {"taker": "api"})
 
 
 async def test_an_open_file_is_sent_from_where_it_stands_and_is_left_open(

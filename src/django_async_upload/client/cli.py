@@ -76,6 +76,8 @@ class _Commands:
     async def _put(self) -> int:
         options = self._options
         metadata = dict(options.metadata)
+        if options.taker:
+            metadata["taker"] = options.taker
         async with self._client(options.url) as client:
             return await self._all(
                 [
@@ -258,6 +260,11 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--url", required=True, help="ws://HOST/ws/uploads/")
     put.add_argument("--name", help="the file's name on the server")
     put.add_argument("--metadata", type=_pair, action="append", default=[], metavar="KEY=VALUE")
+    put.add_argument(
+        "--taker",
+        choices=["form", "api", "receiver"],
+        help="who takes the finished file at the server (default: receiver)",
+    )
     put.add_argument("--sha256", action="store_true", help="compare the SHA-256 too")
 
     resume = commands.add_parser(

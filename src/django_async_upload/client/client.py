@@ -129,12 +129,15 @@ class UploadClient:
         *,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        taker: str | None = None,
         content_type: str = "",
         on_progress: Callable[[Progress], object] | None = None,
         sha256: bool = False,
     ) -> UploadResult:
         """Upload a path or an open binary file, and return when it is published.
 
+        ``taker`` is who takes the finished file at the server: "form", "api" (a call that brings its receipt)
+        or "receiver", which is what a server takes it for where nothing is said.
         Raises the :class:`UploadError` that ended it, and :class:`OSError` where the file cannot be
         read. Cancelling the call leaves the upload on the server, to be resumed.
         """
@@ -142,6 +145,7 @@ class UploadClient:
             what,
             name=name,
             metadata=metadata,
+            taker=taker,
             content_type=content_type,
             on_progress=on_progress,
             sha256=sha256,
@@ -153,12 +157,14 @@ class UploadClient:
         *,
         name: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        taker: str | None = None,
         content_type: str = "",
         on_progress: Callable[[Progress], object] | None = None,
         sha256: bool = False,
     ) -> Upload:
         """Begin an upload and return its handle at once; see :meth:`upload`."""
-        job = Job(what, name, dict(metadata or {}), content_type, on_progress, sha256)
+        sent = {**(metadata or {}), **({"taker": taker} if taker else {})}
+        job = Job(what, name, sent, content_type, on_progress, sha256)
         upload = Upload(self, job)
         self._uploads.add(upload)
         upload.task.add_done_callback(lambda _: self._uploads.discard(upload))
@@ -318,6 +324,7 @@ def upload_file(
     cookie: str | None = None,
     name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    taker: str | None = None,
     content_type: str = "",
     on_progress: Callable[[Progress], object] | None = None,
     sha256: bool = False,
@@ -331,6 +338,7 @@ def upload_file(
                 what,
                 name=name,
                 metadata=metadata,
+                taker=taker,
                 content_type=content_type,
                 on_progress=on_progress,
                 sha256=sha256,

@@ -66,6 +66,19 @@ class Migration(migrations.Migration):
                 ),
                 ("metadata", models.JSONField(blank=True, default=dict, verbose_name="metadata")),
                 (
+                    "taker",
+                    models.CharField(
+                        choices=[
+                            ("form", "a form"),
+                            ("api", "an API"),
+                            ("receiver", "a receiver"),
+                        ],
+                        default="receiver",
+                        max_length=8,
+                        verbose_name="taken by",
+                    ),
+                ),
+                (
                     "digest",
                     models.CharField(blank=True, max_length=16, verbose_name="digest asked for"),
                 ),

@@ -10,6 +10,7 @@ from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from ..models import Taker
 from ..widgets import AsyncFileInput, AsyncMultipleFileInput
 
 register = template.Library()
@@ -25,17 +26,24 @@ def async_upload(
     accept: str = "",
     multiple: bool = False,
     directory: bool = False,
+    taker: str = Taker.RECEIVER.value,
     **attrs: Any,
 ) -> SafeString:
     """``{% async_upload "photos" multiple=True accept="image/*" id="photos" %}``: the element and its input.
 
-    Other arguments are attributes of the input. Outside of a form it uploads, and fires events.
+    Other arguments are attributes of the input. Outside of a form it uploads, and fires events: what is uploaded is for
+    a receiver, or with ``taker="api"`` for a call by the page's script. Inside of a form say ``taker="form"``.
     """
     attrs = {key.replace("_", "-"): value for key, value in attrs.items()}
     attrs.setdefault("id", f"id_{name}")
     if accept:
         attrs["accept"] = accept
-    options: dict[str, Any] = {"endpoint": endpoint, "url": url, "max_size": max_size}
+    options: dict[str, Any] = {
+        "endpoint": endpoint,
+        "url": url,
+        "max_size": max_size,
+        "taker": taker,
+    }
     if multiple or directory:
         return AsyncMultipleFileInput(attrs, directory=directory, **options).render(name, None)
     return AsyncFileInput(attrs, **options).render(name, None)

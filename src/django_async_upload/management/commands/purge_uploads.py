@@ -6,6 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from django_async_upload.cleanup import purge
+from django_async_upload.models import Taker
 
 
 class Command(BaseCommand):
@@ -23,7 +24,14 @@ class Command(BaseCommand):
             "--unbound-after",
             type=float,
             metavar="DAYS",
-            help="Delete uploads for form fields, too, that completed so long ago and that no form has taken.",
+            help="Delete uploads, too, that completed so long ago and that no form and no API has taken.",
+        )
+        parser.add_argument(
+            "--taker",
+            action="append",
+            choices=Taker.values,
+            help="Of --unbound-after: those that were made for this one only. Can be given more than "
+            "once; the default is form and api. With receiver, what your own code keeps unbound is deleted, too.",
         )
 
     def handle(
@@ -31,12 +39,14 @@ class Command(BaseCommand):
         *args: Any,
         dry_run: bool,
         unbound_after: float | None,
+        taker: list[str] | None,
         verbosity: int,
         **options: Any,
     ) -> None:
         log = self.stdout.write if verbosity > 1 or dry_run else lambda line: None
         age = None if unbound_after is None else timedelta(days=unbound_after)
-        done = purge(dry_run=dry_run, unbound_after=age, log=log)
+        chosen = {} if taker is None else {"takers": taker}
+        done = purge(dry_run=dry_run, unbound_after=age, log=log, **chosen)
         verb = "Would expire" if dry_run else "Expired"
         self.stdout.write(
             f"{verb} {done.sessions} uploads; {done.parts} files, {done.bytes} bytes."

@@ -16,6 +16,7 @@ let elements = 0;
  *
  * @attribute url the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
  * @attribute field the signed token of the field, from the server
+ * @attribute taker who takes the finished file where there is no token: `form`, `api`, or `receiver`, which is the default
  * @attribute max-size bytes; larger files are refused before they are sent
  * @attribute accept as the input's, where that has none
  * @attribute directory choose folders

@@ -105,6 +105,7 @@ export class UploadField {
     this.selection = new Selection(element, input, {
       url: this.url,
       token: element.getAttribute("field") || "",
+      taker: element.getAttribute("taker") || "",
       changed: () => this.#change(),
       happened: (type, item, detail) => this.#happened(type, item, detail),
     });

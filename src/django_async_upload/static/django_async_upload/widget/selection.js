@@ -33,14 +33,16 @@ export class Selection {
    * @param {object} of
    * @param {string} of.url of the WebSocket
    * @param {string} of.token of the field, or ""
+   * @param {string} of.taker of what has no token, or "": who takes it at the server
    * @param {() => void} of.changed
    * @param {(type: string, item: Item, detail: object) => void} of.happened `state`, `completed` or `error`
    */
-  constructor(element, input, { url, token, changed, happened }) {
+  constructor(element, input, { url, token, taker, changed, happened }) {
     this.element = element;
     this.input = input;
     this.url = url;
     this.token = token;
+    this.taker = taker;
     this.changed = changed;
     this.happened = happened;
     /** Receipts that came with the page, as a reset of the form brings them back. */
@@ -76,7 +78,7 @@ export class Selection {
   /** @param {Picked} picked */
   upload({ file, path, handle }) {
     const { name, size } = file;
-    const metadata = path === name ? undefined : { path };
+    const metadata = { ...(path === name ? {} : { path }), ...(this.taker ? { taker: this.taker } : {}) };
     const options = { name, metadata, field: this.token || undefined };
     const upload = uploaderOf(this.url).add(handle ?? file, options);
     this.#add(new Item({ name, size, file, upload }));
