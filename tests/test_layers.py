@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # A unit imports from itself and from the layers below. Imports for type checkers only do not count.
 LAYERS: list[list[tuple[str, ...]]] = [
     [("exceptions",), ("__init__",)],
-    [("protocol",)],
+    [("protocol",), ("turns",)],
     [("conf",), ("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",)],
     [("models", "uploaded", "migrations"), ("owners",)],

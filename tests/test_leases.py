@@ -215,16 +215,16 @@ def test_a_claim_that_was_overtaken_looks_again(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = saved(owner)
-    real = leases._find
+    real = leases.find
 
-    def overtaken(item: Claim) -> Any:
-        found = real(item)
-        monkeypatch.setattr(leases, "_find", real)
-        (other,) = leases.claim([item])
+    def overtaken(items: list[Claim]) -> Any:
+        found = real(items)
+        monkeypatch.setattr(leases, "find", real)
+        (other,) = leases.claim(items)
         assert other.epoch == 2
         return found
 
-    monkeypatch.setattr(leases, "_find", overtaken)
+    monkeypatch.setattr(leases, "find", overtaken)
     (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
     assert outcome.epoch == 3
 

@@ -346,7 +346,9 @@ class ActiveUpload:
         """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
         values = leases.checkpoint_values(checkpoint)
         change = Change(self.session.pk, self.session.epoch, state, values)
-        await self.service.database.call(leases.change, change, patience=60.0)
+        await self.service.database.call(
+            leases.change, change, owner=self.session.owner_key, patience=60.0
+        )
         stale, self._checkpoint = self._checkpoint, checkpoint
         if stale.part and stale.part != checkpoint.part:
             await self.store.run(self.store.delete, stale.part)

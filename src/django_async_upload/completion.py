@@ -97,7 +97,7 @@ async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
     upload.progress = m.Progress(phase, 0, upload.received)
     if upload.session.state != State.VERIFYING:
         change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
-        await upload.service.database.call(leases.change, change)
+        await upload.service.database.call(leases.change, change, owner=upload.session.owner_key)
         upload.session.state = State.VERIFYING
 
 
@@ -141,7 +141,9 @@ class Publisher:
         path = await run(self._linkable_path)
         if path is None or not await self._link(path):
             await self._copy()
-        event = await self.service.database.call(leases.complete, self.session, patience=60.0)
+        event = await self.service.database.call(
+            leases.complete, self.session, owner=self.session.owner_key, patience=60.0
+        )
         self.session.state = State.COMPLETED
         self.session.completed_at = event.created_at
         await run(self._forget_part)
@@ -163,7 +165,9 @@ class Publisher:
             **(checkpoint_values(checkpoint) if checkpoint else {}),
         }
         change = Change(self.session.pk, self.session.epoch, State.FINALIZING, values, owner)
-        await self.service.database.call(leases.change, change, patience=60.0)
+        await self.service.database.call(
+            leases.change, change, owner=self.session.owner_key, patience=60.0
+        )
         self.session.state = State.FINALIZING
         self.session.stored_as = name
         if checkpoint:

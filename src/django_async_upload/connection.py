@@ -70,6 +70,8 @@ FAREWELL_SECONDS: Final = 5.0
 """How long a closing connection may take to be told why, and its uploads to be saved."""
 BREATH_SECONDS: Final = 0.02
 """For how long a small file is waited for before its CREATE is answered by itself."""
+MAX_QUERIES: Final = 8
+"""QUERYs of one connection that the database is asked at once; further ones wait."""
 MAX_UNSENT: Final = 4096
 """Frames that wait for a client which does not read; one more ends the connection."""
 
@@ -149,6 +151,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._unsent: deque[bytes] = deque()
         self._held: dict[int, asyncio.TimerHandle] = {}
         self._acks: dict[int, UploadStream] = {}
+        self.queries = asyncio.Semaphore(MAX_QUERIES)
         self._wake = asyncio.Event()
         self._close_code: int | None = None
         self._gone = False
@@ -192,7 +195,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if not any(name == b"origin" for name, _value in self.scope["headers"]):
             return None  # no browser: a cookie alone proves nothing
         try:
-            self.owner = await self.service.database.call(look_up, self._session() or self.scope)
+            self.owner = await self.service.database.call(
+                look_up, self._session() or self.scope, owner=self._counted_as
+            )
         except ConnectionRefused:
             return None  # a ticket may come
         except UploadError as error:
@@ -207,6 +212,13 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
         login.add_done_callback(lambda done: done.cancelled() or done.exception())
         return login
+
+    @property
+    def _counted_as(self) -> str:
+        """Whose share of the server the connection uses: its owner's, or its address's until he is known."""
+        if self._logins:
+            return self.owner.key
+        return f"address:{(self.scope.get('client') or [''])[0]}"
 
     def _hello(self) -> m.Hello:
         configured = conf.uploads()
@@ -272,7 +284,6 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 stream = self._streams.get(number)
                 if stream is not None and stream.upload is not None:
                     stream.upload.append(data)
-                self._replenish()
             case Received(0, message):
                 self._receive_own(message)
             case Received(number, message) if number in self._streams:
@@ -284,6 +295,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 upload = self._streams[number].upload
                 if upload is not None:
                     upload.lose(reason)
+        # Whatever became of it: bytes that were dropped have left the window, too.
+        self._replenish()
 
     def _receive_own(self, message: m.Message) -> None:
         if isinstance(message, m.Ping):
@@ -346,7 +359,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """
         await self.authenticated()
         logins = self._logins
-        owner = await self.service.database.call(look_up, self.owner)
+        owner = await self.service.database.call(look_up, self.owner, owner=self._counted_as)
         if logins == self._logins:  # otherwise an AUTH has brought a newer ticket meanwhile
             self.owner = owner
         return owner
@@ -357,7 +370,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             if auth.ticket is None and not self._logins:
                 raise AuthenticationRequired
             owner = await self.service.database.call(
-                look_up, self.owner if auth.ticket is None else self._ticket(auth)
+                look_up,
+                self.owner if auth.ticket is None else self._ticket(auth),
+                owner=self._counted_as,
             )
             if login.done():  # too late, or the client has gone
                 return
@@ -417,8 +432,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                     await self.send({"type": "websocket.close", "code": self._close_code})
                     return
                 if self._acks:
-                    number, stream = self._acks.popitem()
-                    self.send_message(number, stream.newest_ack)
+                    number = next(iter(self._acks))  # the oldest: no stream waits for ever
+                    self.send_message(number, self._acks.pop(number).newest_ack)
                     continue
                 self._wake.clear()
                 await self._wake.wait()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from django.db import (
 from django.db.utils import DatabaseError
 
 from .exceptions import DatabaseUnavailable, UploadError
+from .turns import Turns
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ class Database:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._calls: deque[_Call] = deque()
+        self._calls: Turns[_Call] = Turns()
         self._draining: asyncio.Task[None] | None = None
         self._used_at = 0.0
 
@@ -65,6 +65,7 @@ class Database:
         function: Callable[[Sequence[Item]], Sequence[Result | UploadError]],
         item: Item,
         *,
+        owner: str = "",
         patience: float = 10.0,
     ) -> Result:
         """Run ``function([item, ...])`` in a transaction shared with others and return the item's result.
@@ -74,10 +75,12 @@ class Database:
         group is rolled back and each call is run again in a transaction of its own: a function may run
         more than once.
 
+        Owners are served in turn; ``owner`` is whose call it is, "" the server's own.
+
         While the database cannot be reached or is locked, it is tried again for ``patience`` seconds; then
         :class:`DatabaseUnavailable` is raised.
         """
-        outcome = (await self.call_many(function, [item], patience=patience))[0]
+        outcome = (await self.call_many(function, [item], owner=owner, patience=patience))[0]
         if isinstance(outcome, UploadError):
             raise outcome
         return outcome
@@ -87,6 +90,7 @@ class Database:
         function: Callable[[Sequence[Item]], Sequence[Result | UploadError]],
         items: Sequence[Item],
         *,
+        owner: str = "",
         patience: float = 10.0,
     ) -> list[Result | UploadError]:
         """As :meth:`call`, for several items of one caller: a result or an error for each."""
@@ -96,7 +100,7 @@ class Database:
         pause = FIRST_PAUSE
         while True:
             future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            self._calls.append(_Call(function, items, future))
+            self._calls.add(owner, _Call(function, items, future))
             if self._draining is None:
                 self._draining = asyncio.create_task(self._drain())
             try:
@@ -111,7 +115,7 @@ class Database:
         loop = asyncio.get_running_loop()
         try:
             while self._calls:
-                group = [self._calls.popleft() for _ in range(min(len(self._calls), MAX_GROUP))]
+                group = self._calls.take(MAX_GROUP)
                 outcomes = await loop.run_in_executor(self._thread, self._run_group, group)
                 for call, outcome in zip(group, outcomes, strict=True):
                     if call.future.done():  # its caller was cancelled

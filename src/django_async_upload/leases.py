@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -172,16 +173,13 @@ def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
 
     A published upload, and one in ``finalizing``, comes back unclaimed: its result is the answer.
     """
-    outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
-    return [
-        found if found is not None else _claim(item)
-        for item, found in zip(items, outcomes, strict=True)
-    ]
+    found = find(items)
+    return [_claim(item, session) for item, session in zip(items, found, strict=True)]
 
 
-def _claim(item: Claim) -> UploadSession | UploadError:
+def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | UploadError:
+    session = found
     for _attempt in range(3):  # another connection may claim it between the SELECT and the UPDATE
-        session = _find(item)
         if isinstance(session, UploadError):
             return session
         if session.state in OVER:
@@ -194,23 +192,27 @@ def _claim(item: Claim) -> UploadSession | UploadError:
         ):
             session.epoch, session.state = epoch, State.UPLOADING
             return session
+        session = find([item])[0]
     return TakenOver()
 
 
 def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
-    """Look without taking. A missing upload and somebody else's give the same answer."""
-    outcomes = _checked_owners(items)
-    return [
-        found if found is not None else _find(item)
-        for item, found in zip(items, outcomes, strict=True)
-    ]
-
-
-def _find(item: Claim) -> UploadSession | UploadError:
-    session = UploadSession.objects.filter(
-        pk=item.upload, owner_key=item.owner.key, endpoint=item.endpoint
-    ).first()
-    return session or NotFound()
+    """Look without taking, all in one query. A missing upload and somebody else's give the same answer."""
+    refusals = _checked_owners(items)
+    sessions = UploadSession.objects.in_bulk({item.upload for item in items})
+    outcomes: list[UploadSession | UploadError] = []
+    for item, refusal in zip(items, refusals, strict=True):
+        session = sessions.get(item.upload)
+        if refusal is not None:
+            outcomes.append(refusal)
+        elif session is None or (item.owner.key, item.endpoint) != (
+            session.owner_key,
+            session.endpoint,
+        ):
+            outcomes.append(NotFound())
+        else:
+            outcomes.append(copy(session))
+    return outcomes
 
 
 def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:

@@ -120,7 +120,7 @@ class UploadService:
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
-        outcome = await self.database.call(leases.create, Creation(session, owner))
+        outcome = await self.database.call(leases.create, Creation(session, owner), owner=owner.key)
         if outcome is session:
             upload.begin(session, max_size)
             self.active[session.pk] = upload
@@ -128,7 +128,7 @@ class UploadService:
 
     async def find(self, claim: Claim) -> UploadSession:
         """Raises :class:`NotFound`, for somebody else's upload too."""
-        return await self.database.call(leases.find, claim)
+        return await self.database.call(leases.find, claim, owner=claim.owner.key)
 
     async def attach(
         self, upload: ActiveUpload, claim: Claim, max_size: int | None = None
@@ -144,7 +144,7 @@ class UploadService:
             if claim.upload in self._results or session.state not in ACTIVE:
                 return await self._outcome(claim)
             await self._evict(claim.upload)
-            outcome = await self.database.call(leases.claim, claim)
+            outcome = await self.database.call(leases.claim, claim, owner=claim.owner.key)
             if outcome.state == State.UPLOADING:
                 await self._open(upload, outcome, max_size)
             return outcome
@@ -290,7 +290,7 @@ class UploadService:
     ) -> UploadSession:
         """Bring an upload to an end and delete its part; raises :class:`TakenOver` for an old holder."""
         ending = Ending(session.pk, to, error=error, epoch=epoch)
-        ended, changed = await self.database.call(leases.end, ending)
+        ended, changed = await self.database.call(leases.end, ending, owner=session.owner_key)
         holder = self.active.get(session.pk)
         parts = {ended.part} if changed else set()
         if holder is not None and ended.state in OVER:

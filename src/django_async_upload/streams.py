@@ -112,7 +112,8 @@ class UploadStream:
             await self.connection.authenticated()
             match self._opening:
                 case m.Query(upload=upload):
-                    return status_message(await self.service.find(self._claim(upload)))
+                    async with self.connection.queries:
+                        return status_message(await self.service.find(self._claim(upload)))
                 case m.Cancel(upload=str(upload)):
                     return ended_message(await self.service.cancel(self._claim(upload)))
                 case m.Create():

@@ -1,0 +1,154 @@
+"""One user's uploads, questions and mistakes leave the others, and his own later ones, their share."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connection as database_connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from django_async_upload import leases
+from django_async_upload.connection import CONNECTION_WINDOW
+from django_async_upload.exceptions import NotFound
+from django_async_upload.leases import Claim
+from django_async_upload.owners import Owner
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.frames import FrameType, parse_header
+from django_async_upload.service import UploadService
+from django_async_upload.testing.communicator import UploadCommunicator
+
+from .fixtures import MIB, new_key, publish
+
+pytest_plugins = ["tests.fixtures"]
+
+Connect = Callable[..., UploadCommunicator]
+
+
+@pytest.fixture
+async def connect_bob(application: Any, bob: Any) -> Connect:
+    """A connection as bob, the other user."""
+    client = Client()
+    await sync_to_async(client.force_login)(bob)
+    return lambda **options: UploadCommunicator(application, cookies=client.cookies, **options)
+
+
+# The connection's own credit -----------------------------------------------------------------------
+
+
+async def send_into_nowhere(uploads: UploadCommunicator, stream: int, size: int) -> None:
+    """Data that was in flight to an upload which the server has ended."""
+    offset = 0
+    while offset < size:
+        chunk = min(size - offset, uploads.hello.max_chunk)
+        await uploads.send_data(stream, offset, bytes(chunk))
+        offset += chunk
+
+
+async def test_bytes_that_were_dropped_are_given_back_to_the_connection(connect: Connect) -> None:
+    async with connect() as uploads:
+        await uploads.send(m.Create(new_key(), "a/b", 100 * MIB), 1)
+        assert (await uploads.wait_for(m.Error, 1)).code == "name_refused"
+        await send_into_nowhere(uploads, 1, CONNECTION_WINDOW)
+        await uploads.wait_for(m.Limit)
+        completed = await uploads.upload("next.bin", b"hello")
+        assert completed.size == 5
+
+
+async def test_more_than_the_connection_window_goes_through_one_connection(
+    connect: Connect,
+) -> None:
+    data = bytes(CONNECTION_WINDOW // 2 + MIB)
+    async with connect() as uploads:
+        for name in ("a.bin", "b.bin"):
+            assert (await uploads.upload(name, data)).size == len(data)
+
+
+async def test_the_stream_that_waited_longest_is_acked_first(
+    application: Any, connect: Connect, uploads: UploadService
+) -> None:
+    """To a client that reads slowly, too: one fast stream does not take all the answers."""
+    acked: list[int] = []
+    gate = asyncio.Semaphore(100)
+
+    async def slowly(scope: Any, receive: Any, send: Any) -> None:
+        async def send_when_read(message: dict[str, Any]) -> None:
+            if message.get("bytes", b"")[:1] == bytes([FrameType.ACK]):
+                await gate.acquire()
+                acked.append(parse_header(message["bytes"]).stream)
+            await send(message)
+
+        await application(scope, receive, send_when_read)
+
+    async def send_on(stream: int) -> None:
+        """One more byte, and wait until it is written and its ACK is due."""
+        offset = offsets[stream]
+        await connection.send_data(stream, offset, b"x")
+        while not any(each.received > offset for each in held[stream]):
+            await asyncio.sleep(0)
+        offsets[stream] += 1
+
+    async with connect(slowly) as connection:
+        held: dict[int, list[Any]] = {}
+        offsets = {1: 0, 2: 0}
+        for stream in (1, 2):
+            await connection.send(m.Create(new_key(), f"{stream}.bin"), stream)
+            created = await connection.wait_for(m.Created, stream)
+            held[stream] = [uploads.active[uuid.UUID(created.upload)]]
+        gate._value = 0
+        await send_on(2)
+        await send_on(1)
+        for _ in range(5):
+            await send_on(2)
+            gate.release()
+        for _ in range(100):
+            gate.release()
+        assert 1 in acked[:3]
+
+
+# The database's time -------------------------------------------------------------------------------
+
+
+async def test_a_question_waits_behind_its_askers_not_in_front_of_others(
+    uploads: UploadService,
+) -> None:
+    served: list[str] = []
+
+    def note(items: Sequence[str]) -> list[None]:
+        served.extend(items)
+        return [None for _ in items]
+
+    calls = [uploads.database.call(note, f"mallory {n}", owner="user:mallory") for n in range(1000)]
+    calls.append(uploads.database.call(note, "bob", owner="user:bob"))
+    await asyncio.gather(*calls)
+    assert served.index("bob") < 2
+
+
+def test_a_group_of_questions_is_one_query(db: None, owner: Owner) -> None:
+    sessions = [publish(owner, name=f"{n}.bin") for n in range(20)]
+    claims = [Claim(session.pk, owner, "default") for session in sessions]
+    with CaptureQueriesContext(
+        database_connection,
+    ) as alone:
+        leases.find(claims[:1])
+    with CaptureQueriesContext(database_connection) as together:
+        found = leases.find(claims)
+    assert len(together) == len(alone)
+    assert [each.pk for each in found if not isinstance(each, NotFound)] == [
+        session.pk for session in sessions
+    ]
+
+
+async def test_a_crowd_of_questions_is_answered(connect: Connect) -> None:
+    async with connect() as uploads:
+        for stream in range(1, 101):
+            await uploads.send(m.Query("00000000-0000-0000-0000-000000000000"), stream)
+        codes = set()
+        for _ in range(100):
+            codes.add((await uploads.receive()).message.code)
+        assert codes == {"not_found"}
