@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +21,10 @@ from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client, RequestFactory
+from django.utils.translation import gettext_lazy
 
 from django_async_upload import connection as connections
+from django_async_upload import owners
 from django_async_upload.connection import origin_is_trusted
 from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain
 from django_async_upload.exceptions import (
@@ -325,6 +331,26 @@ class Suspicious(UploadConsumer):
             raise FileRefused("A virus.", name=session.name)
 
 
+class Unutterable(UploadConsumer):
+    """Refuses with what is no JSON: a lazy text, a decimal, an id, and an object that cannot even be text."""
+
+    async def check(self, session: UploadSession) -> None:
+        if session.name == "mute":
+            raise FileRefused("Not this one.", culprit=Mute())
+        if session.name == "long":
+            raise FileRefused("No. " * 20_000)
+        raise FileRefused(
+            gettext_lazy("Not this one."), share=Decimal("0.5"), culprit=uuid.UUID(int=7)
+        )
+
+
+class Mute:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+    __repr__ = __str__
+
+
 class Broken(UploadConsumer):
     async def get_name(self, session: UploadSession) -> str:
         raise ZeroDivisionError
@@ -515,6 +541,26 @@ async def test_a_broken_hook_is_an_internal_error_that_can_be_tried_again(
     async with connect() as client:
         done = await client.upload("a.bin", b"data", key=key)
     assert (media / done.stored_as).read_bytes() == b"data"
+
+
+async def test_an_error_with_texts_and_figures_that_are_no_json_is_told(connect: Connect) -> None:
+    async with connect(mounted(Unutterable)) as client:
+        with pytest.raises(FileRefused) as caught:
+            await client.upload("a.bin", b"data")
+    assert caught.value.message == "Not this one."
+    assert caught.value.facts == {"share": "0.5", "culprit": str(uuid.UUID(int=7))}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("mute", "ZeroDivisionError"), ("long", "do not fit a control frame")]
+)
+async def test_an_error_that_cannot_be_told_is_an_internal_error(
+    connect: Connect, caplog: pytest.LogCaptureFixture, name: str, reason: str
+) -> None:
+    async with connect(mounted(Unutterable)) as client:
+        with pytest.raises(InternalError):
+            await client.upload(name, b"data")
+    assert reason in caplog.text
 
 
 def name_it(session: UploadSession, name: str) -> str:
@@ -755,16 +801,17 @@ async def test_a_fresh_ticket_in_the_middle_of_an_upload(connect: Connect, alice
 
 @pytest.mark.parametrize("message", ["attach", "finish", "query", "create"])
 async def test_what_follows_a_fresh_ticket_at_once_is_judged_by_it(
-    connect: Connect, alice: Any, message: str
+    connect: Connect, alice: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connect(ticket=issue_ticket(alice, max_age=0.3)) as client:
+    async with connect(ticket=issue_ticket(alice)) as client:
         await client.send(m.Create(new_key(), "a.bin", 4), 1)
         created = await client.wait_for(m.Created, 1)
         await client.send_data(1, 0, b"data")
         while (await client.wait_for(m.Ack, 1)).received < 4:
             pass
-        await asyncio.sleep(0.35)  # the first ticket has run out
-        await client.send(m.Auth(issue_ticket(alice)))
+        later = SimpleNamespace(time=lambda: time.time() + 1000)  # the first ticket has run out
+        monkeypatch.setattr(owners, "time", later)
+        await client.send(m.Auth(issue_ticket(alice, max_age=5000)))
         if message == "finish":
             await client.send(finish(b"data"), 1)
             assert (await client.wait_for(m.Completed, 1)).size == 4

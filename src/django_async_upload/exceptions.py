@@ -54,6 +54,7 @@ A domain error knows nothing of close codes or HTTP statuses: each shell has one
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar
 
 
@@ -62,7 +63,8 @@ class UploadError(Exception):
 
     ``code`` is stable: programs may compare it. ``message`` is English for people and may change.
     ``retryable`` says whether the same attempt can succeed later. ``facts`` holds the figures
-    (JSON values) behind the message.
+    behind the message, as JSON values: what is none (a lazy string, a decimal, an id) becomes its text, and what
+    cannot be told (NaN) raises :class:`ValueError`.
     """
 
     code: ClassVar[str] = "upload_error"
@@ -70,8 +72,8 @@ class UploadError(Exception):
     template: ClassVar[str] = "The upload failed."
 
     def __init__(self, message: str | None = None, /, **facts: Any) -> None:
-        self.facts = facts
-        self.message = message or self.template.format_map(_Facts(facts))
+        self.facts: dict[str, Any] = json.loads(json.dumps(facts, default=str, allow_nan=False))
+        self.message = str(message or self.template.format_map(_Facts(self.facts)))
         super().__init__(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:

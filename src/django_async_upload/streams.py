@@ -102,10 +102,14 @@ class UploadStream:
             closing = await self._serve()
         except UploadError as error:
             closing = error_message(error)
-        except Exception:
+        except Exception:  # of a host's hook, or ours
             logger.exception("Upload stream %s failed", self.number)
             closing = error_message(InternalError())
-        self._send(closing)
+        try:
+            self._send(closing)
+        except ValueError:  # no frame can be made of it: a text too long, or with half a character
+            logger.exception("The answer on upload stream %s could not be told", self.number)
+            self._send(error_message(InternalError()))
 
     async def _serve(self) -> m.Message:
         try:

@@ -282,8 +282,9 @@ class ServerProtocol:
     def send(self, stream: int, message: m.Message) -> bytes:
         """The frame for a message, the stream's state changed accordingly.
 
-        Raises :class:`CorruptChunks` instead of rewinding for the ninth time to one offset, and
-        :class:`RuntimeError` where the shell is wrong.
+        Raises :class:`CorruptChunks` instead of rewinding for the ninth time to one offset,
+        :class:`RuntimeError` where the shell is wrong, and :class:`ValueError` where no frame can be made
+        of the message: then nothing has changed.
         """
         if stream == 0:
             if isinstance(message, m.Limit):
@@ -295,8 +296,10 @@ class ServerProtocol:
         if entry is None:
             raise RuntimeError(f"stream {stream} is not open")
         if isinstance(message, _CLOSES):
+            frame = message.to_frame(stream, self._crc)  # may raise: the stream is open then
             del self._streams[stream]
-        elif isinstance(message, m.Ack) and entry.pausing:
+            return frame
+        if isinstance(message, m.Ack) and entry.pausing:
             # PAUSED may be on its way: credit beyond its offset would be refused when it has come.
             message = replace(message, limit=min(message.limit, entry.expected))
         elif entry.state is not _S.ENDING:
