@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bench bench-browser matrix clean help
+.PHONY: demo test check docs-js messages dist bench bench-browser matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,9 +45,14 @@ $(VENV)/.js: tests/js/package.json | $(BIN)/uv
 demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose).
 	@$(BIN)/python example_project/manage.py demo --port $(PORT)
 
+dist: $(BIN)/uv  ## Build the wheel and the sdist into dist/.
+	rm -rf dist
+	$(BIN)/uv build --quiet --out-dir dist
+
 test: check  ## Lint, types, and every test.
 	node --test tests/js/*.test.js
-	$(BIN)/python -m pytest -n auto -m "not e2e and not browser"
+	$(BIN)/python -m pytest -n auto -m "not e2e and not browser and not dist"
+	$(BIN)/python -m pytest -m dist
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m e2e
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m browser
 
@@ -75,4 +80,4 @@ matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox
 
 clean:  ## Remove what these commands made, but for uploaded files.
-	rm -rf $(VENV) tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist $(VENV) tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis

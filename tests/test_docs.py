@@ -20,7 +20,7 @@ from contextlib import closing
 from http.cookiejar import CookieJar
 from inspect import Signature, iscoroutinefunction, signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 from django.core.files import File
@@ -111,6 +111,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found), target
+
+
+def test_what_a_page_installs_is_this_project_and_its_extras_are_quoted() -> None:
+    """Brackets are a pattern to zsh; ``django-async-upload`` on the package index is somebody else's."""
+    commands = [
+        line for page in PAGES for line in re.findall(r"\$ pip (?:un)?install .+", page.read_text())
+    ]
+    assert len(commands) > 3
+    for each in commands:
+        assert "django-async-upload" not in each
+        assert not re.search(r"(?<![\w'./-])[\w./-]+\[", each), each
 
 
 def test_every_page_is_on_the_map() -> None:
@@ -328,7 +339,7 @@ def test_a_script_of_a_page_is_a_module(code: str) -> None:
 @pytest.mark.parametrize("code", SCRIPTS)
 def test_what_a_script_of_a_page_imports_is_exported(code: str) -> None:
     imports = re.findall(
-        r'import (?:\{ (.+) \} from )?"(?:django-async-upload|/static/django_async_upload)/(.+)"',
+        r'import (?:\{ (.+) \} from )?"(?:django-resumable-upload|/static/django_async_upload)/(.+)"',
         code,
     )
     for wanted, module in imports:
@@ -505,20 +516,32 @@ def test_the_scan_of_the_how_to_speaks_with_clamd(tmp_path: Path) -> None:
 
 
 class Reader:
-    """Somebody who does what the tutorial says."""
+    """Somebody who does what the tutorial says, with the programs of one environment.
 
-    def __init__(self, folder: Path) -> None:
+    A context manager that stops the server which the tutorial starts.
+    """
+
+    def __init__(self, folder: Path, programs: Path = Path(sys.executable).parent) -> None:
         self.port = str(free_port())
         self.folder = folder
         self.server: subprocess.Popen[bytes] | None = None
-        programs = Path(sys.executable).parent
         self.env = {
-            key: value for key, value in os.environ.items() if not key.startswith("DJANGO_")
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DJANGO_", "PYTHON"))
         }
         self.env |= {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "XDG_STATE_HOME": str(folder / "state"),
         }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.server is not None:
+            self.server.send_signal(signal.SIGINT)
+            self.server.wait(15)
 
     def follow(self, block: Block) -> str:
         word, _, argument = block.comment.partition(": ")
@@ -574,13 +597,8 @@ class Reader:
 def reader(tmp_path: Path) -> Iterator[Reader]:
     folder = tmp_path / "folder"
     folder.mkdir()
-    reader = Reader(folder)
-    try:
+    with Reader(folder) as reader:
         yield reader
-    finally:
-        if reader.server is not None:
-            reader.server.send_signal(signal.SIGINT)
-            reader.server.wait(15)
 
 
 @pytest.mark.e2e

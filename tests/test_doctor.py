@@ -150,5 +150,5 @@ def test_what_it_needs_is_said_when_it_is_missing(monkeypatch: pytest.MonkeyPatc
     loaded += [name for name in sys.modules if name.partition(".")[0] == "websockets"]
     for name in loaded:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(CommandError, match=r"django-async-upload\[client\]"):
+    with pytest.raises(CommandError, match=r"django-resumable-upload\[client\]"):
         call_command("upload_doctor", "ws://127.0.0.1:9/")

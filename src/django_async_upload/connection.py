@@ -229,7 +229,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             authenticated=self._login.done(),
             auth_timeout=AUTHENTICATION_SECONDS,
             heartbeat=configured.idle_timeout / 3,
-            server=f"django-async-upload/{__version__}",
+            server=f"django-resumable-upload/{__version__}",
         )
 
     def _session(self) -> SessionBase | None:

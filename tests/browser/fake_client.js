@@ -117,7 +117,7 @@ export class Uploader extends EventTarget {
   }
 
   warn(code, message) {
-    console.warn(`django-async-upload: ${message}`);
+    console.warn(`django-resumable-upload: ${message}`);
     this.dispatchEvent(new CustomEvent("warning", { detail: { code, message } }));
   }
 

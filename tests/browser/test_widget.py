@@ -562,7 +562,7 @@ def test_without_a_websocket_the_file_is_posted_with_the_form(page: Any, site: W
     choose(page, a_file("a.pdf", 1234))
     with page.expect_console_message(
         lambda line: (
-            line.type == "warning" and line.text.startswith("django-async-upload: No WebSocket")
+            line.type == "warning" and line.text.startswith("django-resumable-upload: No WebSocket")
         )
     ):
         page.evaluate("uploaders[0].warn('unreachable', 'No WebSocket connection could be opened')")

@@ -199,7 +199,7 @@ def test_a_missing_extra_is_named(env: dict[str, str], module: str) -> None:
     code += "sys.exit(main(['status', 'x', '--url', 'ws://x/']))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install django-async-upload[client]" in done.stderr
+    assert "pip install 'django-resumable-upload[client]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

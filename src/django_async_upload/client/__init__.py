@@ -1,6 +1,6 @@
 """The Python client; it runs in programs that have no Django project. Needs the ``client`` extra::
 
-pip install django-async-upload[client]
+pip install 'django-resumable-upload[client]'
 """
 
 from importlib import import_module
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "websockets":
             raise
-        message = f"{name} needs websockets: pip install django-async-upload[client]"
+        message = f"{name} needs websockets: pip install 'django-resumable-upload[client]'"
         raise ModuleNotFoundError(message, name=error.name) from error

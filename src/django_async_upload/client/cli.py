@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from .display import Display
     except ModuleNotFoundError as error:
-        print(f"{error.name} is missing: pip install django-async-upload[client]", file=sys.stderr)
+        needed = "pip install 'django-resumable-upload[client]'"
+        print(f"{error.name} is missing: {needed}", file=sys.stderr)
         return MISUSED
     with Display() as display:
         logging.getLogger("django_async_upload.client").addHandler(display)

@@ -46,7 +46,7 @@ class Command(BaseCommand):
             if error.name != "websockets":
                 raise
             raise CommandError(
-                "websockets is missing: pip install django-async-upload[client]"
+                "websockets is missing: pip install 'django-resumable-upload[client]'"
             ) from error
         findings = examine(Patient(url, ticket, cookie, origin))
         if not async_to_sync(self._report)(findings):

@@ -104,7 +104,7 @@ export class Uploader extends EventTarget {
       failed: (error) => void inSlices([...this.#waiting()], (upload) => upload.giveUp(error)),
       changed: (state, detail) => this.#dispatch("connection", { state, ...detail }),
       warned: (code, message) => {
-        console.warn(`django-async-upload: ${message}`);
+        console.warn(`django-resumable-upload: ${message}`);
         this.#dispatch("warning", { code, message });
       },
     });

@@ -175,7 +175,7 @@ export class UploadField {
     this.#change(true);
     this.zone.takeChosen();
     if (!("WebSocket" in window)) {
-      console.warn(`django-async-upload: ${NO_WEBSOCKET.message}.`);
+      console.warn(`django-resumable-upload: ${NO_WEBSOCKET.message}.`);
       this.#warn(NO_WEBSOCKET);
     } else if (this.#many) void this.selection.offer(Infinity);
     else if (!this.selection.items.length) void this.selection.offer(1);
@@ -430,7 +430,7 @@ function textsOf(element) {
   try {
     return textsFrom(element.getAttribute("texts"));
   } catch (error) {
-    console.error("django-async-upload: the texts attribute is not JSON", error);
+    console.error("django-resumable-upload: the texts attribute is not JSON", error);
     return textsFrom(null);
   }
 }
