@@ -28,6 +28,8 @@ from django_async_upload.service import UploadService, get_service
 from django_async_upload.testing.communicator import UploadCommunicator
 
 KIB, MIB = 1024, 1024 * 1024
+PATIENCE = 30.0
+"""Seconds after which the end of a test is no longer waited for: a failure shall be seen, not hang."""
 
 
 def crc(data: bytes) -> str:
@@ -85,9 +87,15 @@ async def forget_service() -> None:
 
 
 async def settled() -> None:
-    """Wait for what goes on after its connection has gone."""
-    while connection._tasks:
-        await asyncio.wait(list(connection._tasks))
+    """Wait for what goes on after its connection has gone; a test that left something hanging fails."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while connection._tasks:
+                await asyncio.wait(list(connection._tasks))
+    except TimeoutError:
+        for task in list(connection._tasks):  # the next test has another loop
+            task.cancel()
+        raise
 
 
 @pytest.fixture
@@ -95,10 +103,13 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     """The service of the test's event loop. Afterwards no credit is out, and nothing is held."""
     running = get_service()
     yield running
-    await settled()
-    last = get_service()
-    await forget_service()
-    await sync_to_async(connections.close_all)()
+    try:
+        await settled()
+    finally:
+        last = get_service()
+        async with asyncio.timeout(PATIENCE):
+            await forget_service()
+        await sync_to_async(connections.close_all)()
     assert last.budget.promised == 0
     assert not last.budget.accounts
     assert not last.active

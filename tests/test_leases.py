@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_async_upload import leases
@@ -170,6 +171,8 @@ def test_ending_again_after_a_lost_commit_gives_the_same_end(owner: Owner) -> No
     ending = Ending(session.pk, State.FAILED, error="data_lost", epoch=1)
     assert leases.end([ending])[0][1] is True
     ended, changed = leases.end([ending])[0]
+    assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", True)
+    ended, changed = leases.end([Ending(session.pk, State.FAILED, epoch=1)])[0]
     assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", False)
 
 
@@ -524,3 +527,15 @@ def test_a_race_for_a_key_in_another_connection_is_an_integrity_error(
         (found,) = create(owner, session)
     assert found.pk != session.pk
     assert found.key == session.key
+
+
+def test_keys_are_looked_up_by_the_whole_unique_index(owner: Owner) -> None:
+    """Or each create reads every row that its owner ever had."""
+    with CaptureQueriesContext(connection) as queries:
+        leases.create([Creation(make(owner), owner)])
+    (lookup,) = (each["sql"] for each in queries if '"key" IN' in each["sql"])
+    assert all(f'"{column}" IN' in lookup for column in ("endpoint", "owner_key", "key"))
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            plan = cursor.execute(f"EXPLAIN QUERY PLAN {lookup}").fetchall()
+        assert "endpoint=? AND owner_key=? AND key=?" in str(plan)

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from crc32c import crc32c
+from django.db import OperationalError
 
 from django_async_upload import active, leases, service
 from django_async_upload.active import ActiveUpload
 from django_async_upload.completion import Publisher
+from django_async_upload.database import Database
 from django_async_upload.exceptions import (
     Busy,
+    ByteQuotaExceeded,
     CorruptChunks,
     DataLost,
     DigestMismatch,
@@ -969,3 +972,120 @@ async def test_close_saves_what_is_held(uploads: UploadService, owner: Owner) ->
     upload = await holding
     assert (await row(upload.session.pk)).durable == 2
     assert upload.account.promised == 0
+
+
+# What a crash, or an answer that did not come, leaves ---------------------------------------------
+
+
+async def test_a_create_whose_commit_was_not_answered_is_this_ones_own(
+    uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact = Database._transact
+    lost: list[bool] = []
+
+    def losing(self: Database, group: Any) -> Any:
+        results = transact(self, group)
+        if not lost:
+            lost.append(True)
+            raise OperationalError("server closed the connection unexpectedly")
+        return results
+
+    monkeypatch.setattr(Database, "_transact", losing)
+    async with begun(uploads, owner, b"data") as upload:
+        assert lost
+        session = await uploads.complete(upload, await write(upload, b"data"), host)
+    assert session.state == State.COMPLETED
+
+
+async def test_an_end_whose_commit_was_not_answered_still_deletes_the_part_and_is_told(
+    uploads: UploadService, owner: Owner, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pk = await interrupted(uploads, owner, b"data", 2)
+    transact = Database._transact
+    lost: list[bool] = []
+
+    def losing(self: Database, group: Any) -> Any:
+        results = transact(self, group)
+        if not lost and any(call.function is leases.end for call in group):
+            lost.append(True)
+            raise OperationalError("server closed the connection unexpectedly")
+        return results
+
+    monkeypatch.setattr(Database, "_transact", losing)
+    ended = await uploads.cancel(Claim(pk, owner, "default"))
+    assert lost
+    assert ended.state == State.CANCELLED
+    assert len(heard.named("cancelled")) == 1
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+async def test_what_a_reboot_took_is_sent_again_where_durability_never_promised_it(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    """Durability ``os``: the row counts bytes that the machine's crash took."""
+    data = os.urandom(3 * MIB)
+    pk = await interrupted(uploads, owner, data, 2 * MIB)
+    await UploadSession.objects.aupdate(boot_id="another")
+    os.truncate(os.path.join(uploads.store.root, (await row(pk)).part), 4096)  # type: ignore[attr-defined]
+    async with attached(uploads, owner, pk) as upload:
+        assert (upload.durable, upload.received) == (0, 0)
+        assert (await row(pk)).durable == 0
+        session = await uploads.complete(upload, await write(upload, data), host)
+    assert session.state == State.COMPLETED
+
+
+async def test_a_name_that_was_linked_before_a_crash_is_synced_before_the_upload_counts_as_complete(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "fsync"}
+    session = await die_at(get_service(), owner, host, "after the link", monkeypatch)
+    again = await crash(get_service())
+    synced: list[str] = []
+    sync_directory = disk.sync_directory
+
+    def noting(directory: str) -> None:
+        synced.append(directory)
+        sync_directory(directory)
+
+    monkeypatch.setattr(disk, "sync_directory", noting)
+    assert (await again.result(session, lambda progress: None)).state == State.COMPLETED
+    folder = media / os.path.dirname(session.stored_as)
+    assert {str(folder), str(media), str(media.parent)} <= set(synced)
+
+
+async def test_a_refusal_that_may_pass_keeps_the_bytes(
+    uploads: UploadService, owner: Owner, host: Host
+) -> None:
+    """A host's quota at FINISH: what was sent stays, and can be finished later."""
+
+    async def admit() -> int | None:
+        raise ByteQuotaExceeded(max_bytes=1, open_bytes=2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "admit", admit)
+        async with begun(uploads, owner, b"data") as upload:
+            with pytest.raises(ByteQuotaExceeded):
+                await uploads.complete(upload, await write(upload, b"data"), host)
+            assert await upload.interrupt() == 4
+    async with attached(uploads, owner, upload.session.pk) as again:
+        again.finish(finish(b"data"))
+        wish = await again.write()
+        assert isinstance(wish, m.Finish)
+        assert (await uploads.complete(again, wish, host)).state == State.COMPLETED
+
+
+async def test_a_part_that_is_gone_leaves_no_new_one_behind(
+    uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    again = await crash(uploads)
+    again.store.delete(session.part)
+    await UploadSession.objects.aupdate(boot_id="another")
+    with pytest.raises(DataLost):
+        await again.result(session, lambda progress: None)
+    assert not os.listdir(again.store.root)  # type: ignore[attr-defined]

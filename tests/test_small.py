@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 
 from django_async_upload import connection as connection_module
 from django_async_upload import leases, signals
@@ -322,3 +323,31 @@ async def test_a_connection_that_is_lost_behind_finish_loses_no_file(
     assert session.state == State.COMPLETED
     assert (media / session.stored_as).read_bytes() == data
     assert not caplog.records
+
+
+async def test_a_commit_whose_answer_was_lost_costs_no_file(
+    connect: Connect, media: Path, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection to the database broke after COMMIT: the same step run again finds its own rows."""
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)
+    transact = Database._transact
+    lost: list[bool] = []
+
+    def losing(self: Database, group: Any) -> Any:
+        results = transact(self, group)
+        if not lost and any(call.function is leases.create for call in group):
+            lost.append(True)
+            raise OperationalError("server closed the connection unexpectedly")
+        return results
+
+    monkeypatch.setattr(Database, "_transact", losing)
+    files = [(f"{n}.bin", os.urandom(1000)) for n in range(5)]
+    async with connect() as uploads:
+        ends = await breathe(uploads, files)
+    assert lost
+    assert [type(end) for end in ends] == [m.Completed] * 5
+    for (_name, data), end in zip(files, ends, strict=True):
+        assert isinstance(end, m.Completed)
+        assert (media / end.stored_as).read_bytes() == data
+    await emptied(staging)
+    assert await UploadSession.objects.acount() == await CompletionEvent.objects.acount() == 5

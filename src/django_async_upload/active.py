@@ -178,7 +178,8 @@ class ActiveUpload:
         self.writer = writer
         self._checkpoint = session.checkpoint
         self.received = writer.received
-        self.durable = session.durable
+        # Less than the row says only where durability "os" met a crash of the machine, which it does not outlive.
+        self.durable = min(session.durable, writer.received)
         self._settle_written()
         self.limit = self.received
         self._grant()
@@ -413,12 +414,15 @@ class ActiveUpload:
                 await self.save(await self.store.run(self.writer.sync), State.INTERRUPTED)
             except UploadError as error:
                 self.lose(error)
+            except Exception:  # of the database's, say: the resume proves the bytes again
+                logger.exception("Upload %s could not be saved", self.session.pk)
+                self.lose(InternalError())
         return self.durable
 
     async def close(self) -> None:
-        """Let go of the part and of the credit. Cannot be cancelled half way."""
-        await self.settle()
+        """Let go of the part and of the credit, also where it is cancelled."""
         try:
+            await self.settle()
             if self._hashing is not None:
                 await asyncio.wait({self._hashing})
             if self.writer is not None:

@@ -189,8 +189,10 @@ class Publisher:
         try:
             publication.link(storage, path, name, durability=self.service.store.durability)
         except FileExistsError:
-            # Ours already, where a crash came between the link and the commit.
-            return publication.is_linked(storage, path, name)
+            # Ours already, where a crash came between the link and the commit; perhaps before the sync.
+            if not publication.is_linked(storage, path, name):
+                return False
+            publication.sync_link(storage, name, durability=self.service.store.durability)
         return True
 
     def _free_name(self) -> str:

@@ -80,6 +80,11 @@ class UploadError(Exception):
         return _rebuild, (type(self), self.message, self.facts)
 
     @property
+    def is_final(self) -> bool:
+        """Whether the upload is over with this error: it failed, or was refused for good."""
+        return isinstance(self, UploadFailed | UploadRefused) and not self.retryable
+
+    @property
     def retry_after(self) -> float | None:
         """Seconds to wait before another attempt, where the server has an opinion."""
         return self.facts.get("retry_after")

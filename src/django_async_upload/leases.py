@@ -74,6 +74,8 @@ class Ending:
     error: str = ""
     epoch: int | None = None
     """The holder's; None is by right of ownership, whoever holds it, and expires what is not due yet."""
+    ended: list[UploadSession] = field(default_factory=list, compare=False)
+    """The row before it was ended: a second run, after a COMMIT without answer, knows its work by it."""
 
 
 def expiry() -> Any:
@@ -100,8 +102,10 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
     known = {
         (session.endpoint, session.owner_key, session.key): session
         for session in UploadSession.objects.filter(
-            key__in=[item.session.key for item in items],
+            # All columns of the unique index: without the first it cannot serve.
+            endpoint__in={item.session.endpoint for item in items},
             owner_key__in={item.owner.key for item in items},
+            key__in=[item.session.key for item in items],
         )
     }
     quota = _Quota(items)
@@ -309,6 +313,10 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     session = UploadSession.objects.filter(pk=item.upload).first()
     if session is None:
         return NotFound()
+    for before in item.ended:
+        if (session.state, session.epoch) == (item.to, before.epoch + 1):
+            session.part = before.part
+            return session, True
     # An upload that gave a sign of life since the purge looked does not expire.
     is_purge = item.to is State.EXPIRED and item.epoch is not None
     rows = UploadSession.objects.expired() if is_purge else UploadSession.objects
@@ -316,6 +324,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         [item.upload], item.to, holder=item.epoch, error=item.error, epoch=F("epoch") + 1, part=""
     )
     if changed:
+        item.ended[:] = [copy(session)]
         session.state, session.error = item.to, item.error
     elif item.epoch not in (None, session.epoch) and session.state not in OVER:
         return TakenOver()

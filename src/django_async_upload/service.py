@@ -25,7 +25,7 @@ from .active import ActiveUpload, Listener
 from .completion import Host, Publisher, verify
 from .credit import Budget, keep_freed_memory
 from .database import Database
-from .exceptions import Busy, DataLost, TakenOver, UploadError, UploadFailed, UploadRefused
+from .exceptions import Busy, DataLost, TakenOver, UploadError
 from .leases import Claim, Creation, Ending
 from .models import UploadSession
 from .outbox import Outbox
@@ -121,10 +121,12 @@ class UploadService:
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
         outcome = await self.database.call(leases.create, Creation(session, owner), owner=owner.key)
-        if outcome is session:
-            upload.begin(session, max_size)
-            self.active[session.pk] = upload
-        return outcome
+        if outcome.pk != session.pk or outcome.state != State.CREATED:
+            return outcome
+        # Also where another object came back: the COMMIT before a lost connection went through.
+        upload.begin(session, max_size)
+        self.active[session.pk] = upload
+        return session
 
     async def find(self, claim: Claim) -> UploadSession:
         """Raises :class:`NotFound`, for somebody else's upload too."""
@@ -165,7 +167,8 @@ class UploadService:
             raise
         upload.resume(session, max_size, writer)
         self.active[session.pk] = upload
-        if writer.part != session.part:  # its bytes went to a new part: write that down first
+        if writer.part != session.part or writer.received < session.durable:
+            # Its bytes went to a new part, or are gone: write that down first.
             await upload.save(await self.store.run(writer.sync), State.UPLOADING)
 
     async def _open_part(self, session: UploadSession) -> Writer:
@@ -190,8 +193,8 @@ class UploadService:
     async def complete(self, upload: ActiveUpload, finish: m.Finish, host: Host) -> UploadSession:
         """Check and publish what was written. It happens once, and goes on when the client is gone.
 
-        Raises :class:`SizeMismatch` and other :class:`UploadInterrupted` (the upload can be attached again);
-        with :class:`UploadFailed` and :class:`UploadRefused` it is over and its part deleted.
+        With an error that ``is_final`` the upload is over and its part deleted; after another one
+        (:class:`SizeMismatch`, a quota of the host's) it can be attached again.
         """
         result = self._results[upload.session.pk] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -214,8 +217,9 @@ class UploadService:
             digests = await verify(upload, finish, host)
             await host.admit()  # an inspection may have taken long
             name = await host.get_name(session)
-        except (UploadFailed, UploadRefused) as error:
-            await self.fail(session, error)
+        except UploadError as error:
+            if error.is_final:
+                await self.fail(session, error)
             raise
         if upload.is_cancelled:
             return await self.end(session, State.CANCELLED)
@@ -265,6 +269,8 @@ class UploadService:
         writer = self.store.open(session.checkpoint, size=session.size, steal=False)
         if writer.position != (session.size, session.crc):
             writer.close()
+            if writer.part != session.part:  # a new one in place of one that is gone
+                self.store.delete(writer.part)
             raise DataLost(durable=session.durable, proved=writer.received)
         return writer
 

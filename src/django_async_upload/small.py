@@ -159,7 +159,7 @@ class SmallFiles:
         for file, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, UploadError):
                 file.published.set_exception(outcome)
-            elif outcome is file.session:
+            elif outcome.pk == file.session.pk:  # or another object, after a COMMIT without answer
                 file.is_created = True
                 created.append(file)
         return created

@@ -15,8 +15,6 @@ from .exceptions import (
     FileChanged,
     InternalError,
     UploadError,
-    UploadFailed,
-    UploadRefused,
 )
 from .leases import Claim, over
 from .models import UploadSession
@@ -202,11 +200,11 @@ class UploadStream:
         assert upload is not None
         try:
             wish = await upload.write()
-        except (UploadFailed, UploadRefused) as error:
-            await self.service.fail(upload.session, error)
-            raise
-        except Exception:
-            await upload.interrupt()
+        except Exception as error:
+            if isinstance(error, UploadError) and error.is_final:
+                await self.service.fail(upload.session, error)
+            else:
+                await upload.interrupt()
             raise
         if wish is m.Cancel:
             return ended_message(await self.service.end(upload.session, State.CANCELLED))
@@ -216,10 +214,11 @@ class UploadStream:
         try:
             work = self.service.complete(upload, wish, self.connection)
             return ended_message(await self._reporting(work))
-        except (UploadFailed, UploadRefused):
-            raise
-        except Exception:  # what a host's hook raised, too: the upload can be attached again
-            await upload.interrupt()
+        except (
+            Exception
+        ) as error:  # what a host's hook raised, too: the upload can be attached again
+            if not (isinstance(error, UploadError) and error.is_final):
+                await upload.interrupt()
             raise
 
     async def _result(self, session: UploadSession) -> UploadSession:

@@ -135,6 +135,25 @@ def sync_names(directories: Iterable[str]) -> None:
             disk.sync_directory(directory)
 
 
+def sync_link(storage: FileSystemStorage, name: str, *, durability: str = "fsync") -> None:
+    """Make durable a name that :func:`link` made before a crash, and the folders that it stands in.
+
+    Raises :class:`StorageFailed`.
+    """
+    if durability == "fsync":
+        sync_names(_directories(storage, name))
+
+
+def _directories(storage: FileSystemStorage, name: str) -> list[str]:
+    """The folder of a name, and those above it up to the one that holds the storage's own."""
+    directory = os.path.dirname(storage.path(name))
+    found = [directory]
+    while len(directory) >= len(os.fspath(storage.location)):
+        directory = os.path.dirname(directory)
+        found.append(directory)
+    return found
+
+
 def link_unsynced(
     storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync"
 ) -> list[str]:
@@ -193,11 +212,7 @@ def save(
         stored = storage.save(name, content, max_length=max_length)
         if durability == "fsync" and isinstance(storage, FileSystemStorage):
             _sync_file(storage.path(stored))
-            directory = os.path.dirname(storage.path(stored))
-            while len(directory) >= len(os.fspath(storage.location)):
-                disk.sync_directory(directory)
-                directory = os.path.dirname(directory)
-            disk.sync_directory(directory)
+            sync_names(_directories(storage, stored))
     return stored
 
 
