@@ -12,7 +12,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from django.template.defaultfilters import filesizeformat
 from django.test import Client
+from django.utils.formats import number_format
 from django.utils.translation import override, to_locale
 from django.utils.translation.template import templatize
 
@@ -21,12 +23,13 @@ from django_async_upload.protocol.state import State
 from django_async_upload.widgets import TEXTS, AsyncClearableFileInput
 
 SOURCE = Path(__file__).parents[1] / "src/django_async_upload"
+UNITS = ["kilobytes", "megabytes", "gigabytes", "terabytes", "petabytes"]
 LANGUAGES = ["zh_Hans", "de", "fr", "es"]
 FUNCTIONS = {"_", "gettext", "gettext_lazy", "ngettext", "ngettext_lazy", "pgettext"}
 SAME = {
-    "de": {"Uploads", "{action}: {name}", "{name}: {error}"},
-    "fr": {"images"},
-    "es": {"error", "{action}: {name}", "{name}: {error}"},
+    "de": {"Uploads", "{size}/s", "{action}: {name}", "{name}: {error}"},
+    "fr": {"images", "{size}/s"},
+    "es": {"error", "{size}/s", "{action}: {name}", "{name}: {error}"},
     "zh_Hans": set(),
 }
 """What is the same in English."""
@@ -153,7 +156,18 @@ def test_people_read_their_language(language: str, choose: str, state: str) -> N
     sent = json.loads(unescape(texts[1])) if texts else {}
     with override(None):
         same = SAME.get(to_locale(language), {str(text) for text in TEXTS.values()})
-        assert set(sent) == {key for key, text in TEXTS.items() if str(text) not in same}
+        own = {key: str(text) for key, text in TEXTS.items() if key not in UNITS}
+        assert {*sent} - {*UNITS} == {key for key, text in own.items() if text not in same}
+
+
+@pytest.mark.parametrize("language", ["en", "de", "fr", "ru", "ar"])
+def test_sizes_read_as_django_writes_them(language: str) -> None:
+    with override(language):
+        for power, unit in enumerate(UNITS, start=1):
+            number = number_format(1.5, 1)
+            assert str(TEXTS[unit]) % number == filesizeformat(1.5 * 1024**power).replace(
+                "\xa0", " "
+            )
 
 
 @pytest.mark.django_db

@@ -291,6 +291,17 @@ def test_modules_can_import_each_other_under_hashed_names(settings: Any, tmp_pat
             assert str(imported) in named.values(), module.name
 
 
+def test_a_size_that_reads_like_its_limit_is_written_to_the_byte() -> None:
+    widget = AsyncFileInput(max_size=10 * 1024**2)
+    file = SimpleUploadedFile("a.bin", b"")
+    file.size = 10 * 1024**2 + 1
+    refused = widget.value_from_datadict({}, {"doc": file}, "doc")
+    assert isinstance(refused, RefusedUpload)
+    (message,) = refused.error.messages
+    assert "10,485,761 bytes" in message
+    assert "10,485,760 bytes" in message
+
+
 # Texts --------------------------------------------------------------------------------------------
 
 

@@ -14,9 +14,11 @@ from django.core.files.uploadedfile import UploadedFile
 from django.forms import ClearableFileInput, FileInput, Script
 from django.forms.utils import flatatt
 from django.template.defaultfilters import filesizeformat
+from django.utils.formats import number_format
 from django.utils.safestring import SafeString
-from django.utils.translation import get_language, override
+from django.utils.translation import get_language, gettext_lazy, override
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext as django_ngettext
 
 from . import conf
 from .exceptions import TypeRefused
@@ -24,6 +26,8 @@ from .models import Taker
 from .policies import check_accept
 from .receipts import PREFIX, field_token, refusal
 from .uploaded import CompletedUpload, RefusedUpload
+
+_django = gettext_lazy  # of Django's own catalogue: not gathered into this app's
 
 TEXTS: Final = {
     # The place to choose, drop and paste
@@ -56,6 +60,13 @@ TEXTS: Final = {
     "unfinished": _("Not finished: {sent} of {size}"),
     "pickAgain": _("Choose the same file again to go on."),
     "mayContinue": _("Press “{action}” to go on."),
+    # Sizes: as Django's filesizeformat names the units
+    "kilobytes": _django("%s KB"),
+    "megabytes": _django("%s MB"),
+    "gigabytes": _django("%s GB"),
+    "terabytes": _django("%s TB"),
+    "petabytes": _django("%s PB"),
+    "perSecond": _("{size}/s"),
     # What a person can do with it
     "pause": _("Pause"),
     "resume": _("Resume"),
@@ -129,6 +140,16 @@ def _translated(language: str | None) -> str | None:
     return json.dumps(texts, ensure_ascii=False) if texts else None
 
 
+_BYTES: Final = ("%(size)d byte", "%(size)d bytes")
+"""As Django's catalogue has it."""
+
+
+def _bytes(size: int) -> str:
+    """``10,737,418,240 bytes``, in the active language."""
+    text = django_ngettext(*_BYTES, size).replace("%(size)d", "%(size)s")
+    return text % {"size": number_format(size, use_l10n=True, force_grouping=True)}
+
+
 class AsyncFileInput(FileInput):
     """For one file, as Django's ``FileInput``.
 
@@ -186,6 +207,8 @@ class AsyncFileInput(FileInput):
         if self.max_size is not None and size > self.max_size:
             message = _("This file is too large (%(size)s). At most %(limit)s is allowed.")
             sizes = {"size": filesizeformat(size), "limit": filesizeformat(self.max_size)}
+            if sizes["size"] == sizes["limit"]:  # to the byte where they would read the same
+                sizes = {"size": _bytes(size), "limit": _bytes(self.max_size)}
             return RefusedUpload(
                 ValidationError(message, code="file_too_large", params=sizes), file.name or ""
             )

@@ -137,7 +137,7 @@ def test_a_form_with_errors_comes_back_with_what_was_uploaded(page: Any, site: W
     )
     show(page, site, form(LABEL + inner))
     expect(rows(page)).to_contain_text("kept.pdf")
-    expect(rows(page)).to_contain_text("Uploaded · 1.5 kB")
+    expect(rows(page)).to_contain_text("Uploaded · 1.5 KB")
     page.click("button[name=save]")
     assert ("async_upload.file", "kept") in posted(page, site)
 
@@ -308,11 +308,11 @@ def test_what_the_page_can_see_is_refused_at_once(page: Any, site: WidgetSite) -
     )
     assert page.evaluate("uploads.map((u) => u.name)") == ["good.png"]
     expect(rows(page).nth(0)).to_contain_text(
-        "This file is too large (2.9 kB). At most 2 kB is allowed."
+        "This file is too large (2.9 KB). At most 2.0 KB is allowed."
     )
     expect(rows(page).nth(1)).to_contain_text("not allowed here. Allowed: .pdf, images")
     described = page.locator("#id_file").get_attribute("aria-describedby").split()
-    assert "At most 2 kB" in " ".join(
+    assert "At most 2.0 KB" in " ".join(
         page.locator(f"[id='{one}']").text_content() for one in described
     )
     note = rows(page).nth(0).locator("button:visible").get_attribute("aria-describedby")

@@ -50,8 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(STYLE.encode(), ".css")
         elif path == "/static/client.js":
             self._answer((HERE / "fake_client.js").read_bytes(), ".js")
-        elif path.startswith("/static/") and (STATIC / Path(path).name).is_file():
-            self._answer((STATIC / Path(path).name).read_bytes(), Path(path).suffix)
+        elif path.startswith("/static/") and (file := STATIC / path[len("/static/") :]).is_file():
+            self._answer(file.read_bytes(), file.suffix)
         elif path == "/axe.js":
             self._answer((HERE.parent / "js/node_modules/axe-core/axe.min.js").read_bytes(), ".js")
         else:

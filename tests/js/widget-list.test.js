@@ -10,7 +10,7 @@ import { TEXTS } from "../../src/django_async_upload/static/django_async_upload/
 const formats = new Formats("en");
 
 /** An item whose upload is in that state. */
-function item(state, { size = 1000, fraction = 0, error = null, name = "a.txt", ...more } = {}) {
+function item(state, { size = 1024, fraction = 0, error = null, name = "a.txt", ...more } = {}) {
   return new Item({ name, size, upload: { state, error, progress: { fraction, rate: 0, ...more } } });
 }
 
@@ -20,20 +20,20 @@ test("each state says what it is and offers what can be done", () => {
   const error = { code: "busy", message: "", retryable: true };
   const refused = { code: "type_refused", message: "", retryable: false };
   const rows = [
-    [item("queued"), TEXTS.queued, "pause", "cancel", 0],
-    [item("uploading"), "Starting · 1 kB", "pause", "cancel", 0],
-    [item("uploading", { fraction: 0.5, rate: 2048, remaining: 90 }), "500 bytes of 1 kB · 2 kB/s · 2 min left", "pause", "cancel", 0.5],
-    [item("paused", { fraction: 0.5 }), "Paused · 500 bytes of 1 kB", "resume", "cancel", 0.5],
+    [item("queued"), TEXTS.queued, "pause", "cancel", null],
+    [item("uploading"), "Starting · 1.0 KB", "pause", "cancel", 0],
+    [item("uploading", { fraction: 0.5, rate: 2048, remaining: 90 }), "50% · 512 bytes of 1.0 KB · 2.0 KB/s · 2 min left", "pause", "cancel", 0.5],
+    [item("paused", { fraction: 0.5 }), "Paused · 50% · 512 bytes of 1.0 KB", "resume", "cancel", 0.5],
     [item("offline", { fraction: 0.5 }), TEXTS.offline, "pause", "cancel", 0.5],
-    [item("unauthenticated"), TEXTS.unauthenticated, "continue", "cancel", 0],
+    [item("unauthenticated"), TEXTS.unauthenticated, "continue", "cancel", null],
     [item("finishing", { fraction: 1, phase: "inspecting" }), TEXTS.inspecting, "", "cancel", 1],
     [item("finishing", { fraction: 1 }), TEXTS.verifying, "", "cancel", 1],
-    [item("completed"), "Uploaded · 1 kB", "", "remove", null],
+    [item("completed"), "Uploaded · 1.0 KB", "", "remove", null],
     [item("failed", { error }), TEXTS.errorBusy, "retry", "remove", null],
     [item("failed", { error: refused }), TEXTS.errorTypeUnknown, "", "remove", null],
     [item("cancelled"), TEXTS.cancelled, "retry", "remove", null],
     [new Item({ name: "a", size: 1000, refusal: "No." }), "No.", "", "remove", null],
-    [new Item({ name: "a", size: 1000 }), "Uploaded · 1 kB", "", "remove", null],
+    [new Item({ name: "a", size: 1024 }), "Uploaded · 1.0 KB", "", "remove", null],
   ];
   for (const [each, note, main, last, fraction] of rows) {
     const { state, ...shown } = view(each);
@@ -43,17 +43,17 @@ test("each state says what it is and offers what can be done", () => {
 });
 
 test("an unfinished upload asks for its file, or for a click where the file is known", () => {
-  const unfinished = { key: "k", name: "a", size: 1000, sent: 250, canContinue: false };
-  const asked = view(new Item({ name: "a", size: 1000, unfinished }));
-  assert.equal(asked.note, "Not finished: 250 bytes of 1 kB · Choose the same file again to go on.");
+  const unfinished = { key: "k", name: "a", size: 1024, sent: 256, canContinue: false };
+  const asked = view(new Item({ name: "a", size: 1024, unfinished }));
+  assert.equal(asked.note, "Not finished: 256 bytes of 1.0 KB · Choose the same file again to go on.");
   assert.deepEqual([asked.main, asked.last, asked.fraction], ["", "discard", 0.25]);
-  const known = view(new Item({ name: "a", size: 1000, unfinished: { ...unfinished, canContinue: true } }));
+  const known = view(new Item({ name: "a", size: 1024, unfinished: { ...unfinished, canContinue: true } }));
   assert.equal(known.main, "continue");
   assert.match(known.note, /“Continue”/);
 });
 
 test("an empty file has a bar that does not divide by nothing", () => {
-  assert.equal(view(item("queued", { size: 0 })).fraction, 0);
+  assert.equal(view(item("uploading", { size: 0 })).fraction, 1);
   assert.equal(view(item("finishing", { size: 0 })).fraction, 1);
 });
 
@@ -78,7 +78,7 @@ test("what needs the person has a row before what runs, what waits and what is d
 test("the sum leaves out what will not arrive, and what nobody chose yet", () => {
   const unfinished = new Item({ name: "a", size: 9, unfinished: { sent: 3 } });
   const items = [item("completed"), item("uploading", { fraction: 0.5 }), item("paused"), item("failed"), unfinished];
-  const expected = { count: 4, done: 1, broken: 1, busy: 1, paused: 1, retryable: 0, size: 3000, arrived: 1500 };
+  const expected = { count: 4, done: 1, broken: 1, busy: 1, paused: 1, retryable: 0, size: 3072, arrived: 1536 };
   assert.deepEqual(sum(items), expected);
 });
 

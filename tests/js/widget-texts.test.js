@@ -34,11 +34,18 @@ test("a value is kept apart where both directions of writing meet, and only ther
   assert.equal(join(["1", "ב"]), "\u20681\u2069 · \u2068ב\u2069");
 });
 
-test("sizes count in steps of 1,024, with a digit where it says something", () => {
-  const sizes = [0, 999, 1000, 1536, 100 * 1024, 5 * MIB, 1.5 * 1024 * MIB].map((size) => english.size(size));
-  assert.deepEqual(sizes, ["0 bytes", "999 bytes", "1 kB", "1.5 kB", "100 kB", "5 MB", "1.5 GB"]);
+test("sizes are written as Django's filesizeformat writes them", () => {
+  const sizes = [0, 1, 1023, 1024, 1536, 100 * 1024, 5 * MIB, 1.5 * 1024 * MIB].map((size) => english.size(size));
+  assert.deepEqual(sizes, ["0 bytes", "1 byte", "1,023 bytes", "1.0 KB", "1.5 KB", "100.0 KB", "5.0 MB", "1.5 GB"]);
   assert.equal(new Formats("de").size(1.5 * MIB), "1,5 MB");
+  assert.equal(new Formats("fr", { ...TEXTS, megabytes: "%s Mio" }).size(1.5 * MIB), "1,5 Mio");
   assert.equal(english.rate(2.4 * MIB), "2.4 MB/s");
+});
+
+test("a size that exceeds its limit by less than a digit shows is written to the byte, and so is the limit", () => {
+  const [size, limit] = [10 * 1024 * MIB + 1, 10 * 1024 * MIB];
+  assert.deepEqual(english.sizeAndLimit(size, limit), { size: "10,737,418,241 bytes", limit: "10,737,418,240 bytes" });
+  assert.deepEqual(english.sizeAndLimit(2 * MIB, MIB), { size: "2.0 MB", limit: "1.0 MB" });
 });
 
 test("times are as coarse as a person needs them", () => {
@@ -72,7 +79,7 @@ test("every error of the protocol has a sentence, and none shows a developer's m
 
 test("too large says how large and what is allowed", () => {
   const error = { code: "file_too_large", message: "", facts: { max_size: MIB } };
-  assert.equal(reason(error, { size: 2 * MIB }, TEXTS, english), "This file is too large (2 MB). At most 1 MB is allowed.");
+  assert.equal(reason(error, { size: 2 * MIB }, TEXTS, english), "This file is too large (2.0 MB). At most 1.0 MB is allowed.");
   assert.equal(reason({ ...error, facts: {} }, { size: 1 }, TEXTS, english), "This file is too large.");
 });
 

@@ -69,7 +69,7 @@ export class UploadField {
     this.directory = element.hasAttribute("directory");
     if (this.directory) input.webkitdirectory = true;
     const texts = (this.texts = textsOf(element));
-    const formats = (this.formats = new Formats(element.closest("[lang]")?.getAttribute("lang") ?? undefined));
+    const formats = (this.formats = new Formats(element.closest("[lang]")?.getAttribute("lang") ?? undefined, texts));
     const label = labelOf(input) || texts.chooseFile;
     if (!labelOf(input)) input.setAttribute("aria-label", label);
     this.zone = new Dropzone(input, {

@@ -1,12 +1,21 @@
 /**
- * Numbers as people read them, in the language of the document. Sizes count in steps of 1,024, as Django's
- * `filesizeformat` does, so that a limit reads the same here and in an error of the form.
+ * Numbers as people read them, in the language of the document. Sizes are written as Django's `filesizeformat` writes them, with
+ * its names of units: a size reads the same here, in an error of the form, in the admin and in a template of the page.
  */
-const UNITS = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
+import { TEXTS, fill } from "./texts.js";
+
+/** @typedef {import( "./reasons.js").Texts} Texts */
+
+/** @type {readonly (keyof Texts)[]} */
+const UNITS = ["kilobytes", "megabytes", "gigabytes", "terabytes", "petabytes"];
 
 export class Formats {
-  /** @param {string} [language] a BCP 47 tag; one that is not valid, or none, means the browser's language */
-  constructor(language) {
+  /**
+   * @param {string} [language] a BCP 47 tag; one that is not valid, or none, means the browser's language
+   * @param {Texts} [texts] with the names of units
+   */
+  constructor(language, texts = TEXTS) {
+    this.texts = texts;
     try {
       this.language = Intl.getCanonicalLocales(language || [])[0];
     } catch {
@@ -28,12 +37,35 @@ export class Formats {
 
   /** @param {number} size bytes */
   size(size) {
-    return this.#bytes(size, "");
+    let amount = size;
+    let unit = -1;
+    while (amount >= 1024 && unit < UNITS.length - 1) {
+      amount /= 1024;
+      unit += 1;
+    }
+    if (unit < 0) return this.bytes(size);
+    const tenths = this.#number("tenths", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+    return this.texts[UNITS[unit]].replace("%s", tenths.format(amount));
+  }
+
+  /** To the byte: "10,737,418,240 bytes". @param {number} size */
+  bytes(size) {
+    return this.#unit("byte", size, 0, "long"); // in short, English says "25 byte"
+  }
+
+  /**
+   * A size and the limit that it exceeds: to the byte where they would read the same.
+   * @param {number} size bytes
+   * @param {number} limit bytes
+   */
+  sizeAndLimit(size, limit) {
+    const rounded = { size: this.size(size), limit: this.size(limit) };
+    return rounded.size === rounded.limit ? { size: this.bytes(size), limit: this.bytes(limit) } : rounded;
   }
 
   /** @param {number} rate bytes per second */
   rate(rate) {
-    return this.#bytes(rate, "-per-second");
+    return fill(this.texts.perSecond, { size: this.size(rate) });
   }
 
   /**
@@ -48,21 +80,6 @@ export class Formats {
     // Beyond ten hours nobody counts minutes.
     if (minutes >= 600 || minutes % 60 === 0) return hours;
     return `${hours} ${this.#unit("minute", minutes % 60)}`;
-  }
-
-  /**
-   * @param {number} amount
-   * @param {string} per
-   */
-  #bytes(amount, per) {
-    let step = 0;
-    while (amount >= 1000 && step < UNITS.length - 1) {
-      amount /= 1024;
-      step += 1;
-    }
-    const digits = step === 0 || amount >= 100 ? 0 : 1;
-    // In short, English says "25 byte".
-    return this.#unit(UNITS[step] + per, amount, digits, step || per ? "short" : "long");
   }
 
   /**

@@ -93,14 +93,16 @@ export function describe(item, texts, formats) {
   const amounts = { sent: formats.size(arrived), size: formats.size(size) };
   const left = progress?.remaining === undefined ? "" : fill(texts.left, { time: formats.time(progress.remaining) });
   const moving = state === "uploading" || state === "finishing";
-  const bar = moving || state === "paused" || state === "offline" || state === "unauthenticated" || state === "queued";
+  const bar = state === "paused" || state === "offline" || state === "unauthenticated" || state === "queued";
   const fraction = size ? arrived / size : moving ? 1 : 0;
+  const percent = formats.percent(fraction);
   return {
     state,
     name,
     note: note(),
-    fraction: bar || (state === "unfinished" && size) ? fraction : null,
-    value: join([formats.percent(fraction), state === "uploading" ? left : note()], ", "),
+    // A file that waits for its turn has no bar before anything of it has arrived.
+    fraction: moving || (bar && arrived) || (state === "unfinished" && size) ? fraction : null,
+    value: join([percent, state === "uploading" ? left : note()], ", "),
     main: item.retryable ? "retry" : state === "unfinished" && item.unfinished?.canContinue ? "continue" : (MAIN[state] ?? ""),
     last: state === "unfinished" ? "discard" : item.broken || state === "completed" ? "remove" : "cancel",
     signIn: state === "unauthenticated",
@@ -114,10 +116,10 @@ export function describe(item, texts, formats) {
       case "unauthenticated":
         return texts[state];
       case "paused":
-        return join([texts.paused, fill(texts.sentOf, amounts)]);
+        return join([texts.paused, percent, fill(texts.sentOf, amounts)]);
       case "uploading":
         if (!arrived) return join([texts.starting, amounts.size]);
-        return join([fill(texts.sentOf, amounts), progress?.rate ? formats.rate(progress.rate) : "", left]);
+        return join([percent, fill(texts.sentOf, amounts), progress?.rate ? formats.rate(progress.rate) : "", left]);
       case "finishing":
         return texts[/** @type {"verifying" | "inspecting" | "finalizing"} */ (progress?.phase)] ?? texts.verifying;
       case "completed":

@@ -81,7 +81,8 @@ export class FileList {
     this.line = part("span", "line");
     /** @type {[Bulk, HTMLButtonElement][]} */
     this.buttons = (/** @type {Bulk[]} */ (["pauseAll", "resumeAll", "retryFailed", "removeFailed", "removeAll"])).map((action) => {
-      const button = part("button", "button", { type: "button", "data-action": action }, texts[action]);
+      const quiet = action.startsWith("remove") ? "button async-upload-quiet" : "button";
+      const button = part("button", quiet, { type: "button", "data-action": action }, texts[action]);
       button.addEventListener("click", () => actOnAll(action));
       return [action, button];
     });

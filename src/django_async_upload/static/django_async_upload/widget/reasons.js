@@ -57,7 +57,7 @@ export function reason(error, file, texts, formats) {
   if (error.code === "file_too_large") {
     const limit = Number(error.facts?.max_size);
     if (!limit) return texts.errorTooLargeUnknown;
-    return fill(texts.errorTooLarge, { size: formats.size(file.size), limit: formats.size(limit) });
+    return fill(texts.errorTooLarge, formats.sizeAndLimit(file.size, limit));
   }
   if (error.code === "upload_refused" || error.code === "file_refused") {
     return fill(texts.errorRefused, { message: error.message });

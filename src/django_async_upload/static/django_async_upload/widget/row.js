@@ -52,6 +52,22 @@ export function part(tag, name, attributes = {}, ...children) {
   return element;
 }
 
+/** Characters of a name that stay in sight behind its middle, beside its extension. */
+const TAIL = 4;
+
+/**
+ * A name in two parts: where there is no room the first is cut at its end, so that the extension stays.
+ * @param {string} name
+ * @returns {HTMLElement[]}
+ */
+function named(name) {
+  const characters = [...name];
+  const extension = /\.[^.\s]{1,8}$/.exec(name)?.[0].length ?? 0;
+  const tail = characters.slice(-(extension + TAIL)).join("");
+  const stem = name.slice(0, name.length - tail.length);
+  return stem ? [part("span", "stem", {}, stem), part("span", "tail", {}, tail)] : [part("span", "tail", {}, tail)];
+}
+
 /** A bar that says how far something is. */
 export class Bar {
   /** @param {string} label */
@@ -95,13 +111,14 @@ export class FileRow {
     this.item = item;
     this.texts = texts;
     this.previews = previews;
-    // By its own direction: else a long name in a page from right to left loses its beginning, not its end.
-    this.name = part("span", "name", { title: item.name, dir: "auto" }, item.name);
+    // By its own direction: a name in Latin letters reads from left to right in an Arabic page, too.
+    this.name = part("span", "name", { title: item.name, dir: "auto" }, ...named(item.name));
     this.note = part("span", "note", { id });
     this.bar = new Bar(item.name);
     this.main = part("button", "button", { type: "button", "aria-describedby": id });
     this.last = part("button", "button async-upload-quiet", { type: "button", "aria-describedby": id });
-    this.picture = part("span", "picture", { "aria-hidden": "true" }, icon("file"));
+    this.icon = icon("file");
+    this.picture = part("span", "picture", { "aria-hidden": "true" }, this.icon);
     this.signIn = part("a", "link", { target: "_blank", rel: "noopener", href: location.href }, texts.signIn);
     this.main.addEventListener("click", () => this.#shown?.main && act(this.#shown.main, item));
     this.last.addEventListener("click", () => this.#shown && act(this.#shown.last, item));
@@ -118,7 +135,7 @@ export class FileRow {
     if (shown?.note !== view.note) this.note.textContent = view.note;
     if (shown?.state === view.state && shown.main === view.main && shown.last === view.last) return;
     this.element.dataset.state = view.state;
-    if (!this.#pictured) this.picture.firstElementChild?.replaceWith(icon(ICON_OF[view.state] ?? "file"));
+    this.#mark(view.state);
     this.bar.element.hidden = view.fraction === null;
     this.signIn.hidden = !view.signIn;
     this.#label(this.last, view.last);
@@ -137,9 +154,18 @@ export class FileRow {
     this.picture.append(canvas);
     this.previews.draw(file, canvas, () => {
       this.#pictured = true;
-      this.picture.replaceChildren(canvas);
       canvas.hidden = false;
+      this.#mark(this.#shown?.state ?? "");
     });
+  }
+
+  /** Beside a picture an icon says only what has become of the file. @param {string} state */
+  #mark(state) {
+    const mark = icon(ICON_OF[state] ?? "file");
+    mark.classList.toggle("async-upload-badge", this.#pictured);
+    mark.toggleAttribute("hidden", this.#pictured && !ICON_OF[state]);
+    this.icon.replaceWith(mark);
+    this.icon = mark;
   }
 
   /**

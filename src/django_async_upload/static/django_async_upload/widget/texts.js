@@ -36,6 +36,14 @@ export const TEXTS = Object.freeze({
   pickAgain: "Choose the same file again to go on.",
   mayContinue: "Press “{action}” to go on.",
 
+  // Sizes: as Django's filesizeformat names the units
+  kilobytes: "%s KB",
+  megabytes: "%s MB",
+  gigabytes: "%s GB",
+  terabytes: "%s TB",
+  petabytes: "%s PB",
+  perSecond: "{size}/s",
+
   // What a person can do with it
   pause: "Pause",
   resume: "Resume",
