@@ -28,7 +28,7 @@ from django_async_upload.signals import upload_completed
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.widgets import AsyncFileInput
 
-from .fixtures import publish, row, run
+from .fixtures import publish, row
 from .models import Document
 from .test_widgets import Elements
 
