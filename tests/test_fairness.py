@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,15 +16,16 @@ from django.test.utils import CaptureQueriesContext
 
 from django_async_upload import leases
 from django_async_upload.connection import CONNECTION_WINDOW
-from django_async_upload.exceptions import NotFound
+from django_async_upload.exceptions import Busy, NotFound
 from django_async_upload.leases import Claim
 from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.service import UploadService
+from django_async_upload.stores.filesystem import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 
-from .fixtures import MIB, new_key, publish
+from .fixtures import KIB, MIB, new_key, publish
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -152,3 +154,87 @@ async def test_a_crowd_of_questions_is_answered(connect: Connect) -> None:
         for _ in range(100):
             codes.add((await uploads.receive()).message.code)
         assert codes == {"not_found"}
+
+
+# The process's credit ------------------------------------------------------------------------------
+
+
+async def opens(uploads: UploadCommunicator, most: int, **fields: Any) -> int:
+    """Begin uploads until the server is busy, at most so many; returns how many began."""
+    for count in range(most):
+        stream = uploads.new_stream()
+        await uploads.send(m.Create(new_key(), f"{count}.bin", 17 * KIB, **fields), stream)
+        try:
+            await uploads.wait_for(m.Created, stream)
+        except Busy:
+            return count
+    return most
+
+
+async def test_idle_uploads_of_one_user_leave_room_for_another(
+    connect: Connect, connect_bob: Connect, uploads: UploadService
+) -> None:
+    uploads.budget.total = MIB  # 64 floors
+    async with connect() as alice, connect_bob() as bob:
+        assert 40 < await opens(alice, 100) <= 48  # three quarters, less what their metadata takes
+        assert (await bob.upload("b.bin", bytes(100 * KIB))).size == 100 * KIB
+
+
+async def test_an_idle_upload_of_one_with_many_makes_room_and_can_be_resumed(
+    connect: Connect, connect_bob: Connect, uploads: UploadService
+) -> None:
+    uploads.budget.places = 8
+    data = bytes(20 * KIB)
+    async with connect() as alice, connect_bob() as bob:
+        stream, key = alice.new_stream(), new_key()
+        await alice.send(m.Create(key, "first.bin", len(data)), stream)
+        await alice.wait_for(m.Created, stream)
+        assert await opens(alice, 100) == 5  # three quarters of 8 are six
+        assert await opens(bob, 3) == 3
+        with pytest.raises(Busy) as caught:
+            await alice.wait_for(m.Completed, stream)
+        assert caught.value.retryable
+        await bob.disconnect()
+        await settled_but_for(uploads, 5)
+        assert (await alice.upload("first.bin", data, key=key)).size == len(data)
+
+
+async def settled_but_for(uploads: UploadService, count: int) -> None:
+    while len(uploads.active) > count:
+        await asyncio.sleep(0.01)
+
+
+async def test_metadata_counts_as_memory_and_has_a_bounded_number_of_values(
+    connect: Connect, uploads: UploadService
+) -> None:
+    uploads.budget.total = 2 * MIB
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a.bin", 1, metadata={"a": [{}] * 5000}), 1)
+        assert (await alice.wait_for(m.Error, 1)).code == "metadata_invalid"
+        assert not uploads.budget.promised
+        # 16 KiB of text beside the floor of 16 KiB: half as many as without.
+        assert await opens(alice, 100, metadata={"a": "x" * 16_000}) < 50
+
+
+async def test_a_flood_of_tiny_chunks_that_cannot_be_written_is_cut_off(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credit counts payload; each frame takes more than that."""
+    written, write = threading.Event(), FileWriter.write
+
+    def hang(self: FileWriter, payloads: Any) -> None:
+        written.wait(30)
+        write(self, payloads)
+
+    monkeypatch.setattr(FileWriter, "write", hang)
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a.bin", 17 * KIB), 1)
+        await alice.wait_for(m.Created, 1)
+        try:
+            for offset in range(6000):
+                await alice.send_data(1, offset, b"x")
+            await alice.send(m.Ping(1))
+            await alice.wait_for(m.Pong)
+        finally:
+            written.set()
+        assert (await alice.wait_for(m.Error, 1)).code == "busy"

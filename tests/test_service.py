@@ -131,7 +131,7 @@ def frames(data: bytes, start: int = 0, chunk: int = MAX_CHUNK) -> list[bytes]:
 async def begun(
     uploads: UploadService, owner: Owner, data: bytes | None, **fields: Any
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(Ear())
+    upload = uploads.open(Ear(), "user:1")
     try:
         session = new_session(owner, data, **fields)
         assert await uploads.create(upload, session, owner) is session
@@ -144,7 +144,7 @@ async def begun(
 async def attached(
     uploads: UploadService, owner: Owner, pk: uuid.UUID
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(Ear())
+    upload = uploads.open(Ear(), "user:1")
     try:
         await uploads.attach(upload, Claim(pk, owner, "default"))
         upload.forget_queued()
@@ -327,7 +327,7 @@ async def test_the_same_key_finds_the_upload_that_it_made(
     uploads: UploadService, owner: Owner
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        again = uploads.open(Ear())
+        again = uploads.open(Ear(), "user:1")
         session = new_session(owner, b"data", key=upload.session.key)
         found = await uploads.create(again, session, owner)
         assert found.pk == upload.session.pk
@@ -599,7 +599,7 @@ async def test_a_crowd_that_attaches_leaves_one_holder(
     outcomes: list[str] = []
 
     async def fight() -> None:
-        upload = uploads.open(Ear())
+        upload = uploads.open(Ear(), "user:1")
         try:
             await uploads.attach(upload, Claim(pk, owner, "default"))
             assert uploads.active[pk] is upload
@@ -632,7 +632,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
             uploads.complete(upload, await write(upload, b"data"), host)
         )
         await host.inspecting.wait()
-        other = uploads.open(Ear())
+        other = uploads.open(Ear(), "user:1")
         session = await uploads.attach(other, Claim(upload.session.pk, owner, "default"))
         assert other.writer is None
         waiting = asyncio.create_task(uploads.result(session, lambda progress: None))
@@ -659,7 +659,7 @@ async def test_an_attach_to_what_is_over_answers_with_the_end(
 ) -> None:
     session = new_session(owner, b"data", state=state, stored_as="a")
     await session.asave(force_insert=True)
-    upload = uploads.open(Ear())
+    upload = uploads.open(Ear(), "user:1")
     try:
         if state == State.COMPLETED:
             found = await uploads.attach(upload, Claim(session.pk, owner, "default"))
@@ -677,7 +677,7 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
     uploads.store.delete((await row(pk)).part)
-    upload = uploads.open(Ear())
+    upload = uploads.open(Ear(), "user:1")
     with pytest.raises(DataLost):
         await uploads.attach(upload, Claim(pk, owner, "default"))
     await uploads.leave(upload)
@@ -687,12 +687,12 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 
 
 async def test_without_credit_a_new_upload_is_busy(uploads: UploadService, settings: Any) -> None:
-    uploads.budget.total = 20 * KIB
-    first = uploads.open(Ear())
+    uploads.budget.total = 40 * KIB
+    first = uploads.open(Ear(), "user:1")
     with pytest.raises(Busy):
-        uploads.open(Ear())
+        uploads.open(Ear(), "user:1")
     await uploads.leave(first)
-    await uploads.leave(uploads.open(Ear()))
+    await uploads.leave(uploads.open(Ear(), "user:1"))
 
 
 # Cancel -------------------------------------------------------------------------------------------
@@ -837,7 +837,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     again = await crash(uploads)
     claim = Claim(session.pk, owner, "default")
     if how == "attach":
-        upload = again.open(Ear())
+        upload = again.open(Ear(), "user:1")
         found = await again.attach(upload, claim)
         assert upload.writer is None
         results = await asyncio.gather(

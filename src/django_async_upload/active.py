@@ -35,6 +35,8 @@ MAX_QUEUED: Final = 4096
 """Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
 MAX_UNHASHED: Final = 8
 """Frames that the digest may be behind the writing."""
+EVICTED_SECONDS: Final = 5.0
+"""When a client may come back whose upload had to make room for others."""
 MAX_REWRITES: Final = 3
 """How often a failing disk is given a new file before the upload is interrupted."""
 
@@ -59,9 +61,11 @@ class ActiveUpload:
     at once; :meth:`write` is the task. It ends when all bytes are there and FINISH came, or with an error.
     """
 
-    def __init__(self, service: UploadService, account: Account, listener: Listener) -> None:
+    account: Account
+    """Its credit."""
+
+    def __init__(self, service: UploadService, listener: Listener) -> None:
         self.service = service
-        self.account = account
         self.listener = listener
         self.session: UploadSession
         self.max_size: int | None = None
@@ -100,6 +104,8 @@ class ActiveUpload:
         """Queue a DATA frame that the protocol let in."""
         if len(self._frames) >= MAX_QUEUED:
             self.lose(Busy(retry_after=1.0))
+        if self._lost is not None:  # its credit may be somebody else's already
+            return
         self._frames.append(frame)
         self._wake.set()
 
@@ -120,6 +126,10 @@ class ActiveUpload:
         """Stop at once: somebody else holds the upload, or it is over."""
         self._lost = self._lost or error
         self._wake.set()
+
+    def evict(self) -> None:
+        """Others need the memory that is kept for the upload: it can be attached again."""
+        self.lose(Busy(retry_after=EVICTED_SECONDS))
 
     def prove(self, message: m.Proof) -> None:
         self._proof = message
@@ -233,6 +243,7 @@ class ActiveUpload:
             elif self._frames:
                 await self._write_queued()
             elif self._finish is not None:
+                self.account.complete()
                 return self._finish
             elif self._wish is not None:
                 return self._wish

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
+import sys
 from collections import Counter, deque
 from importlib import import_module
 from typing import Any, ClassVar, Final
@@ -18,7 +19,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.core.files import File
 from django.utils.http import is_same_domain
 
-from . import __version__, conf
+from . import __version__, conf, policies
 from .credit import FLOOR
 from .exceptions import (
     AuthenticationRequired,
@@ -29,6 +30,7 @@ from .exceptions import (
     FlowControlViolation,
     IdleTimeout,
     MalformedFrame,
+    MetadataInvalid,
     PermissionRefused,
     ProtocolViolation,
     SubprotocolRequired,
@@ -72,8 +74,8 @@ BREATH_SECONDS: Final = 0.02
 """For how long a small file is waited for before its CREATE is answered by itself."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that the database is asked at once; further ones wait."""
-MAX_UNSENT: Final = 4096
-"""Frames that wait for a client which does not read; one more ends the connection."""
+MAX_UNSENT: Final = 1024 * 1024
+"""Bytes that wait for a client which does not read; more end the connection."""
 
 _connections: dict[str, Counter[str]] = {"owner": Counter(), "address": Counter()}
 _open: set[Connection] = set()
@@ -149,6 +151,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._streams: dict[int, UploadStream] = {}
         self._counted: list[tuple[str, str]] = []
         self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
         self._held: dict[int, asyncio.TimerHandle] = {}
         self._acks: dict[int, UploadStream] = {}
         self.queries = asyncio.Semaphore(MAX_QUERIES)
@@ -196,7 +199,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             return None  # no browser: a cookie alone proves nothing
         try:
             self.owner = await self.service.database.call(
-                look_up, self._session() or self.scope, owner=self._counted_as
+                look_up, self._session() or self.scope, owner=self.counted_as
             )
         except ConnectionRefused:
             return None  # a ticket may come
@@ -214,7 +217,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         return login
 
     @property
-    def _counted_as(self) -> str:
+    def counted_as(self) -> str:
         """Whose share of the server the connection uses: its owner's, or its address's until he is known."""
         if self._logins:
             return self.owner.key
@@ -308,8 +311,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
-            stream = UploadStream(self, number, message)
-        except Busy as error:
+            held = policies.check_metadata(message.metadata) if isinstance(message, m.Create) else 0
+            stream = UploadStream(self, number, message, held=held)
+        except (Busy, MetadataInvalid) as error:
             self.send_message(number, error_message(error))
             return
         self._streams[number] = stream
@@ -359,7 +363,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """
         await self.authenticated()
         logins = self._logins
-        owner = await self.service.database.call(look_up, self.owner, owner=self._counted_as)
+        owner = await self.service.database.call(look_up, self.owner, owner=self.counted_as)
         if logins == self._logins:  # otherwise an AUTH has brought a newer ticket meanwhile
             self.owner = owner
         return owner
@@ -372,7 +376,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             owner = await self.service.database.call(
                 look_up,
                 self.owner if auth.ticket is None else self._ticket(auth),
-                owner=self._counted_as,
+                owner=self.counted_as,
             )
             if login.done():  # too late, or the client has gone
                 return
@@ -416,10 +420,11 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._wake.set()
 
     def _enqueue(self, frame: bytes) -> None:
-        if len(self._unsent) >= MAX_UNSENT:
+        if self._unsent_bytes > MAX_UNSENT:
             self._spawn(self._shut(FlowControlViolation("The client does not read.")))
             return
         self._unsent.append(frame)
+        self._unsent_bytes += sys.getsizeof(frame)
         self._wake.set()
 
     async def _send_forever(self) -> None:
@@ -427,7 +432,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         try:
             while not self._gone or self._close_code is not None:
                 while self._unsent:
-                    await self.send({"type": "websocket.send", "bytes": self._unsent.popleft()})
+                    frame = self._unsent.popleft()
+                    self._unsent_bytes -= sys.getsizeof(frame)
+                    await self.send({"type": "websocket.send", "bytes": frame})
                 if self._close_code is not None:
                     await self.send({"type": "websocket.close", "code": self._close_code})
                     return

@@ -92,7 +92,6 @@ class UploadConsumer(Connection):
         owner = self.owner
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
-        policies.check_metadata(create.metadata)
         metadata = dict(create.metadata)
         taker = metadata.pop("taker", Taker.RECEIVER.value)
         policies.check_choice("taker", taker, Taker.values)

@@ -1,17 +1,23 @@
 """Credit: how far ahead each upload of a process may be sent, so that all of them fit its memory.
 
-Every open stream has a floor. Above it, it is promised what it consumed in the last second, at most a window,
-within its fair share of the budget. Promises are absolute offsets and cannot be taken back silently: a stream
-that holds more than the floor and sends nothing is asked to pause.
+Every open upload has a floor. Above it, it is promised what it consumed in the last second, at most a window,
+within its fair share of the budget: shared among the owners whose uploads moved lately, then among each owner's.
+No owner has more than :data:`OWNER_PART`; the rest is for others. Promises are absolute offsets and cannot be taken
+back silently: a stream that holds far more than it uses is asked to pause, and closed where it does not answer. Where
+no floor is left, an owner with little gets that of the one who holds the most.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from fractions import Fraction
+from typing import Final, TypeVar
 
 from .exceptions import Busy
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 FLOOR: Final = 16 * 1024
 WINDOW: Final = 8 * 1024 * 1024
@@ -19,8 +25,19 @@ LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Advised, bytes. A frame may be twice as long, but an ASGI server assembles a message by copying what it has of it."""
 CHUNK_SECONDS: Final = 0.2
 """A chunk should take about this long at the measured rate."""
+OWNER_PART: Final = Fraction(3, 4)
+"""Of the budget and of the places: what one owner may have, however idle the others are."""
+MOVING_SECONDS: Final = 2.0
+"""An upload without a byte for so long leaves its share of the credit to the others."""
+IDLE_SECONDS: Final = 10.0
+"""And after so long it gives its floor back where its own owner wants it for another."""
+PAUSE_SECONDS: Final = 5.0
+"""How long a client may take to answer PAUSE."""
 
 _PAGE: Final = 4096
+_RECLAIM_SECONDS: Final = 0.1
+_SLACK: Final = 4
+"""Credit of so many seconds is not called back."""
 
 
 def keep_freed_memory() -> None:
@@ -34,51 +51,158 @@ def keep_freed_memory() -> None:
 
 
 class Budget:
-    """The credit of one process, in bytes."""
+    """The credit of one process: ``total`` bytes, for at most ``places`` uploads at once (None: any number)."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, places: int | None = None) -> None:
         self.total = total
+        self.places = places
         self.promised = 0
         self.accounts: set[Account] = set()
+        self._shares: dict[str, Share] = {}
+        self._moving: dict[Share, float] = {}
+        self._pausing: dict[Account, float] = {}
+        self._reclaimed = 0.0
 
-    @property
-    def fair_share(self) -> int:
-        # Of half the budget: what is on its way may take as much again in the server, whose buffers do not shrink.
-        return max(FLOOR, self.total // 2 // max(1, len(self.accounts)))
+    def open(
+        self,
+        owner: str,
+        *,
+        pause: Callable[[], None],
+        evict: Callable[[], None],
+        held: int = 0,
+    ) -> Account:
+        """A new account of ``owner`` with the floor, and with ``held`` bytes that it takes as long as it lives.
 
-    def open(self, pause: Callable[[], None]) -> Account:
-        """A new account with the floor. Raises :class:`Busy` where not even that is left.
-
-        ``pause`` is called when the stream should give its unused credit back.
+        ``pause`` is called when the stream should give its unused credit back, ``evict`` when it must end: its
+        account is closed already. Raises :class:`Busy` where not even the floor is left.
         """
-        if self.promised + FLOOR > self.total:
-            self.reclaim()
-            raise Busy(retry_after=1.0)
-        account = Account(self, pause)
-        self.accounts.add(account)
+        account = Account(self, pause, evict)
+        account.enter(owner, FLOOR, held)
         return account
 
+    def make_room(self, owner: str, size: int) -> Share:
+        """The share of an owner, in which one more account and ``size`` bytes have room. Raises :class:`Busy`."""
+        share = self._shares.get(owner) or Share(self, owner)
+        while not self._fits(share, size):
+            self.reclaim()
+            if self._fits(share, size):
+                break
+            idlest = self._idlest(share)
+            if idlest is None:
+                raise Busy(retry_after=1.0)
+            idlest.evict()
+        return self._shares.setdefault(owner, share)
+
+    def forget(self, share: Share) -> None:
+        """The last account of an owner is closed."""
+        self._moving.pop(share, None)
+        del self._shares[share.owner]
+
+    def fair_share(self, account: Account, now: float) -> int:
+        """What an account may be promised, bytes: by owners first, then by uploads; only what moves counts."""
+        share = account.share
+        owners = _count_moving(self._moving, now, share)
+        uploads = _count_moving(share.moving, now, account)
+        # Of half the budget: what is on its way may take as much again in the server, whose buffers do not shrink.
+        return max(FLOOR, self.total // 2 // owners // uploads)
+
+    def moved(self, account: Account, now: float) -> None:
+        _note(account.share.moving, account, now)
+        _note(self._moving, account.share, now)
+
+    def room(self, share: Share) -> int:
+        """Bytes that may still be promised to an owner."""
+        return min(self.total - self.promised, int(self.total * OWNER_PART) - share.promised)
+
     def reclaim(self) -> None:
-        """Ask those who hold credit and do not use it to pause."""
+        """Ask those who hold far more credit than they use to pause, and end those who did not answer."""
         now = time.monotonic()
-        for account in self.accounts:
-            if account.promised > FLOOR and account.rate(now) == 0 and not account.is_pausing:
-                account.is_pausing = True
-                account.pause()
+        if now - self._reclaimed < _RECLAIM_SECONDS:
+            return
+        self._reclaimed = now
+        for account, since in list(self._pausing.items()):
+            if now - since < PAUSE_SECONDS:
+                break
+            account.evict()
+        for account in [each for each in self.accounts if each.is_wasting(now)]:
+            self._pausing[account] = now
+            account.is_pausing = True
+            account.pause()
+
+    def answered(self, account: Account) -> None:
+        """The stream paused, or is gone."""
+        account.is_pausing = False
+        self._pausing.pop(account, None)
+
+    def _fits(self, share: Share, wanted: int) -> bool:
+        if self.room(share) < wanted:
+            return False
+        return self.places is None or (
+            len(self.accounts) < self.places
+            and len(share.accounts) < max(1, int(self.places * OWNER_PART))
+        )
+
+    def _idlest(self, share: Share) -> Account | None:
+        """Whose floor this owner may have: that of one who has more than his part, or an idle one of his own."""
+        shares = [*self._shares.values(), share]
+        richest = max(shares, key=lambda each: len(each.accounts))
+        if len(richest.accounts) > len(share.accounts) + 1:
+            return richest.idlest
+        own = share.idlest
+        if own is not None and time.monotonic() - own.moved_at >= IDLE_SECONDS:
+            return own
+        return None
+
+
+class Share:
+    """What the uploads of one owner have of the budget."""
+
+    def __init__(self, budget: Budget, owner: str) -> None:
+        self.budget = budget
+        self.owner = owner
+        self.promised = 0
+        self.accounts: dict[Account, None] = {}
+        """The one that moved last is the last."""
+        self.moving: dict[Account, float] = {}
+
+    @property
+    def idlest(self) -> Account | None:
+        """The one that has not moved for the longest time, of those that still take bytes."""
+        return next((each for each in self.accounts if not each.is_complete), None)
 
 
 class Account:
-    """The credit of one upload."""
+    """The credit of one upload. ``promised`` are the bytes of the budget that it takes."""
 
-    def __init__(self, budget: Budget, pause: Callable[[], None]) -> None:
+    share: Share
+
+    def __init__(
+        self, budget: Budget, pause: Callable[[], None], evict: Callable[[], None]
+    ) -> None:
         self.budget = budget
         self.pause = pause
         self.is_pausing = False
+        self.is_complete = False
+        """All bytes came: it takes no more of them."""
         self.promised = 0
-        self._second = time.monotonic()
+        self.moved_at = time.monotonic()
+        self._evict = evict
+        self._held = 0
+        self._second = self.moved_at
         self._current = 0
         self._previous = 0
-        self._promise(FLOOR)
+
+    @property
+    def is_open(self) -> bool:
+        return self in self.budget.accounts
+
+    def enter(self, owner: str, credit: int, held: int) -> None:
+        """Take part in an owner's share. Raises :class:`Busy`."""
+        self.share = self.budget.make_room(owner, credit + held)
+        self.share.accounts[self] = None
+        self.budget.accounts.add(self)
+        self._held = held
+        self._promise(credit)
 
     def rate(self, now: float) -> int:
         """Bytes consumed in a second: the better of this one, so far, and the last."""
@@ -89,22 +213,32 @@ class Account:
             self._second = now
         return max(self._previous, self._current)
 
+    def is_wasting(self, now: float) -> bool:
+        """Whether it holds much more credit than it uses, and was not asked to pause yet."""
+        credit = self.promised - self._held
+        return not self.is_pausing and credit > max(FLOOR, _SLACK * self.rate(now))
+
     def consume(self, size: int) -> None:
         """``size`` promised bytes came and were written."""
-        self.rate(time.monotonic())
+        now = time.monotonic()
+        self.rate(now)
         self._current += size
-        self._promise(max(FLOOR, self.promised - size))
+        self.moved_at = now
+        if self.is_open:
+            _note(self.share.accounts, self, None)
+            self.budget.moved(self, now)
+        self._promise(max(FLOOR, self.promised - self._held - size))
 
     def grant(self, unused: int) -> int:
         """How far beyond what was received the limit may be now, bytes; never less than ``unused``.
 
         ``unused`` is how far it is already.
         """
-        if self.is_pausing:
+        if self.is_pausing or not self.is_open:
             return unused
-        rate = self.rate(time.monotonic())
-        wanted = min(max(rate, FLOOR), WINDOW, self.budget.fair_share)
-        room = self.budget.total - self.budget.promised + self.promised
+        now = time.monotonic()
+        wanted = min(max(self.rate(now), FLOOR), WINDOW, self.budget.fair_share(self, now))
+        room = self.budget.room(self.share) + self.promised - self._held
         if wanted > room:
             self.budget.reclaim()
         granted = max(unused, min(wanted, room))
@@ -118,14 +252,58 @@ class Account:
 
     def paused(self) -> None:
         """The stream gave its unused credit back."""
-        self.is_pausing = False
+        self.budget.answered(self)
         self._promise(FLOOR)
 
-    def close(self) -> None:
-        self.budget.promised -= self.promised
-        self.promised = 0
-        self.budget.accounts.discard(self)
+    def move(self, owner: str) -> None:
+        """It is known whose upload this is. Raises :class:`Busy` where he has his part already."""
+        if self.is_open and owner != self.share.owner:
+            credit, held = self.promised - self._held, self._held
+            self.close()
+            self.enter(owner, credit, held)
 
-    def _promise(self, size: int) -> None:
-        self.budget.promised += size - self.promised
-        self.promised = size
+    def complete(self) -> None:
+        """No more bytes come: only what it holds as long as it lives is taken."""
+        self.is_complete = True
+        self.budget.answered(self)
+        self._promise(0)
+
+    def evict(self) -> None:
+        """End the stream: others need its floor, or it did not pause. Its credit is free at once."""
+        self.close()
+        self._evict()
+
+    def close(self) -> None:
+        if not self.is_open:
+            return
+        self.budget.answered(self)
+        self._held = 0
+        self._promise(0)
+        self.budget.accounts.discard(self)
+        self.share.moving.pop(self, None)
+        del self.share.accounts[self]
+        if not self.share.accounts:
+            self.budget.forget(self.share)
+
+    def _promise(self, credit: int) -> None:
+        if self.is_open:
+            change = self._held + credit - self.promised
+            self.budget.promised += change
+            self.share.promised += change
+            self.promised += change
+
+
+def _note(ordered: dict[Key, Value], key: Key, value: Value) -> None:
+    """Put a key to the end."""
+    ordered.pop(key, None)
+    ordered[key] = value
+
+
+def _count_moving(moving: dict[Key, float], now: float, own: Key) -> int:
+    """How many moved lately, ``own`` in any case; the others are forgotten."""
+    while moving:
+        oldest = next(iter(moving))
+        if now - moving[oldest] < MOVING_SECONDS:
+            break
+        del moving[oldest]
+    return len(moving) + (own not in moving)

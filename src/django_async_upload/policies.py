@@ -19,6 +19,10 @@ MAX_NAME: Final = 255
 """Characters of a file name, and bytes of the name in the storage."""
 MAX_METADATA: Final = 16 * 1024
 """Bytes of the metadata as JSON."""
+MAX_METADATA_VALUES: Final = 1024
+"""Values of the metadata: what is 3 bytes as JSON is up to 72 in memory."""
+_VALUE: Final = 100
+"""Bytes of memory of a value beside its text: an empty dict has 64, and its place in another some."""
 
 # An escaped NUL in JSON: behind an even number of backslashes.
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -101,8 +105,8 @@ def check_size(size: int | None, max_size: int | None) -> None:
         raise FileTooLarge(size=size, max_size=max_size)
 
 
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raises :class:`MetadataInvalid` where it is larger than any metadata needs to be.
+def check_metadata(metadata: Mapping[str, Any]) -> int:
+    """Bytes of memory that metadata takes at most. Raises :class:`MetadataInvalid` where they are too many.
 
     Also for what JSON can say and a database cannot hold: numbers beyond a double, lone surrogates, and the
     NUL that PostgreSQL refuses.
@@ -116,6 +120,19 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         raise MetadataInvalid(reason=f"{size} bytes are more than {MAX_METADATA}")
     if _NUL.search(text):
         raise MetadataInvalid(reason="it holds a NUL")
+    values = _count_values(metadata)
+    if values > MAX_METADATA_VALUES:
+        raise MetadataInvalid(reason=f"{values} values are more than {MAX_METADATA_VALUES}")
+    return size + values * _VALUE
+
+
+def _count_values(value: object) -> int:
+    """A JSON value and all within it, keys too. As deep as a control frame may be nested."""
+    if isinstance(value, Mapping):
+        return 1 + len(value) + sum(map(_count_values, value.values()))
+    if isinstance(value, list | tuple):
+        return 1 + sum(map(_count_values, value))
+    return 1
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

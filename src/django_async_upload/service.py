@@ -36,6 +36,7 @@ from .protocol.state import ACTIVE, OVER, PUBLISHED, State
 from .small import SmallFiles
 from .stores.base import Store, Writer
 from .stores.configured import make_store
+from .stores.disk import most_descriptors
 
 logger = logging.getLogger("django_async_upload")
 
@@ -52,7 +53,7 @@ class UploadService:
         configured = conf.uploads()
         self.store = store or make_store()
         self.database = Database(router.db_for_write(UploadSession))
-        self.budget = Budget(configured.memory_budget)
+        self.budget = Budget(configured.memory_budget, self._places())
         self.outbox = Outbox(self.database)
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
@@ -60,6 +61,11 @@ class UploadService:
         self.small_files = SmallFiles(self)
         keep_freed_memory()
         self._watch: asyncio.Task[None] | None = None
+
+    def _places(self) -> int | None:
+        """Uploads at once: half of the descriptors are for their files, the rest for sockets and the site."""
+        descriptors = most_descriptors() if self.store.supports_path else None
+        return None if descriptors is None else descriptors // 2
 
     @cached_property
     def copies(self) -> ThreadPoolExecutor:
@@ -105,9 +111,16 @@ class UploadService:
         if "copies" in self.__dict__:
             self.copies.shutdown()
 
-    def open(self, listener: Listener) -> ActiveUpload:
-        """A queue for an upload that is about to be created or attached. Raises :class:`Busy`."""
-        return ActiveUpload(self, self.budget.open(listener.pause), listener)
+    def open(self, listener: Listener, owner: str, *, held: int = 0) -> ActiveUpload:
+        """A queue for an upload that is about to be created or attached; ``owner`` is whose credit it uses.
+
+        ``held`` bytes of memory go with it beside its queue. Raises :class:`Busy`.
+        """
+        upload = ActiveUpload(self, listener)
+        upload.account = self.budget.open(
+            owner, pause=listener.pause, evict=upload.evict, held=held
+        )
+        return upload
 
     async def create(
         self,

@@ -38,7 +38,10 @@ class UploadStream:
     Opened by CREATE, ATTACH, QUERY or CANCEL; :meth:`run` answers with the message that closes it.
     """
 
-    def __init__(self, connection: Connection, number: int, opening: m.Message) -> None:
+    def __init__(
+        self, connection: Connection, number: int, opening: m.Message, *, held: int = 0
+    ) -> None:
+        """``held`` are the bytes that the opening message takes. Raises :class:`Busy`."""
         self.connection = connection
         self.number = number
         self.service: UploadService = connection.service
@@ -46,7 +49,7 @@ class UploadStream:
         self._opening = opening
         self._flows = False
         if isinstance(opening, m.Create | m.Attach):
-            self.upload = self.service.open(self)
+            self.upload = self.service.open(self, connection.counted_as, held=held)
 
     # What the client sends ----------------------------------------------------------------------
 
@@ -111,7 +114,9 @@ class UploadStream:
 
     async def _serve(self) -> m.Message:
         try:
-            await self.connection.authenticated()
+            owner = await self.connection.authenticated()
+            if self.upload is not None:
+                self.upload.account.move(owner.key)
             match self._opening:
                 case m.Query(upload=upload):
                     async with self.connection.queries:

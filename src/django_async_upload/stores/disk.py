@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return secrets.token_hex(16)
+
+
+def most_descriptors() -> int | None:
+    """Files and sockets that this process may have open; None where nothing limits them."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def translate(error: OSError) -> UploadInterrupted:
