@@ -18,7 +18,7 @@ from django.core.files.storage import default_storage
 from django.db import connections
 from django.test import Client
 
-from django_async_upload import connection, service, signals
+from django_async_upload import admission, connection, notices, service, signals
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
@@ -101,8 +101,10 @@ async def settled() -> None:
 @pytest.fixture
 async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadService]:
     """The service of the test's event loop. Afterwards no credit is out, and nothing is held."""
+    notices.forget()
     running = get_service()
     yield running
+    connection.undrain()
     try:
         await settled()
     finally:
@@ -113,8 +115,7 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     assert last.budget.promised == 0
     assert not last.budget.accounts
     assert not last.active
-    assert not connection._connections["owner"]
-    assert not connection._connections["address"]
+    assert not admission.taken()
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from django.test import Client, RequestFactory
 from django.utils.translation import gettext_lazy
 
 from django_async_upload import connection as connections
-from django_async_upload import owners
-from django_async_upload.connection import origin_is_trusted
-from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain
+from django_async_upload import notices, owners
+from django_async_upload.admission import MAX_STRANGERS
+from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain, undrain
 from django_async_upload.exceptions import (
     BY_CODE,
     AuthenticationRequired,
@@ -600,39 +600,20 @@ async def test_where_it_goes(connect: Connect, alice: Any) -> None:
 # Origin -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("origin", "trusted"),
-    [
-        (None, True),
-        ("https://example.com", True),
-        ("HTTPS://EXAMPLE.COM", True),
-        ("https://example.com:8443", False),
-        ("https://evil.com", False),
-        ("https://example.com.evil.com", False),
-        ("null", False),
-        ("https://partner.org", True),
-        ("http://partner.org", False),
-        ("https://a.wild.org", True),
-        ("http://a.wild.org", False),
-        ("https://notwild.org", False),
-        ("https://", False),
-    ],
-)
-def test_origins(settings: Any, origin: str | None, trusted: bool) -> None:
-    settings.CSRF_TRUSTED_ORIGINS = ["https://partner.org", "https://*.wild.org"]
-    headers = [(b"host", b"example.com")]
-    if origin is not None:
-        headers.append((b"origin", origin.encode()))
-    assert origin_is_trusted({"headers": headers}) is trusted
-
-
-async def test_a_foreign_page_gets_no_handshake(connect: Connect, login: Client) -> None:
+@pytest.mark.parametrize("origin", ["https://evil.com", "https://testserver", "", "http://["])
+async def test_a_foreign_page_gets_no_handshake_and_the_log_says_what_to_set(
+    connect: Connect, login: Client, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
     cookie = f"sessionid={login.cookies['sessionid'].value}".encode()
-    headers = [(b"cookie", cookie), (b"origin", b"https://evil.com")]
-    client = connect(cookies=None, headers=headers)
-    with pytest.raises(ConnectionLost):
-        await client.connect()
-    await client.disconnect()
+    headers = [(b"cookie", cookie), (b"origin", origin.encode())]
+    for _ in range(3):
+        client = connect(cookies=None, headers=headers)
+        with pytest.raises(ConnectionLost):
+            await client.connect()
+        await client.disconnect()
+    (line,) = caplog.records  # once a minute
+    for part in (origin, "http://testserver", "CSRF_TRUSTED_ORIGINS", "SECURE_PROXY_SSL_HEADER"):
+        assert part in line.getMessage()
 
 
 async def test_a_cookie_without_an_origin_proves_nothing(connect: Connect, login: Client) -> None:
@@ -1044,6 +1025,99 @@ async def test_a_drain_saves_tells_and_closes(connect: Connect) -> None:
         assert client.close_code == CLOSE_CODES[Draining]
     session = await row(created.upload)
     assert (session.state, session.durable) == (State.INTERRUPTED, created.limit)
+
+
+async def test_a_process_that_drains_refuses_new_connections_until_it_is_undrained(
+    connect: Connect,
+) -> None:
+    await drain(retry_after=3.0)
+    for _ in range(2):
+        refused = connect()
+        with pytest.raises(Draining) as caught:
+            await refused.connect()
+        assert caught.value.retry_after == 3.0
+        with pytest.raises(ConnectionLost):
+            await refused.receive()
+        assert refused.close_code == CLOSE_CODES[Draining]
+        await refused.disconnect()
+    undrain()
+    async with connect() as client:
+        assert (await client.upload("a.bin", b"data")).size == 4
+
+
+async def test_a_drain_beside_a_handshake_refuses_it_and_waits_for_the_others(
+    connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(16 * KIB)
+    async with connect() as client:
+        await client.send(m.Create(new_key(), "a.bin"), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, data)
+        looking, found = asyncio.Event(), asyncio.Event()
+        call = type(uploads.database).call
+
+        async def slow(self: Any, function: Any, item: Any, **options: Any) -> Any:
+            if function is owners.look_up:
+                looking.set()
+                await found.wait()
+            return await call(self, function, item, **options)
+
+        monkeypatch.setattr(type(uploads.database), "call", slow)
+        late = connect()
+        handshake = asyncio.create_task(late.connect())
+        await looking.wait()
+        await drain(retry_after=3.0)
+        assert (await row(created.upload)).durable == len(data)
+        found.set()
+        with pytest.raises(Draining):
+            await handshake
+        await late.disconnect()
+        with pytest.raises(Draining):
+            await client.wait_for(m.Hello)
+
+
+async def test_a_stranger_who_is_sent_away_is_told_and_who_signs_in_is_not(
+    connect: Connect, alice: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "AUTHENTICATION_SECONDS", 600.0)
+    strangers = [connect(cookies=None) for _ in range(MAX_STRANGERS)]
+    for stranger in strangers:
+        await stranger.connect()
+    async with connect(ticket=issue_ticket(alice)) as client:
+        await ends_with(strangers[0], TooManyConnections)
+        assert (await client.upload("a.bin", b"data")).size == 4
+        assert await strangers[1].receives_nothing()
+    for stranger in strangers:
+        await stranger.disconnect()
+
+
+async def test_what_is_no_address_reaches_no_row(connect: Connect) -> None:
+    for address, counted in [("junk", None), ("", None), ("2001:db8:1:2:3::4", "2001:db8:1:2::")]:
+        async with connect(address=address) as client:
+            assert client.hello.address == (address if counted else None)
+            done = await client.upload("a.bin", b"data")
+        assert (await row(done.upload)).address == counted
+
+
+async def test_refusals_are_logged_once_a_minute(
+    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "closed" in record.getMessage()]
+
+    async def break_it() -> None:
+        async with connect() as client:
+            await client.send_frame(b"junk")
+            await ends_with(client, BY_CODE["malformed_frame"])
+
+    for _ in range(3):
+        await break_it()
+    (line,) = lines()
+    assert "malformed_frame" in line
+    assert "127.0.0.1" in line
+    monkeypatch.setattr(notices, "SECONDS", 0)
+    await break_it()
+    assert "2 more like this" in lines()[1]
 
 
 async def test_a_client_that_does_not_read_is_dropped(

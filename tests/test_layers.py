@@ -16,9 +16,9 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # A unit imports from itself and from the layers below. Imports for type checkers only do not count.
 LAYERS: list[list[tuple[str, ...]]] = [
     [("exceptions",), ("__init__",)],
-    [("protocol",), ("turns",)],
+    [("protocol",), ("turns",), ("notices",)],
     [("conf",), ("signals",), ("policies",), ("credit",), ("database",), ("client",)],
-    [("stores",), ("tickets",)],
+    [("stores",), ("tickets",), ("admission",)],
     [("models", "uploaded", "migrations"), ("owners",)],
     [("leases",)],
     [("service", "active", "completion", "small", "outbox"), ("cleanup",), ("receipts",)],
@@ -36,7 +36,8 @@ LAYERS: list[list[tuple[str, ...]]] = [
 READERS_OF_SETTINGS = {
     "conf",
     "models",  # AUTH_USER_MODEL
-    "connection",  # SESSION_ENGINE and CSRF_TRUSTED_ORIGINS
+    "connection",  # SESSION_ENGINE
+    "admission",  # CSRF_TRUSTED_ORIGINS
     "stores.configured",  # MEDIA_ROOT
     "checks",
 }
@@ -125,7 +126,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
     shells = {"connection", "middleware", "responses", "admin", "routing", "testing"}
-    shells |= {"owners"}  # a type of a request
+    shells |= {"owners", "admission"}  # a type of a request
     if module.partition(".")[0] not in shells:
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known

@@ -32,7 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_async_upload import active, connection, service
+from django_async_upload import active, admission, connection, service
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
@@ -378,8 +378,7 @@ class Uploading(RuleBasedStateMachine):
             dead.store.close()
             dead.database.close()
         connection._open.clear()
-        for counter in connection._connections.values():
-            counter.clear()
+        admission.forget()
 
     def _lose_power(self) -> None:
         """What no sync covered reads as zeros, under another boot id."""

@@ -59,6 +59,9 @@ class UploadSettings:
     """Bytes of the open uploads from one address."""
     address_max_connections: int = 1_024
     """Connections from one address to one process."""
+    num_proxies: int = 0
+    """Proxies in front of the server that write ``X-Forwarded-For``: the address of a client is the entry that the
+    first of them wrote. 0: it is what the server says."""
     expire_after: float = 24 * 3600.0
     """Seconds after its last sign of life at which an unfinished upload may be purged."""
     ticket_max_age: float = 900.0
@@ -116,6 +119,8 @@ def problems(configured: object) -> list[str]:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be {hint}.")
         elif name in _CHOICES and value not in _CHOICES[name]:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; choose from {_CHOICES[name]}.")
+        elif name == "num_proxies" and value < 0:
+            found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must not be below 0.")
         elif name in _POSITIVE and value <= 0:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be above 0.")
         elif name == "websocket_url" and not _WEBSOCKET_URL.match(value):

@@ -6,10 +6,9 @@ import abc
 import asyncio
 import logging
 import sys
-from collections import Counter, deque
+from collections import deque
 from importlib import import_module
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
@@ -17,9 +16,9 @@ from crc32c import crc32c
 from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.files import File
-from django.utils.http import is_same_domain
 
 from . import __version__, conf, policies
+from .admission import Place, client_address, origin_is_trusted, origins, own_origin
 from .credit import FLOOR
 from .exceptions import (
     AuthenticationRequired,
@@ -39,6 +38,7 @@ from .exceptions import (
     UploadError,
 )
 from .models import UploadSession
+from .notices import notice
 from .owners import Owner, look_up
 from .protocol import messages as m
 from .protocol.frames import SUBPROTOCOL
@@ -77,8 +77,8 @@ MAX_QUERIES: Final = 8
 MAX_UNSENT: Final = 1024 * 1024
 """Bytes that wait for a client which does not read; more end the connection."""
 
-_connections: dict[str, Counter[str]] = {"owner": Counter(), "address": Counter()}
 _open: set[Connection] = set()
+_draining: list[float] = []  # while the process drains: seconds after which clients are to come
 _tasks: set[asyncio.Task[None]] = set()  # uploads go on to their end when their connection is gone
 
 
@@ -116,6 +116,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self.base_send = send
         self._serving = asyncio.current_task()
         self._is_cut = False
+        self._gone = True  # until it has come
         try:
             while True:
                 await self.dispatch(await receive())
@@ -127,7 +128,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             # A server drops the connection of an application that ends.
             await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
         finally:
-            if self in _open:  # cancelled, or broken: no "disconnect" comes any more
+            if not self._gone:  # cancelled, or broken: no "disconnect" comes any more
                 await self._disconnect()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
@@ -149,7 +150,6 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self.service = get_service()
         self.service.start()
         self._streams: dict[int, UploadStream] = {}
-        self._counted: list[tuple[str, str]] = []
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._held: dict[int, asyncio.TimerHandle] = {}
@@ -162,30 +162,28 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._logins = 0
         self._heard = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
-        _open.add(self)
-        address = (self.scope.get("client") or [""])[0]
+        self.address = client_address(self.scope)
+        self._place = Place(self.address, self._send_away)
         if not origin_is_trusted(self.scope):
             self._gone = True
+            self._log_origin()
             await self.send({"type": "websocket.close"})
             return
-        refusal = await self._look_who_is_there()
-        self._protocol = ServerProtocol(self._hello(), crc32c)
+        refusal = await self._why_not()
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
         await self.send(
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
         )
+        self._protocol = ServerProtocol(self._hello(), crc32c)
         self._sender = asyncio.create_task(self._send_forever())
-        limits = conf.uploads()
-        try:
-            if refusal is not None:
-                raise refusal
-            if not offered:
-                raise SubprotocolRequired(subprotocol=SUBPROTOCOL)
-            self._count("address", address, limits.address_max_connections)
-            if self._login.done():
-                self._count("owner", self.owner.key, limits.user_max_connections)
-        except UploadError as error:
-            await self._shut(error)
+        self._place.is_open = True
+        _open.add(self)
+        if _draining:  # since a moment ago
+            refusal = Draining(retry_after=_draining[-1])
+        elif refusal is None and not offered:
+            refusal = SubprotocolRequired(subprotocol=SUBPROTOCOL)
+        if refusal is not None:
+            await self._shut(refusal)
             return
         self._enqueue(self._protocol.greeting)
         if not self._login.done():
@@ -193,21 +191,46 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late, self._login)
         self._arm()
 
-    async def _look_who_is_there(self) -> UploadError | None:
-        """Find the login of the cookie; returns what speaks against talking with the client at all."""
-        if not any(name == b"origin" for name, _value in self.scope["headers"]):
-            return None  # no browser: a cookie alone proves nothing
+    async def _why_not(self) -> UploadError | None:
+        """Take a place, with the login of the cookie; returns the error to refuse the connection with, or None."""
+        if _draining:
+            return Draining(retry_after=_draining[-1])
         try:
-            self.owner = await self.service.database.call(
+            self._place.enter()
+            if origins(self.scope):  # otherwise it is no browser: a cookie alone proves nothing
+                await self._log_in()
+        except UploadError as error:
+            return error
+        return None
+
+    async def _log_in(self) -> None:
+        try:
+            owner = await self.service.database.call(
                 look_up, self._session() or self.scope, owner=self.counted_as
             )
         except ConnectionRefused:
-            return None  # a ticket may come
-        except UploadError as error:
-            return error
+            return  # a ticket may come
+        self._place.sign_in(owner.key)
+        self.owner = owner
         self._logins = 1
-        self._login.set_result(self.owner)
-        return None
+        self._login.set_result(owner)
+
+    def _send_away(self, error: UploadError) -> None:
+        """Its place is needed for others."""
+        if not self._login.done():
+            self._login.set_exception(error)
+        self._spawn(self._shut(error))
+
+    def _log_origin(self) -> None:
+        notice(
+            "origin",
+            logging.WARNING,
+            "A WebSocket from Origin %s was refused. It is neither the server's own (%s) nor in "
+            "CSRF_TRUSTED_ORIGINS. Behind a proxy, that must pass the Host header on, and where it ends TLS "
+            "SECURE_PROXY_SSL_HEADER must be set.",
+            ", ".join(map(ascii, origins(self.scope))),
+            own_origin(self.scope) or "none: the Host is not in ALLOWED_HOSTS",
+        )
 
     @staticmethod
     def _new_login() -> asyncio.Future[Owner]:
@@ -221,7 +244,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """Whose share of the server the connection uses: its owner's, or its address's until he is known."""
         if self._logins:
             return self.owner.key
-        return f"address:{(self.scope.get('client') or [''])[0]}"
+        return f"address:{self._place.address}"
 
     def _hello(self) -> m.Hello:
         configured = conf.uploads()
@@ -233,6 +256,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             auth_timeout=AUTHENTICATION_SECONDS,
             heartbeat=configured.idle_timeout / 3,
             server=f"django-resumable-upload/{__version__}",
+            address=None if self.address is None else str(self.address),
         )
 
     def _session(self) -> SessionBase | None:
@@ -243,22 +267,11 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         engine = import_module(settings.SESSION_ENGINE)
         return engine.SessionStore(session.session_key)  # type: ignore[no-any-return]
 
-    def _count(self, kind: str, key: str, most: int) -> None:
-        counter = _connections[kind]
-        if counter[key] >= most:
-            raise TooManyConnections(max_connections=most, retry_after=5.0)
-        counter[key] += 1
-        self._counted.append((kind, key))
-
     async def _disconnect(self) -> None:
         """Nobody listens any longer. Uploads are saved, or go on to their end, without the connection."""
         self._gone = True
         _open.discard(self)
-        for kind, key in self._counted:
-            _connections[kind][key] -= 1
-            if not _connections[kind][key]:
-                del _connections[kind][key]
-        self._counted = []
+        self._place.leave()
         if self._timer is not None:
             self._timer.cancel()
         if not self._login.done():
@@ -381,8 +394,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             if login.done():  # too late, or the client has gone
                 return
             if not self._logins:
-                limit = conf.uploads().user_max_connections
-                self._count("owner", owner.key, limit)
+                self._place.sign_in(owner.key)
             elif owner.key != self.owner.key:
                 raise TicketInvalid
         except UploadError as error:
@@ -451,6 +463,17 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """Tell the client why, and close the connection."""
         if self._gone:
             return
+        if not isinstance(error, Draining | IdleTimeout):  # these are nobody's fault
+            who = self.owner.key if self._logins else "nobody yet"
+            notice(
+                error.code,
+                logging.WARNING,
+                "A connection of %s from %s was closed: %s, %s",
+                who,
+                self.address or "an unknown address",
+                error.code,
+                error,
+            )
         self._unsent.append(self._protocol.send(0, error_message(error)))
         self._close_code = next(
             CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES
@@ -491,34 +514,18 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._timer = loop.call_at(self._heard + seconds, self._arm)
 
 
-def origin_is_trusted(scope: dict[str, Any]) -> bool:
-    """Whether the Origin is the server's own or in ``CSRF_TRUSTED_ORIGINS``; True where there is none.
-
-    Without an Origin only a ticket is good enough: see :meth:`Connection._look_who_is_there`.
-    """
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin", b"").decode("latin-1").lower()
-    if not origin:
-        return True
-    parts = urlsplit(origin)
-    if parts.netloc and parts.netloc == headers.get(b"host", b"").decode("latin-1").lower():
-        return True
-    return any(
-        origin == trusted.lower()
-        or (
-            "://*." in trusted
-            and parts.scheme == trusted.partition("://")[0]
-            and is_same_domain(parts.netloc, trusted.partition("://*")[2])
-        )
-        for trusted in settings.CSRF_TRUSTED_ORIGINS
-    )
-
-
 async def drain(retry_after: float = 1.0) -> None:
     """Tell every client of this process to come back later, save all uploads, close the connections.
 
-    Call it before the server is stopped: most servers close the sockets themselves on SIGTERM.
+    Until :func:`undrain`, or the end of the process, new connections are refused in the same way. Call it before the
+    server is stopped: most servers close the sockets themselves on SIGTERM. ``retry_after`` is in seconds.
     """
+    _draining[:] = [retry_after]
     await asyncio.gather(*(connection._drain(retry_after) for connection in list(_open)))
     if _tasks:
         await asyncio.wait(_tasks, timeout=FAREWELL_SECONDS)
+
+
+def undrain() -> None:
+    """Let clients in again, where the process goes on after all."""
+    _draining.clear()

@@ -10,13 +10,14 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from . import conf, leases, policies
-from .connection import CLOSE_CODES, Connection, drain
+from .admission import counted_as
+from .connection import CLOSE_CODES, Connection, drain, undrain
 from .exceptions import PermissionRefused
 from .models import Taker, UploadSession
 from .protocol import messages as m
 from .receipts import read_field_token
 
-__all__ = ["CLOSE_CODES", "UploadConsumer", "drain"]
+__all__ = ["CLOSE_CODES", "UploadConsumer", "drain", "undrain"]
 
 
 class UploadConsumer(Connection):
@@ -107,7 +108,7 @@ class UploadConsumer(Connection):
             endpoint=self.endpoint,
             owner_id=owner.user_id,
             owner_key=owner.key,
-            address=(self.scope.get("client") or [None])[0],
+            address=counted_as(self.address),
             name=create.name,
             content_type=create.content_type,
             size=create.size,

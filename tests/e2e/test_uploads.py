@@ -259,6 +259,10 @@ def test_a_drained_connection_is_told_first_and_has_everything_durable(host: Hos
         host.get("/drain/")
         assert connection.expect(messages.Drain).retry_after == pytest.approx(0.2)
         assert connection.close_code() == 4503
+    with pytest.raises(Failed) as failed:
+        host.connect()
+    assert failed.value.error.code == "draining"
+    host.get("/undrain/")
     with host.connect() as connection:
         stream, ready = connection.attach(created.upload, data)
         assert (ready.offset, ready.durable) == (MIB, MIB)
@@ -274,8 +278,9 @@ def test_a_program_survives_a_drain(host: Host, tmp_path: Path) -> None:
             wait_for(lambda: proxy.is_stalled, what="progress")
             host.get("/drain/")
             proxy.flow()
+            wait_for(lambda: proxy.connections >= 2, what="an attempt that is refused")
+            host.get("/undrain/")
             (result,) = program.results()
-        assert proxy.connections == 2
     assert host.path(result["stored_as"]).read_bytes() == data
 
 

@@ -8,5 +8,6 @@ urlpatterns = [
     path("login/", views.sign_in),
     path("logout/", views.sign_out),
     path("drain/", views.drain_all),
+    path("undrain/", views.undrain_all),
     path("uploads/", views.uploads),
 ]

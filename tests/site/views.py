@@ -4,7 +4,7 @@ from django.contrib.auth import get_user_model, login
 from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, JsonResponse
 
-from django_async_upload.consumers import drain
+from django_async_upload.consumers import drain, undrain
 from django_async_upload.models import UploadSession
 from django_async_upload.tickets import issue_ticket
 
@@ -40,6 +40,12 @@ def sign_out(request: HttpRequest) -> JsonResponse:
 async def drain_all(request: HttpRequest) -> JsonResponse:
     """What a host does before it stops a server."""
     await drain(retry_after=0.2)
+    return JsonResponse({})
+
+
+def undrain_all(request: HttpRequest) -> JsonResponse:
+    """Stands for the next process."""
+    undrain()
     return JsonResponse({})
 
 

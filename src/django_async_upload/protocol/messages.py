@@ -212,6 +212,8 @@ class Hello(Message):
     heartbeat: float = 20.0
     """Send something at least this often; after three times as long the server closes."""
     server: str = ""
+    address: str | None = None
+    """The client's, as the server sees it: what counts for caps per address."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from
  * @typedef {{type: "PING" | "PONG", nonce: number}} Heartbeat
  * @typedef {{type: "HELLO", connection_limit: number, stream_limit: number, max_streams: number, version: number,
  *   max_frame: number, max_chunk: number, window: number, digests: string[], authenticated: boolean,
- *   auth_timeout: number, heartbeat: number, server: string}} Hello
+ *   auth_timeout: number, heartbeat: number, server: string, address?: string}} Hello
  * @typedef {{type: "AUTHENTICATED", user?: string, expires_in?: number}} Authenticated
  * @typedef {{type: "CREATED", upload: string, name: string, limit: number, chunk: number}} Created
  * @typedef {{type: "ATTACHED", upload: string, name: string, durable: number, received: number, size?: number,
@@ -146,6 +146,7 @@ const SCHEMAS = {
     auth_timeout: maybe(seconds, () => 5),
     heartbeat: maybe(seconds, () => 20),
     server: maybe(string, () => ""),
+    address: maybe(string),
   },
   AUTHENTICATED: { user: maybe(string), expires_in: maybe(seconds) },
   CREATED: {

@@ -1,0 +1,220 @@
+"""Who comes through the door: the address and the origin of a handshake, and how many may be there at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest
+from django.utils.http import is_same_domain
+
+from . import conf
+from .exceptions import TooManyConnections, UploadError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_STRANGERS: Final = 64
+"""Connections of one address that have not signed in yet. One more sends the oldest of them away: it has had the
+most time, and a flood of them does not keep out those who sign in at once."""
+RETRY_AFTER: Final = 5.0
+
+IPV6_SUBSCRIBER: Final = 64
+"""Bits of an IPv6 address that tell one subscriber from another (RFC 6177): he has all addresses below."""
+
+
+# Address ------------------------------------------------------------------------------------------
+
+
+def client_address(scope: dict[str, Any]) -> Address | None:
+    """Where a connection comes from; None where that is not known: a Unix socket, or no address at all.
+
+    With ``NUM_PROXIES`` it is the entry of ``X-Forwarded-For`` that the first of these proxies has written, counted
+    from the right, whatever the server makes of that header: what is further left, the client has written itself.
+    Where there are fewer entries, the connection has not come through all of them, and the server's word counts.
+    """
+    if count := conf.uploads().num_proxies:
+        values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        entries = b",".join(values).decode("latin-1").split(",") if values else []
+        if len(entries) >= count:
+            return _parsed(entries[-count])
+    return _parsed((scope.get("client") or [""])[0])
+
+
+def _parsed(text: str | None) -> Address | None:
+    """``192.0.2.1``, ``192.0.2.1:4711``, ``2001:db8::1``, ``[2001:db8::1]:4711`` and ``fe80::1%eth0``."""
+    text = (text or "").strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def counted_as(address: Address | None) -> str | None:
+    """What caps and quotas are counted by: an IPv4 address, or the network of an IPv6 one as its first address."""
+    if isinstance(address, ipaddress.IPv6Address):
+        network = ipaddress.ip_network((address, IPV6_SUBSCRIBER), strict=False)
+        return str(network.network_address)
+    return None if address is None else str(address)
+
+
+# Origin -------------------------------------------------------------------------------------------
+
+
+class _Handshake(HttpRequest):
+    """A handshake as a request of Django's, its host and scheme as the settings have them."""
+
+    def __init__(self, scope: dict[str, Any]) -> None:
+        super().__init__()
+        self._scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme") or "ws", "http")
+        for name, value in scope["headers"]:
+            if b"_" not in name:  # it would look like another header
+                key = f"HTTP_{name.decode('latin-1').upper().replace('-', '_')}"
+                self.META[key] = value.decode("latin-1")
+
+    def _get_scheme(self) -> str:
+        return self._scheme
+
+
+def origins(scope: dict[str, Any]) -> list[str]:
+    """The Origin headers of a handshake. Every browser sends one."""
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+
+
+def own_origin(scope: dict[str, Any]) -> str | None:
+    """The server's origin as this handshake reached it; None for a host that is not in ALLOWED_HOSTS."""
+    request = _Handshake(scope)
+    try:
+        return f"{request.scheme}://{request.get_host()}".lower()
+    except (DisallowedHost, KeyError):  # KeyError: no Host at all
+        return None
+
+
+def origin_is_trusted(scope: dict[str, Any]) -> bool:
+    """Whether the Origin is the server's own or in ``CSRF_TRUSTED_ORIGINS``, as Django's CSRF compares it.
+
+    True where there is none: then only a ticket is good enough, and no browser was there.
+    """
+    sent = origins(scope)
+    if not sent:
+        return True
+    return len(sent) == 1 and _is_trusted(sent[0].lower(), scope)
+
+
+def _is_trusted(origin: str, scope: dict[str, Any]) -> bool:
+    if origin == own_origin(scope):
+        return True
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return any(
+        origin == trusted.lower()
+        or (
+            "://*." in trusted
+            and parts.scheme == trusted.partition("://")[0].lower()
+            and is_same_domain(parts.netloc, trusted.partition("://*")[2].lower())
+        )
+        for trusted in _trusted_origins()
+    )
+
+
+def _trusted_origins() -> Iterable[str]:
+    return settings.CSRF_TRUSTED_ORIGINS
+
+
+# Places -------------------------------------------------------------------------------------------
+
+
+_owners: Counter[str] = Counter()
+_addresses: Counter[str] = Counter()
+_strangers: dict[str, dict[Place, None]] = {}  # the oldest first
+
+
+class Place:
+    """A connection's place among those of this process.
+
+    It is a stranger's until :meth:`sign_in`. ``send_away`` is called with the error to tell, where the place is needed
+    for a newer stranger; it must return at once. Without an address nobody is counted before he has signed in, and
+    nobody by address.
+    """
+
+    def __init__(self, address: Address | None, send_away: Callable[[UploadError], None]) -> None:
+        self.address = counted_as(address)
+        self.is_open = False
+        """Whether the handshake is over: before, its place is not given to another."""
+        self._send_away = send_away
+        self._owner: str | None = None
+
+    def enter(self) -> None:
+        """Raises :class:`TooManyConnections`, before the handshake has cost anything."""
+        if self.address is None:
+            return
+        self._check(_addresses[self.address], conf.uploads().address_max_connections)
+        strangers = _strangers.setdefault(self.address, {})
+        if len(strangers) >= MAX_STRANGERS:
+            oldest = next(iter(strangers))
+            error = TooManyConnections(max_connections=MAX_STRANGERS, retry_after=RETRY_AFTER)
+            if not oldest.is_open:
+                raise error
+            oldest.leave()
+            oldest._send_away(error)
+        _strangers.setdefault(self.address, {})[self] = None
+
+    def sign_in(self, owner: str) -> None:
+        """Take a place of the owner's. Raises :class:`TooManyConnections`."""
+        limits = conf.uploads()
+        self._check(_owners[owner], limits.user_max_connections)
+        if self.address is not None:
+            self._check(_addresses[self.address], limits.address_max_connections)
+            _addresses[self.address] += 1
+        self._leave_strangers()
+        _owners[owner] += 1
+        self._owner = owner
+
+    def _check(self, there: int, most: int) -> None:
+        if there >= most:
+            raise TooManyConnections(max_connections=most, retry_after=RETRY_AFTER)
+
+    def leave(self) -> None:
+        """Give the place back; nothing where it was given back before."""
+        self._leave_strangers()
+        if self._owner is not None:
+            _decrease(_owners, self._owner)
+            if self.address is not None:
+                _decrease(_addresses, self.address)
+            self._owner = None
+
+    def _leave_strangers(self) -> None:
+        strangers = _strangers.get(self.address or "")
+        if strangers is not None:
+            strangers.pop(self, None)
+            if not strangers:
+                del _strangers[self.address or ""]
+
+
+def _decrease(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+def taken() -> int:
+    """Places of this process that are taken."""
+    return sum(_owners.values()) + sum(map(len, _strangers.values()))
+
+
+def forget() -> None:
+    """Begin anew, for tests."""
+    _owners.clear()
+    _addresses.clear()
+    _strangers.clear()
