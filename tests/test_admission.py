@@ -12,7 +12,7 @@ from django_async_upload.admission import (
     MAX_STRANGERS,
     Place,
     client_address,
-    counted_as,
+    network_of,
     origin_is_trusted,
 )
 from django_async_upload.exceptions import TooManyConnections, UploadError
@@ -159,7 +159,7 @@ def test_behind_a_unix_socket_the_header_is_all_there_is(settings: Any) -> None:
 
 def test_an_ipv6_subscriber_counts_once_for_all_his_addresses() -> None:
     def counted(text: str) -> str | None:
-        return counted_as(client_address(handshake(client=text)))
+        return network_of(client_address(handshake(client=text)))
 
     assert counted("2001:db8:1:2:3::4") == counted("2001:db8:1:2:ffff::1") == "2001:db8:1:2::"
     assert counted("2001:db8:1:3::4") == "2001:db8:1:3::"

@@ -59,7 +59,7 @@ def _parsed(text: str | None) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def counted_as(address: Address | None) -> str | None:
+def network_of(address: Address | None) -> str | None:
     """What caps and quotas are counted by: an IPv4 address, or the network of an IPv6 one as its first address."""
     if isinstance(address, ipaddress.IPv6Address):
         network = ipaddress.ip_network((address, IPV6_SUBSCRIBER), strict=False)
@@ -149,7 +149,7 @@ class Place:
     """
 
     def __init__(self, address: Address | None, send_away: Callable[[UploadError], None]) -> None:
-        self.address = counted_as(address)
+        self.address = network_of(address)
         self.is_open = False
         """Whether the handshake is over: before, its place is not given to another."""
         self._send_away = send_away

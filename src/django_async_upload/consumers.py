@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from . import conf, leases, policies
-from .admission import counted_as
+from .admission import network_of
 from .connection import CLOSE_CODES, Connection, drain, undrain
 from .exceptions import PermissionRefused
 from .models import Taker, UploadSession
@@ -108,7 +108,7 @@ class UploadConsumer(Connection):
             endpoint=self.endpoint,
             owner_id=owner.user_id,
             owner_key=owner.key,
-            address=counted_as(self.address),
+            address=network_of(self.address),
             name=create.name,
             content_type=create.content_type,
             size=create.size,
