@@ -16,7 +16,7 @@ from django_async_upload.exceptions import (
     TypeRefused,
 )
 
-EVIL: list[str] = json.loads((Path(__file__).parent / "vectors/evil_names.json").read_text())
+EVIL = json.loads((Path(__file__).parent / "vectors/evil_names.json").read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,15 @@ def test_deceiving_and_impossible_names_are_refused(name: str) -> None:
         policies.check_name(name)
 
 
-@pytest.mark.parametrize("name", EVIL)
-def test_every_name_is_refused_or_made_safe(name: str, tmp_path: Path) -> None:
-    try:
+@pytest.mark.parametrize("name", EVIL["refused"])
+def test_a_name_that_the_vectors_refuse_is_refused(name: str) -> None:
+    with pytest.raises(NameRefused):
         policies.check_name(name)
-    except NameRefused:
-        return
+
+
+@pytest.mark.parametrize("name", EVIL["taken"])
+def test_a_name_that_the_vectors_take_is_made_safe(name: str, tmp_path: Path) -> None:
+    policies.check_name(name)
     stored = policies.storage_name(name)
     assert 0 < len(stored.encode()) <= policies.MAX_NAME
     assert (tmp_path / stored).resolve().parent == tmp_path.resolve()

@@ -226,13 +226,13 @@ def test_what_was_in_flight_to_a_closed_stream_is_dropped_silently(kind: FrameTy
 @pytest.mark.parametrize("kind", [kind for kind in ON_STREAM if kind is not FrameType.ERROR])
 def test_a_message_of_a_stream_does_not_come_on_the_connection(kind: FrameType) -> None:
     protocol = in_state(S.SENDING)
-    refuses(protocol, UnexpectedMessage, protocol.receive, SERVER[kind].to_frame(0, crc32c))
+    refuses(protocol, MalformedFrame, protocol.receive, SERVER[kind].to_frame(0, crc32c))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SERVER if kind not in ON_STREAM])
 def test_a_message_of_the_connection_does_not_come_on_a_stream(kind: FrameType) -> None:
     protocol = in_state(S.SENDING)
-    refuses(protocol, UnexpectedMessage, protocol.receive, SERVER[kind].to_frame(1, crc32c))
+    refuses(protocol, MalformedFrame, protocol.receive, SERVER[kind].to_frame(1, crc32c))
 
 
 @pytest.mark.parametrize("kind", SERVER)

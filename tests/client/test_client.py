@@ -19,6 +19,7 @@ from django_async_upload.exceptions import (
     ConnectionRefused,
     DataLost,
     DigestMismatch,
+    FileChanged,
     FileTooLarge,
     FlowControlViolation,
     MetadataInvalid,
@@ -32,7 +33,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import Flag, FrameType, Header
 from django_async_upload.protocol.messages import Message
 
-from .scripted import HELLO, ScriptedServer, Session, crc, eventually, lost, lying
+from .scripted import HELLO, Kept, ScriptedServer, Session, crc, eventually, lost, lying
 
 CONTENT = random.Random(1).randbytes(1000)
 LARGE = random.Random(2).randbytes(100_000)
@@ -420,6 +421,60 @@ async def test_an_error_that_passes_is_tried_again_after_the_time_it_names(
     assert len(server.sessions) == 1
 
 
+async def test_a_busy_server_is_spared_on_the_whole_connection(server: ScriptedServer) -> None:
+    """`busy` on one stream holds back the others that have yet to be opened."""
+    loop = asyncio.get_running_loop()
+    opened: list[float] = []
+
+    def hook(session: Session, header: Header, message: Message | bytes) -> bool:
+        if isinstance(message, m.Create):
+            opened.append(loop.time())
+            if len(opened) == 1:
+                session.say(m.Error("busy", "later", True, retry_after=0.3), header.stream)
+                return True
+        return False
+
+    server.hooks.append(hook)
+    async with server.client() as client:
+        first = client.start(io.BytesIO(CONTENT), name="first")
+        await eventually(lambda: opened)
+        await eventually(lambda: not client._connection.protocol.streams)
+        others = [client.start(io.BytesIO(CONTENT), name=f"{n}") for n in range(5)]
+        await asyncio.gather(first, *others)
+    assert len(opened) == 7
+    assert min(opened[1:]) - opened[0] >= 0.3
+
+
+async def test_a_connection_that_serves_no_stream_is_left_though_it_answers_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one on which credit was lost: `patience` would never end, since nothing fails."""
+    monkeypatch.setattr("django_async_upload.client.client._STALL_SECONDS", 0.3)
+    server = ScriptedServer(replace(HELLO, connection_limit=500, heartbeat=0.1))
+    async with server.client() as client:
+        upload = client.start(io.BytesIO(LARGE), name="name")
+        await eventually(lambda: len(server.sessions) == 2)
+        assert server.sessions[0].of(m.Ping)
+        server.sessions[1].say(m.Limit(10**9))
+        await upload
+    assert server.contents == [LARGE]
+
+
+async def test_an_upload_that_waits_for_its_own_program_is_no_stall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_async_upload.client.client._STALL_SECONDS", 0.1)
+    server = ScriptedServer(replace(HELLO, heartbeat=0.1))
+    async with server.client() as client:
+        upload = client.start(io.BytesIO(LARGE), name="name")
+        await eventually(lambda: server.contents or server.payload_bytes > 1000)
+        upload.pause()
+        await eventually(lambda: len(server.sessions[0].of(m.Ping)) > 8)
+        upload.resume()
+        await upload
+    assert len(server.sessions) == 1
+
+
 async def test_an_unknown_error_is_tried_again_where_the_server_says_so(
     server: ScriptedServer,
 ) -> None:
@@ -527,6 +582,35 @@ async def test_sha_256_is_that_of_the_whole_file_after_a_resume_too(
     async with server.client() as client:
         result = await client.upload(what, name="name", sha256=True)
     assert result.digests == {"sha-256": sha256(LARGE).hexdigest()}
+
+
+async def test_a_published_file_of_another_size_is_not_ours(server: ScriptedServer) -> None:
+    """Its CRC is that of so many bytes of the file."""
+    server.complete = lying(size=600, crc32c=crc(CONTENT[:600]))
+    async with server.client() as client:
+        with pytest.raises(DigestMismatch):
+            await client.upload(io.BytesIO(CONTENT), name="name")
+
+
+async def test_a_file_that_is_shorter_than_what_is_durable_leaves_the_upload_as_it_is(
+    server: ScriptedServer, large: Path, tmp_path: Path
+) -> None:
+    def lie(session: Session, header: Header, message: Message | bytes) -> bool:
+        if not isinstance(message, m.Create):
+            return False
+        server.uploads[message.key] = session.streams[header.stream] = Kept(message)
+        upload = server.uploads[message.key].id
+        session.say(m.Attached(upload, "name", len(LARGE) + 1, len(LARGE) + 1), header.stream)
+        return True
+
+    server.hooks.append(lie)
+    async with server.client(state=tmp_path / "state") as client:
+        with pytest.raises(FileChanged):
+            await client.upload(large)
+        await eventually(lambda: server.sessions[0].of(m.Release))
+        assert not server.sessions[0].of(m.Cancel)
+        assert client.state is not None
+        assert [each.path for each in client.state.entries()] == [str(large)]
 
 
 async def test_bytes_of_a_stream_that_the_server_lost_are_data_lost(
@@ -735,6 +819,27 @@ async def test_an_upload_whose_ticket_ran_out_goes_on_with_a_fresh_one() -> None
     first, second = server.sessions[0].of(m.Auth)
     assert first != second
     assert server.contents == [CONTENT]
+
+
+async def test_the_ticket_that_was_refused_is_not_sent_again() -> None:
+    server = ScriptedServer(LOCKED)
+    server.answer_once(m.Finish, m.Error("ticket_expired", "too old", retryable=True))
+    async with server.client(ticket=lambda: "the only one") as client:
+        with pytest.raises(UploadError, match="too old"):
+            await client.upload(io.BytesIO(CONTENT), name="name")
+    assert len(server.sessions[0].of(m.Auth)) == 1
+
+
+async def test_uploads_whose_ticket_ran_out_share_one_fresh_one() -> None:
+    """A second AUTH before the answer to the first would close the connection."""
+    server = ScriptedServer(LOCKED)
+    for _ in range(5):
+        server.answer_once(m.Finish, m.Error("ticket_expired", "too old", retryable=True))
+    async with server.client(ticket=lambda: os.urandom(4).hex()) as client:
+        uploads = [client.start(io.BytesIO(CONTENT), name=f"{n}") for n in range(5)]
+        await asyncio.gather(*uploads)
+    assert len(server.sessions[0].of(m.Auth)) == 2
+    assert server.contents == [CONTENT] * 5
 
 
 async def test_a_ticket_that_cannot_be_renewed_is_not_tried_again() -> None:

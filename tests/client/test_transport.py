@@ -22,7 +22,7 @@ from django_async_upload.client.transport import Endpoint, WebSocketWire, connec
 from django_async_upload.exceptions import (
     ConnectionLost,
     ConnectionRefused,
-    CorruptFrame,
+    MalformedFrame,
     SubprotocolRequired,
     UploadError,
 )
@@ -119,7 +119,7 @@ async def test_fragments_are_put_together() -> None:
     assert ear.messages == [b"abcd", b"ef"]
 
 
-async def test_a_text_message_is_damage() -> None:
+async def test_a_text_message_is_a_violation() -> None:
     async def send(connection: ServerConnection) -> None:
         await connection.send("text")
         await connection.wait_closed()
@@ -128,7 +128,7 @@ async def test_a_text_message_is_damage() -> None:
         ear = Ear()
         await connect(Endpoint(f"ws://127.0.0.1:{port}/"), ear)
         _, error = await ear.lost
-    assert isinstance(error, CorruptFrame)
+    assert isinstance(error, MalformedFrame)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ class Wire:
         frame: bytes = output["bytes"]
         return frame
 
+    async def closed(self) -> int:
+        while True:
+            output = await self._communicator.socket.receive_output(10)
+            if output["type"] == "websocket.close":
+                code: int = output["code"]
+                return code
+
 
 @pytest.mark.parametrize("transcript", LIVE, ids=named)
 async def test_the_consumer_keeps_to_the_transcript(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crc32c import crc32c
 
+from django_async_upload.connection import CLOSE_CODES
 from django_async_upload.exceptions import BY_CODE
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.frames import FrameType, parse_fields, parse_header
+from django_async_upload.protocol.frames import MAX_DEPTH, FrameType, parse_fields, parse_header
 from django_async_upload.protocol.server import ACCEPTS
 from django_async_upload.testing.transcripts import (
     Step,
@@ -21,7 +25,7 @@ from django_async_upload.testing.transcripts import (
     run_on_server,
 )
 
-from .vectors import FOLDER, TRANSCRIPTS, named
+from .vectors import ENDINGS, FOLDER, TRANSCRIPTS, named
 
 FOR_SERVERS = [each for each in TRANSCRIPTS if "server" in each.sides]
 FOR_CLIENTS = [each for each in TRANSCRIPTS if "client" in each.sides]
@@ -58,6 +62,68 @@ def test_the_transcripts_show_every_message_and_outcome() -> None:
     assert {step.sender for step in steps} == {"client", "server"}
     taken = {step.type for each in FOR_SERVERS for step in each.steps if step.sender == "client"}
     assert taken >= ACCEPTS.keys()
+
+
+@pytest.mark.parametrize("ending", ENDINGS["endings"], ids=named)
+def test_an_error_on_stream_0_is_followed_by_its_close_code(ending: dict[str, Any]) -> None:
+    code = ending.get("error", {}).get("code")
+    if code in BY_CODE:
+        assert ending["close"] == close_code(code)
+        assert ending["error"]["retryable"] == BY_CODE[code].retryable
+
+
+def test_the_vectors_nest_no_deeper_than_the_protocol_and_use_no_key_that_is_not_explained() -> (
+    None
+):
+    spans = re.findall(r"`[^`]+`", (FOLDER / "README.md").read_text("utf-8"))
+    explained = set(re.findall(r"\w+", " ".join(spans)))
+    for path in sorted(FOLDER.rglob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        assert "README.md#" in content["schema"]
+        assert depth(content) < MAX_DEPTH
+        assert keys(content) <= explained, path.name
+
+
+def depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(depth, inner), default=0) if isinstance(value, dict | list) else 0
+
+
+def keys(value: Any) -> set[str]:
+    """The keys of the vectors' own: what messages and files are made of is theirs."""
+    if isinstance(value, list):
+        return set().union(*map(keys, value))
+    if not isinstance(value, dict):
+        return set()
+    inner = (keys(each) for name, each in value.items() if name not in ("fields", "error"))
+    return set(value).union(*inner)
+
+
+def close_code(code: str) -> int:
+    return next(CLOSE_CODES[cls] for cls in BY_CODE[code].__mro__ if cls in CLOSE_CODES)
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=named)
+def test_a_transcript_that_ends_the_connection_names_its_close_code(transcript: Transcript) -> None:
+    codes = [step.code for step in transcript.steps if step.outcome == "closed"]
+    codes += [
+        step.fields["code"]
+        for step in transcript.steps
+        if step.type is FrameType.ERROR and step.stream == 0
+    ]
+    closes = {close_code(code) for code in codes if code is not None}
+    assert closes == ({transcript.close} if transcript.close else set())
+
+
+def test_the_proof_of_another_file_is_that_of_the_file_that_is_named() -> None:
+    proofs = [step for each in TRANSCRIPTS for step in each.steps if step.file is not None]
+    assert proofs
+    for step in proofs:
+        message = step.message
+        assert isinstance(message, m.Proof)
+        assert step.file is not None
+        crcs = {f"{crc32c(step.file[:size]):08x}" for size in range(0, len(step.file) + 1, 500)}
+        assert {message.durable_crc32c, message.received_crc32c} - {None} <= crcs
 
 
 def test_what_a_transcript_says_of_a_whole_file_is_true() -> None:

@@ -13,7 +13,8 @@ from django_async_upload.protocol.frames import FrameType, build_header
 from django_async_upload.testing.transcripts import Transcript, pattern, read_all
 
 FOLDER = Path(__file__).parents[1] / "vectors"
-FRAMES: dict[str, list[dict[str, Any]]] = json.loads((FOLDER / "frames.json").read_text("utf-8"))
+FRAMES: dict[str, Any] = json.loads((FOLDER / "frames.json").read_text("utf-8"))
+ENDINGS: dict[str, Any] = json.loads((FOLDER / "endings.json").read_text("utf-8"))
 EXAMPLES = int(os.environ.get("ASYNC_UPLOAD_FUZZ_EXAMPLES", "2000"))
 """How many inputs the tests that make up their own try."""
 TRANSCRIPTS: list[Transcript] = read_all(FOLDER / "transcripts")

@@ -38,6 +38,8 @@ TICKET_VARIABLE: Final = "ASYNC_UPLOAD_TICKET"
 
 _OPEN_FILES: Final = 128
 _CLOSE_SECONDS: Final = 3.0
+_STALL_SECONDS: Final = 60.0
+"""After so long without a word on any stream that waits for one, another connection is tried."""
 
 
 class UploadClient:
@@ -93,6 +95,8 @@ class UploadClient:
         self._connecting: asyncio.Task[Connection] | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._tickets = asyncio.Lock()
+        self.ticket: str | None = None
         self._uploads: set[Upload] = set()
         return self
 
@@ -198,6 +202,10 @@ class UploadClient:
     def progressed(self) -> None:
         self._backoff.reset()
 
+    def may_retry(self, error: UploadError) -> bool:
+        """Whether the same attempt can succeed later, without anybody but this program doing something."""
+        return error.retryable and (self.can_renew or not needs_login(error))
+
     async def connected(self) -> Connection:
         """The connection, opened if need be. Raises what makes that hopeless."""
         if self._connection is not None and self._connection.usable:
@@ -207,9 +215,20 @@ class UploadClient:
             self._connecting.add_done_callback(self._connect_ended)
         return await asyncio.shield(self._connecting)
 
-    async def renew(self) -> None:
-        if self._connection is not None and self._connection.usable:
-            self._connection.authenticate(await self._fresh_ticket())
+    async def renew(self, error: UploadError, used: str | None) -> None:
+        """Send AUTH with a fresh ticket, where ``used``, which was refused with ``error``, is still the newest.
+
+        Raises ``error`` where there is no other ticket.
+        """
+        async with self._tickets:
+            connection = self._connection
+            if connection is None or not connection.usable or self.ticket != used:
+                return
+            ticket = await self._fresh_ticket()
+            if ticket == used:
+                raise error
+            self.ticket = ticket
+            connection.authenticate(ticket)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -225,19 +244,27 @@ class UploadClient:
 
     async def _connect(self) -> Connection:
         previous = self._connection
+        refusal: UploadError | None = None
         if previous is not None:
             await asyncio.wait({previous.lost})  # a restart was announced: the server closes
-            error = previous.error or ConnectionLost()
-            await asyncio.sleep(self._backoff.delay(error, previous.retry_after))
+            refusal = previous.error or ConnectionLost()
+            if not self.may_retry(refusal):
+                raise refusal
+            await asyncio.sleep(self._backoff.delay(refusal, previous.retry_after))
         while True:
             try:
                 ticket = await self._fresh_ticket()
-                connection = await Connection.open(self._connect_wire, self._endpoint)
+                if needs_login(refusal) and ticket == self.ticket:
+                    assert refusal is not None
+                    raise refusal  # the same ticket gets the same answer
+                connection = await Connection.open(
+                    self._connect_wire, self._endpoint, min(_STALL_SECONDS, self.patience)
+                )
                 self._welcome(connection, ticket)
             except UploadError as error:
-                login = isinstance(error, AuthenticationRequired | TicketExpired)
-                if not error.retryable or (login and not self.can_renew):
+                if error is refusal or not self.may_retry(error):
                     raise
+                refusal = error
                 delay = self._backoff.delay(error)
                 logger.info("%s Trying again in %.1f s.", error, delay)
                 await asyncio.sleep(delay)
@@ -251,6 +278,7 @@ class UploadClient:
             connection.close()
             raise AuthenticationRequired
         connection.on_authenticated = self._authenticated
+        self.ticket = ticket
         if ticket is not None:
             connection.authenticate(ticket)
 
@@ -269,7 +297,14 @@ class UploadClient:
             self._renewal = self._loop.call_later(seconds, self._renew_now)
 
     def _renew_now(self) -> None:
-        self._renewing = asyncio.create_task(self.renew())
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Send AUTH before the ticket or the login runs out."""
+        async with self._tickets:
+            if self._connection is not None and self._connection.usable:
+                self.ticket = await self._fresh_ticket()
+                self._connection.authenticate(self.ticket)
 
     async def _ask(self, send: Callable[[Connection], tuple[int, bytes]]) -> Message:
         """One question, on a stream of its own; asked again when the connection is lost."""
@@ -282,6 +317,11 @@ class UploadClient:
                 if not error.retryable:
                     raise
                 await asyncio.sleep(backoff.delay(error))
+
+
+def needs_login(error: UploadError | None) -> bool:
+    """Whether only another ticket or login helps."""
+    return isinstance(error, AuthenticationRequired | TicketExpired)
 
 
 class _Question:

@@ -13,9 +13,9 @@ from crc32c import crc32c
 
 from ..exceptions import (
     AuthenticationRequired,
+    Busy,
     ConnectionLost,
     ConnectionRefused,
-    PermissionRefused,
     ProtocolViolation,
     SubprotocolRequired,
     UploadError,
@@ -37,11 +37,10 @@ _HELLO_SECONDS: Final = 10.0
 _SILENCES: Final = 3
 """So many heartbeats without a sound from the server mean that the connection is dead."""
 
-# What a close code means where the ERROR before it did not arrive; others are lost connections.
-_CLOSE_CODES: Final[dict[int, type[UploadError]]] = {
-    4400: ProtocolViolation,
+# What a close code means where no ERROR came before it; all others are lost connections.
+CLOSE_CODES: Final[dict[int, type[UploadError]]] = {
+    **dict.fromkeys((1002, 1003, 1007, 1009, 4400), ProtocolViolation),
     4401: AuthenticationRequired,
-    4403: PermissionRefused,
     4406: SubprotocolRequired,
 }
 
@@ -78,10 +77,11 @@ class _Departure(NamedTuple):
 class Connection:
     """Made by :meth:`open`. ``error`` is None as long as it lives.
 
-    Uploads never wait here: what they cannot have now they are woken for.
+    Uploads never wait here: what they cannot have now they are woken for. ``stall`` is after how many seconds
+    the connection is given up on which the server owes a word on a stream, and says none on any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stall: float) -> None:
         self._loop = asyncio.get_running_loop()
         self.protocol = ClientProtocol(crc32c)
         self.error: UploadError | None = None
@@ -101,11 +101,18 @@ class Connection:
         self._departures: deque[_Departure] = deque()
         self._heard_at = self._said_at = self._loop.time()
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._stall = stall
+        self._served_at = self._heard_at
+        """When the server said something on a stream, or owed nothing."""
+        self._busy_until = self._heard_at
+        """No stream is opened before."""
+        self._authenticating = False
+        self._next_ticket: list[str | None] = []
 
     @classmethod
-    async def open(cls, connect: Connect, endpoint: Endpoint) -> Connection:
+    async def open(cls, connect: Connect, endpoint: Endpoint, stall: float) -> Connection:
         """Connect and wait for HELLO. Raises :class:`ConnectionLost` and what the server says."""
-        connection = cls()
+        connection = cls(stall)
         connection._wire = await connect(endpoint, connection)
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
@@ -139,11 +146,18 @@ class Connection:
     # What uploads say -----------------------------------------------------------------------------
 
     def authenticate(self, ticket: str | None) -> None:
-        self._write(self.protocol.send_auth(ticket))
+        """Send AUTH, at once or when the last one is answered."""
+        if self._authenticating:
+            self._next_ticket = [ticket]
+        else:
+            self._authenticating = True
+            self._write(self.protocol.send_auth(ticket))
 
     def open_stream(self, listener: Listener, send: Callable[[], tuple[int, bytes]]) -> int | None:
-        """A new stream, opened by a ``send_*`` method of the protocol; None while all are taken."""
-        if len(self.protocol.streams) >= self.hello.max_streams:
+        """A new stream, opened by a ``send_*`` method of the protocol; None while all are taken, or the
+        server is busy."""
+        is_busy = self._loop.time() < self._busy_until
+        if is_busy or len(self.protocol.streams) >= self.hello.max_streams:
             if listener not in self._waiting_for_slot:
                 self._waiting_for_slot.append(listener)
             return None
@@ -215,6 +229,9 @@ class Connection:
         if event.stream == 0:
             self._take(event.message)
         else:
+            self._served_at = self._heard_at
+            if isinstance(event.message, messages.Error) and event.message.code == Busy.code:
+                self._wait_while_busy(event.message.retry_after or 0)
             listener = self._listeners.get(event.stream)
             if event.stream not in self.protocol.streams:
                 self._listeners.pop(event.stream, None)
@@ -229,8 +246,8 @@ class Connection:
 
     def wire_lost(self, code: int, error: UploadError | None) -> None:
         if self.error is None:
-            reason = _CLOSE_CODES.get(code)
-            self._over(error or (reason() if reason else ConnectionLost(code=code)))
+            reason = CLOSE_CODES.get(code, ConnectionLost)
+            self._over(error or reason(close=code))
 
     # ----------------------------------------------------------------------------------------------
 
@@ -244,6 +261,7 @@ class Connection:
             case messages.Hello():
                 self._hello.set_result(message)
             case messages.Limit():
+                self._served_at = self._heard_at
                 self._wake(self._waiting_for_credit)
             case messages.Drain(retry_after=seconds):
                 self.retry_after = seconds
@@ -255,10 +273,17 @@ class Connection:
                 )
                 self._wake_all()
             case messages.Authenticated():
+                self._authenticating = False
+                while self._next_ticket:
+                    self.authenticate(self._next_ticket.pop())
                 if self.on_authenticated is not None:
                     self.on_authenticated(message)
             case messages.Error():
                 self._fail(error_of(message))
+
+    def _wait_while_busy(self, seconds: float) -> None:
+        self._busy_until = max(self._busy_until, self._loop.time() + seconds)
+        self._loop.call_at(self._busy_until, self._wake, self._waiting_for_slot)
 
     def _write(self, frame: bytes) -> None:
         if self.error is None:
@@ -317,12 +342,18 @@ class Connection:
             self._rate += (rate - self._rate) / 8
 
     def _beat(self) -> None:
-        """Ask when nothing was heard or said for a heartbeat; give up after three in silence."""
+        """Ask when nothing was heard or said for a heartbeat; give up after three in silence, and where the
+        server answers, but serves no stream."""
         seconds = self.hello.heartbeat
         now = self._loop.time()
         silence = now - self._heard_at
         if silence >= _SILENCES * seconds:
             self._fail(ConnectionLost(f"The server was silent for {silence:.0f} s."))
+            return
+        if not self.protocol.awaits:
+            self._served_at = now
+        elif now - self._served_at >= self._stall:
+            self._fail(ConnectionLost(f"The server served no upload for {self._stall:.0f} s."))
             return
         if silence >= seconds or now - self._said_at >= seconds:
             self._write(self.protocol.send_ping())

@@ -102,9 +102,12 @@ class Conversation:
                 self._changed.clear()
                 self._step()
                 await self._changed.wait()
-        except (FileChanged, DataLost):
-            self._give_up(FrameType.CANCEL)
-            self._upload.abandoned()
+        except (FileChanged, DataLost) as reason:
+            if isinstance(reason, FileChanged) and self._is_proving:
+                self._give_up(FrameType.RELEASE)  # the file that was begun may be found again
+            else:
+                self._give_up(FrameType.CANCEL)
+                self._upload.abandoned()
             raise
         except UploadError:
             raise
@@ -123,6 +126,11 @@ class Conversation:
 
     def wake(self) -> None:
         self._changed.set()
+
+    @property
+    def _is_proving(self) -> bool:
+        stream = self._protocol.streams.get(self._stream or 0)
+        return stream is not None and stream.state is StreamState.PROVING
 
     # What the connection tells --------------------------------------------------------------------
 

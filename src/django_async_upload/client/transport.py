@@ -27,7 +27,7 @@ from websockets.uri import WebSocketURI, parse_uri
 from ..exceptions import (
     ConnectionLost,
     ConnectionRefused,
-    CorruptFrame,
+    MalformedFrame,
     SubprotocolRequired,
     UploadError,
 )
@@ -271,8 +271,8 @@ class WebSocketWire(Wire, asyncio.Protocol):
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.TEXT:
-            self._error = CorruptFrame()  # one flipped bit makes a text message of a binary one
-            self.abort()
+            self._error = MalformedFrame(reason="a text message")
+            self.close(4400)
         elif frame.opcode in (Opcode.BINARY, Opcode.CONT) and self._error is None:
             self._fragments.append(bytes(frame.data))
             if frame.fin:

@@ -14,7 +14,6 @@ from crc32c import crc32c
 
 from ..exceptions import (
     AuthenticationRequired,
-    ConnectionLost,
     DigestMismatch,
     Draining,
     FileChanged,
@@ -79,12 +78,14 @@ class Host(Protocol):
     state: StateFile | None
     worker: Worker
     keys: set[str]
-    can_renew: bool
+    ticket: str | None
+    """The newest that was sent."""
 
     async def connected(self) -> Connection: ...
 
-    async def renew(self) -> None:
-        """Send AUTH with a fresh ticket."""
+    def may_retry(self, error: UploadError) -> bool: ...
+
+    async def renew(self, error: UploadError, used: str | None) -> None: ...
 
     def progressed(self) -> None: ...
 
@@ -331,6 +332,7 @@ class Upload:
         """Converse on one connection after the other until the upload is over."""
         while True:
             connection = await self._host.connected()
+            ticket = self._host.ticket
             conversation = Conversation(
                 connection, self, source, create, self._host.worker, pipelined=fresh
             )
@@ -339,26 +341,29 @@ class Upload:
             try:
                 return await conversation.run()
             except UploadError as error:
-                await self._wait_to_retry(error)
+                await self._wait_to_retry(error, connection, ticket)
             finally:
                 self._conversation = None
                 self._sent += conversation.bytes_sent
 
-    async def _wait_to_retry(self, error: UploadError) -> None:
+    async def _wait_to_retry(
+        self, error: UploadError, connection: Connection, ticket: str | None
+    ) -> None:
         """Raises ``error`` where trying again cannot help, or patience is at an end."""
-        login = isinstance(error, AuthenticationRequired | TicketExpired)
-        if not error.retryable or (login and not self._host.can_renew):
+        if not self._host.may_retry(error):
             raise error
-        if isinstance(error, ConnectionLost | Draining):
+        if connection.error is not None or isinstance(error, Draining):
             return  # the client waits before it connects
         delay = self._backoff.delay(error)
         logger.info("%s: %s Trying again in %.1f s.", self._job.what, error, delay)
         await asyncio.sleep(delay)
-        if login:
-            await self._host.renew()
+        if isinstance(error, AuthenticationRequired | TicketExpired):
+            await self._host.renew(error, ticket)
 
     async def _verify(self, source: Source, completed: messages.Completed) -> None:
         """Raises :class:`DigestMismatch` unless what was published is what was read here."""
+        if completed.size != source.size:
+            raise DigestMismatch(algorithm="size", actual=completed.size, expected=source.size)
         crc = await asyncio.to_thread(source.crc_at, completed.size)
         ours = {"crc32c": f"{crc:08x}", **source.digests}
         theirs = {"crc32c": completed.crc32c, **completed.digests}

@@ -199,6 +199,19 @@ class ClientProtocol:
             return 0
         return max(0, min(entry.limit - entry.sent, self.limit - self.sent))
 
+    @property
+    def awaits(self) -> bool:
+        """The server owes a word on some stream: an answer, an ACK, or credit."""
+        return any(map(self._is_owed, self._streams.values()))
+
+    def _is_owed(self, stream: Stream) -> bool:
+        match stream.state:
+            case _S.PROVING:
+                return False
+            case _S.SENDING:
+                return stream.sent > stream.received or self.credit(stream.id) == 0
+        return True
+
     # Receiving ------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes) -> Event | None:
@@ -224,7 +237,7 @@ class ClientProtocol:
             self._receive_on_connection(message)
             return Event(0, message)
         if message_type in _ABOUT_CONNECTION:
-            raise self._unexpected(message_type, "on a stream")
+            raise MalformedFrame(reason=f"{message_type.name} belongs to stream 0")
         if header.stream > self._last_id:
             raise UnknownStream(stream=header.stream)
         stream = self._streams.get(header.stream)
@@ -263,7 +276,8 @@ class ClientProtocol:
             case messages.Pong() | messages.Authenticated() | messages.Error():
                 pass
             case _:
-                raise self._unexpected(message.frame_type, "on stream 0")
+                name = message.frame_type.name
+                raise MalformedFrame(reason=f"{name} does not belong to stream 0")
 
     def _apply(self, stream: Stream, message: Message) -> None:
         """Check a message's figures against the stream's, then take them over."""

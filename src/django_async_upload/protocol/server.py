@@ -206,7 +206,7 @@ class ServerProtocol:
     def _judge_data(self, header: Header, stream: _Stream | None, end: int) -> Broken | None:
         """DATA that is intact and does not fit: it was in flight, or is wrong."""
         if stream is None:
-            self._require_known(header.stream)
+            self._require_known(header.stream, "DATA")
             return None
         if not _takes_data(stream, header):
             if stream.state in DROPS:
@@ -222,8 +222,10 @@ class ServerProtocol:
         stream.state = _S.ENDING
         return Broken(header.stream, error)
 
-    def _require_known(self, stream: int) -> None:
-        if stream == 0 or stream > self._highest:
+    def _require_known(self, stream: int, name: str) -> None:
+        if stream == 0:
+            raise MalformedFrame(reason=f"{name} does not belong to stream 0")
+        if stream > self._highest:
             raise UnknownStream(stream=stream)
 
     def _receive_control(self, header: Header, message: m.Message) -> Event | None:
@@ -241,7 +243,7 @@ class ServerProtocol:
         if stream is None and kind in _OPENS and number > self._highest:
             return self._open(number, kind, message)
         if stream is None:
-            self._require_known(number)
+            self._require_known(number, kind.name)
             if kind in _OPENS and kind is not _T.CANCEL:
                 raise UnexpectedMessage(type=kind.name, state="the stream id was used before")
             return None

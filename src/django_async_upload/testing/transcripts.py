@@ -82,6 +82,8 @@ class Step:
     late: int = 0
     """Of the server: the next so many frames of the client were sent before this one reached it."""
     outcome: Literal["taken", "dropped", "broken", "closed"] = "taken"
+    file: bytes | None = None
+    """The client's whole file, where it is another than that of DATA."""
     code: str | None = None
     """The error that the receiver finds, where the outcome is ``broken`` or ``closed``."""
 
@@ -117,6 +119,8 @@ class Transcript:
     sides: frozenset[str] = frozenset({"client", "server"})
     live: bool = False
     """It can be played against a server with ordinary settings."""
+    close: int | None = None
+    """The WebSocket close code that follows the last frame."""
 
 
 def read(path: Path) -> Transcript:
@@ -128,6 +132,7 @@ def read(path: Path) -> Transcript:
         steps=tuple(map(_read_step, raw["steps"])),
         sides=frozenset(raw.get("sides", ("client", "server"))),
         live=raw.get("live", False),
+        close=raw.get("close"),
     )
 
 
@@ -155,6 +160,7 @@ def _read_step(raw: Mapping[str, Any]) -> Step:
         damage=(damage["at"], damage["xor"]) if damage else None,
         late=raw.get("late", 0),
         outcome=raw.get("outcome", "taken"),
+        file=pattern(raw["file"]["pattern"], 0, raw["file"]["length"]) if "file" in raw else None,
         code=raw.get("code"),
     )
 
@@ -298,6 +304,9 @@ class Connection(Protocol):
 
     async def receive(self) -> bytes: ...
 
+    async def closed(self) -> int:
+        """Wait until the server has closed, and return its close code."""
+
 
 async def run_on_connection(transcript: Transcript, connection: Connection) -> list[m.Message]:
     """Play the client to a live server and compare what it says; returns the messages compared.
@@ -330,6 +339,9 @@ async def run_on_connection(transcript: Transcript, connection: Connection) -> l
         said.append(message)
         if step.type is not FrameType.HELLO:
             _compare(transcript, step, message, names)
+    if transcript.close is not None:
+        code = await connection.closed()
+        _expect(code == transcript.close, transcript, transcript.steps[-1], code)
     return said
 
 

@@ -244,7 +244,7 @@ export class ClientProtocol {
       return { stream: 0, message };
     }
     if (ABOUT_CONNECTION.has(type)) {
-      throw unexpected(type, "on a stream");
+      throw malformed(`${type} belongs to stream 0`);
     }
     if (id > this.#lastId) {
       throw new UploadError("unknown_stream", { facts: { stream: id } });
@@ -304,7 +304,7 @@ export class ClientProtocol {
       case "ERROR":
         return;
       default:
-        throw unexpected(message.type, "on stream 0");
+        throw malformed(`${message.type} does not belong to stream 0`);
     }
   }
 
