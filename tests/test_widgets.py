@@ -30,6 +30,8 @@ from django_async_upload.widgets import (
     AsyncMultipleFileInput,
 )
 
+from .models import Album
+
 STATIC = Path(widgets.__file__).parent / "static/django_async_upload"
 EVIL = "\"><img src=x onerror=alert(1)><script>'&{{ 7|add:7 }}.pdf"
 
@@ -300,6 +302,20 @@ def test_a_size_that_reads_like_its_limit_is_written_to_the_byte() -> None:
     (message,) = refused.error.messages
     assert "10,485,761 bytes" in message
     assert "10,485,760 bytes" in message
+
+
+def test_the_picture_that_an_object_has_is_shown() -> None:
+    album = Album(cover="covers/a.png", notes="notes/a.png")
+    widget = AsyncClearableFileInput()
+    (picture,) = Elements(widget.render("cover", album.cover)).all("img")
+    assert picture["src"] == "/media/covers/a.png"
+    assert not Elements(widget.render("cover", Album().cover)).all("img")
+    assert not Elements(widget.render("notes", album.notes)).all("img")
+
+
+def test_the_whole_page_is_a_drop_target_where_it_is_asked_for() -> None:
+    assert "page-drop" not in element(AsyncFileInput().render("doc", None))
+    assert "page-drop" in element(AsyncFileInput(page_drop=True).render("doc", None))
 
 
 # Texts --------------------------------------------------------------------------------------------

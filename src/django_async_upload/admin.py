@@ -26,8 +26,9 @@ from django.http.response import HttpResponseBase
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.formats import number_format
+from django.utils.formats import date_format, number_format
 from django.utils.html import format_html
+from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
 from . import outbox, service
@@ -130,7 +131,7 @@ class StorageFilter(admin.SimpleListFilter):
 class UploadSessionAdmin(ModelAdmin):
     """Uploads can be looked at, ended and deleted; what they are is between the client and the server."""
 
-    list_display = ("name", "progress", "total", "owner_shown", "endpoint", "created_at")
+    list_display = ("name", "progress", "total", "owner_shown", "created")
     list_filter = ("state", "taker", EndpointFilter, StorageFilter, "created_at")
     list_select_related = ("owner",)
     list_per_page = PER_PAGE
@@ -236,6 +237,11 @@ class UploadSessionAdmin(ModelAdmin):
     @admin.display(description=_("owner"), ordering="owner")
     def owner_shown(self, session: UploadSession) -> str:
         return str(session.owner or _("visitor"))
+
+    @admin.display(description=_("created"), ordering="created_at")
+    def created(self, session: UploadSession) -> str:
+        at = session.created_at
+        return date_format(localtime(at) if is_aware(at) else at, "SHORT_DATETIME_FORMAT")
 
     # One upload --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import UploadedFile
+from django.db.models.fields.files import ImageFieldFile
 from django.forms import ClearableFileInput, FileInput, Script
 from django.forms.utils import flatatt
 from django.template.defaultfilters import filesizeformat
@@ -34,6 +35,7 @@ TEXTS: Final = {
     "chooseFile": _("Choose a file"),
     "chooseFiles": _("Choose files"),
     "chooseFolder": _("Choose a folder"),
+    "replaceFile": _("Choose another file"),
     "orDrop": _("or drop it here"),
     "orDropMany": _("or drop them here"),
     "dropNow": _("Drop to upload"),
@@ -43,6 +45,9 @@ TEXTS: Final = {
     "videos": _("videos"),
     "sounds": _("sound recordings"),
     "withForm": _("The file will be sent together with the form."),
+    "readingFolder": _("Reading the folder"),
+    "alreadyThere": _("This file is there already: {name}"),
+    "alreadyThereCount": _("Files that are there already: {count}"),
     # What is known of one file
     "sentOf": _("{sent} of {size}"),
     "left": _("{time} left"),
@@ -176,12 +181,14 @@ class AsyncFileInput(FileInput):
         endpoint: str = "default",
         url: str | None = None,
         max_size: int | None = None,
+        page_drop: bool = False,
         taker: str = Taker.FORM.value,
     ) -> None:
         super().__init__(attrs)
         self.endpoint = endpoint
         self.url = url
         self.max_size = max_size
+        self.page_drop = page_drop
         self.taker = taker
         self.kept: list[CompletedUpload] = []
         AsyncFileInput.is_used = True
@@ -238,6 +245,7 @@ class AsyncFileInput(FileInput):
                     "accept": accept,
                     "multiple": bool(own.get("multiple")),
                     "directory": bool(own.get("webkitdirectory")),
+                    "page-drop": self.page_drop,
                     "disabled": bool(own.get("disabled")),
                     "texts": _translated(get_language()),
                 }
@@ -265,6 +273,12 @@ class AsyncClearableFileInput(AsyncFileInput, ClearableFileInput):
     """For one file of an object that may have one: as Django's ``ClearableFileInput``, which model forms use."""
 
     input_template_name = "django/forms/widgets/clearable_file_input.html"
+
+    def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
+        context = super().get_context(name, value, attrs)
+        if isinstance(value, ImageFieldFile) and self.is_initial(value):
+            context["widget"]["async_upload"]["picture"] = value.url
+        return context
 
 
 class AsyncMultipleFileInput(AsyncFileInput):

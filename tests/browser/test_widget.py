@@ -392,6 +392,95 @@ def test_a_file_that_is_dropped_beside_the_zone_does_not_replace_the_page(
     assert page.evaluate("uploads.length") == 0
 
 
+def test_a_zone_may_take_what_is_dropped_anywhere_in_the_page(page: Any, site: WidgetSite) -> None:
+    page_drop = element(attributes="page-drop", input_attributes=MANY)
+    show(page, site, form(SECOND + LABEL + page_drop))
+    drop(page, ["a"], "h1", "dragover")
+    expect(page.locator(".async-upload-zone[data-over]")).to_have_count(1)
+    assert drop(page, ["a"], "h1")
+    until(page, "uploads.length === 1")
+    expect(page.locator(".async-upload-zone[data-over]")).to_have_count(0)
+    assert drop(page, ["b"], "async-upload:has(#id_two) .async-upload-zone")
+    until(page, "uploads.length === 2")
+    expect(page.locator("async-upload:has(#id_file) .async-upload-file")).to_have_count(1)
+
+
+def test_zones_show_that_files_are_dragged_until_they_no_longer_are(
+    page: Any, site: WidgetSite
+) -> None:
+    show(page, site, form(SECOND + LABEL + element(input_attributes=MANY + " disabled")))
+    drop(page, ["a"], "h1", "dragover")
+    expect(page.locator(".async-upload-zone[data-near]")).to_have_count(1)
+    expect(page.locator(".async-upload-zone[data-near]")).to_have_count(0)
+
+
+def test_nobody_is_told_to_drop_where_nothing_can_be_dragged(
+    page: Any, site: WidgetSite, browser: Any
+) -> None:
+    show(page, site, form(LABEL + element()))
+    expect(page.get_by_text("or drop it here")).to_be_visible()
+    phone = browser.new_context(has_touch=True, is_mobile=True)
+    tab = phone.new_page()
+    show(tab, site, form(LABEL + element()))
+    expect(tab.get_by_text("Choose a file")).to_be_visible()
+    expect(tab.get_by_text("or drop it here")).to_be_hidden()
+    phone.close()
+
+
+def test_a_file_that_is_there_already_is_not_uploaded_twice(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element(input_attributes=MANY)))
+    paths = 'new File(["a"], "a.txt", {lastModified: 5})'
+    again = f"""() => {{
+        const data = new DataTransfer();
+        data.items.add({paths});
+        const input = document.querySelector("#id_file");
+        input.files = data.files;
+        input.dispatchEvent(new Event("change", {{bubbles: true}}));
+    }}"""
+    page.evaluate(again)
+    until(page, "uploads.length === 1")
+    page.evaluate(again)
+    message = page.locator(".async-upload-message")
+    expect(message).to_have_text("This file is there already: a.txt")
+    expect(message).to_have_attribute("data-kind", "note")
+    assert page.evaluate("uploads.length") == 1
+    page.evaluate("uploads[0].fail('busy', {retryable: true})")
+    page.evaluate(again)  # a failed one is no reason to refuse it
+    until(page, "uploads.length === 2")
+    page.get_by_role("button", name="Remove all").click()
+    page.evaluate(again)
+    until(page, "uploads.length === 3")
+
+
+def test_a_long_name_loses_its_middle_and_keeps_its_extension(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element()))
+    page.set_viewport_size({"width": 340, "height": 700})
+    choose(page, a_file("a film of the summer holidays that has a name without any end.mov"))
+    tail = page.locator(".async-upload-tail")
+    expect(tail).to_have_text(re.compile(r"end\.mov$"))
+    box, body = tail.bounding_box(), page.locator(".async-upload-body").bounding_box()
+    assert box
+    assert body
+    assert box["x"] + box["width"] <= body["x"] + body["width"] + 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_field_that_has_its_file_offers_another_one_in_one_line(
+    page: Any, site: WidgetSite
+) -> None:
+    show(page, site, form(LABEL + element()))
+    zone = page.locator(".async-upload-zone")
+    empty = zone.bounding_box()
+    choose(page, a_file())
+    expect(page.get_by_text("Choose another file")).to_be_visible()
+    filled = zone.bounding_box()
+    assert empty
+    assert filled
+    assert filled["height"] < empty["height"] * 0.7
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Choose a file")).to_be_visible()
+
+
 def test_a_folder_keeps_its_paths(page: Any, site: WidgetSite, tmp_path: Path) -> None:
     (tmp_path / "photos/inner").mkdir(parents=True)
     (tmp_path / "photos/a.txt").write_text("a")

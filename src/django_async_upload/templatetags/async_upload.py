@@ -23,6 +23,7 @@ def async_upload(
     endpoint: str = "default",
     url: str | None = None,
     max_size: int | None = None,
+    page_drop: bool = False,
     accept: str = "",
     multiple: bool = False,
     directory: bool = False,
@@ -42,6 +43,7 @@ def async_upload(
         "endpoint": endpoint,
         "url": url,
         "max_size": max_size,
+        "page_drop": page_drop,
         "taker": taker,
     }
     if multiple or directory:

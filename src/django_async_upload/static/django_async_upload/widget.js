@@ -20,6 +20,7 @@ let elements = 0;
  * @attribute max-size bytes; larger files are refused before they are sent
  * @attribute accept as the input's, where that has none
  * @attribute directory choose folders
+ * @attribute page-drop files that are dropped beside the zones of the page are for this one
  * @attribute texts JSON with the texts that are not as in `texts.js`
  * @fires async-upload:progress `{upload, progress}`: a few times a second, for each upload that has moved
  * @fires async-upload:state `{upload, state, previous}`: an upload is in another state now

@@ -12,6 +12,10 @@ import { typesOf } from "./reasons.js";
 /** All that are in the page. @type {Set<Dropzone>} */
 const zones = new Set();
 
+/** Milliseconds without a `dragover`, which a browser fires at least every 350, after which nothing is dragged any longer. */
+const DRAG_ENDS = 500;
+let dragging = 0;
+
 export class Dropzone {
   /**
    * @param {HTMLInputElement} input
@@ -20,8 +24,10 @@ export class Dropzone {
    * @param {import( "./formats.js").Formats} of.formats
    * @param {(picked: Picked[] | Promise<Picked[]>) => void} of.take
    * @param {(path: string) => void} of.unreadable
+   * @param {boolean} of.everywhere what is dropped beside any zone of the page is for this one
    */
-  constructor(input, { texts, formats, take, unreadable }) {
+  constructor(input, { texts, formats, take, unreadable, everywhere }) {
+    this.everywhere = everywhere;
     this.input = input;
     this.texts = texts;
     this.formats = formats;
@@ -44,11 +50,15 @@ export class Dropzone {
     this.element.addEventListener("drop", this.#onDrop);
   }
 
-  /** @param {{maxSize: number, accept: string, directory: boolean}} limits in bytes, 0 for none; as an input's `accept` */
-  update({ maxSize, accept, directory }) {
+  /**
+   * @param {{maxSize: number, accept: string, directory: boolean}} limits in bytes, 0 for none; as an input's `accept`
+   * @param {boolean} filled with the one file that it takes: another one replaces that
+   */
+  update({ maxSize, accept, directory }, filled) {
     const { texts, input } = this;
     const many = input.multiple || directory;
-    this.choose.textContent = directory ? texts.chooseFolder : many ? texts.chooseFiles : texts.chooseFile;
+    this.choose.textContent = directory ? texts.chooseFolder : many ? texts.chooseFiles : filled ? texts.replaceFile : texts.chooseFile;
+    this.element.toggleAttribute("data-filled", filled && !many);
     this.or.textContent = many && !directory ? texts.orDropMany : texts.orDrop;
     const limits = [];
     if (maxSize) limits.push(fill(texts.upTo, { size: this.formats.size(maxSize) }));
@@ -67,6 +77,7 @@ export class Dropzone {
   connect() {
     if (!zones.size) {
       document.addEventListener("paste", onPaste);
+      window.addEventListener("dragover", onDrag, true);
       window.addEventListener("dragover", onMiss);
       window.addEventListener("drop", onMiss);
     }
@@ -82,6 +93,7 @@ export class Dropzone {
     zones.delete(this);
     if (zones.size) return;
     document.removeEventListener("paste", onPaste);
+    window.removeEventListener("dragover", onDrag, true);
     window.removeEventListener("dragover", onMiss);
     window.removeEventListener("drop", onMiss);
   }
@@ -134,12 +146,33 @@ function onPaste(event) {
 }
 
 /**
- * A file that is dropped beside the zone: a browser would leave the page to show it, and the uploads would be gone.
+ * Files are dragged over the page: every zone that takes them shows it.
+ * @param {DragEvent} event
+ */
+function onDrag(event) {
+  if (!event.dataTransfer || !hasFiles(event.dataTransfer)) return;
+  if (!dragging) for (const zone of zones) zone.element.toggleAttribute("data-near", !zone.disabled);
+  clearTimeout(dragging);
+  dragging = setTimeout(() => {
+    dragging = 0;
+    for (const zone of zones) {
+      zone.element.removeAttribute("data-near");
+      zone.element.removeAttribute("data-over");
+    }
+  }, DRAG_ENDS);
+}
+
+/**
+ * A file that is dropped beside the zones is for the one that asks for the whole page. Without it a browser would leave the page to
+ * show the file, and the uploads would be gone.
  * @param {DragEvent} event
  */
 function onMiss(event) {
   if (event.defaultPrevented || !event.dataTransfer || !hasFiles(event.dataTransfer)) return;
   if (/** @type {Element} */ (event.target).closest?.("input[type=file], textarea, [contenteditable]")) return;
   event.preventDefault();
-  event.dataTransfer.dropEffect = "none";
+  const zone = [...zones].find(({ everywhere, disabled }) => everywhere && !disabled);
+  event.dataTransfer.dropEffect = zone ? "copy" : "none";
+  zone?.element.toggleAttribute("data-over", event.type !== "drop");
+  if (event.type === "drop") zone?.take(fromTransfer(event.dataTransfer, zone.unreadable));
 }

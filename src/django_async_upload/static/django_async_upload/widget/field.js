@@ -21,6 +21,7 @@ import { fill, textsFrom } from "./texts.js";
 /** @typedef {import( "../client.js").Upload} Upload */
 
 const PAUSE = 250; // ms between two looks at how things stand
+const SILENCE = 300; // ms in which a folder may be read without a word
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
 const NO_WEBSOCKET = { code: "unreachable", message: "This browser has no WebSocket" };
 
@@ -77,6 +78,7 @@ export class UploadField {
       formats,
       take: (picked) => void this.#take(picked),
       unreadable: (path) => this.#refuse(path, 0, texts.errorUnreadable),
+      everywhere: element.hasAttribute("page-drop"),
     });
     this.list = new FileList({
       texts,
@@ -200,8 +202,14 @@ export class UploadField {
   #follow() {
     this.#form = this.form;
     this.settle();
-    this.zone.update(this.#limits);
-    satisfy(this.input, this.#working > 0 || this.selection.filled);
+    this.#fit();
+  }
+
+  /** The input and its zone follow what is chosen. */
+  #fit() {
+    const { filled } = this.selection;
+    this.zone.update(this.#limits, filled);
+    satisfy(this.input, this.#working > 0 || filled);
   }
 
   get #many() {
@@ -221,13 +229,17 @@ export class UploadField {
     this.#working += 1;
     this.#tellPerson("");
     this.#change();
+    const reading = setTimeout(() => this.#tellPerson(this.texts.readingFolder, "note"), SILENCE);
     try {
       const files = Array.isArray(picked) ? picked : await picked;
+      if (!this.message.hidden) this.#tellPerson("");
+      clearTimeout(reading);
       if (files.length > 1 && !this.#many) this.#tellPerson(this.texts.errorOneOnly);
       else await this.#takeAll(files);
     } catch {
       this.#tellPerson(this.texts.errorFolder);
     } finally {
+      clearTimeout(reading);
       this.#working -= 1;
       this.#change(true);
     }
@@ -239,10 +251,16 @@ export class UploadField {
    */
   async #takeAll(all) {
     const limits = this.#limits;
+    /** Files that are there already. @type {string[]} */
+    const twice = [];
     /** @param {Picked} picked */
     const take = (picked) => {
       if (this.#left) return false;
       const { name, size } = picked.file;
+      if (this.#many && this.selection.has(picked)) {
+        twice.push(name);
+        return true;
+      }
       const why = refusal(picked.file, limits, this.texts, this.formats, matches);
       // In a field for one file the new one takes the place of the old one, if it is any better.
       if (!this.#many) this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
@@ -252,10 +270,12 @@ export class UploadField {
     };
     await inSlices(all, take, () => this.#change());
     if (this.#left) return;
-    const { saidAdded, saidAddedCount } = this.texts;
-    const count = this.formats.count(all.length);
-    if (all.length === 1) this.announcer.say(fill(saidAdded, { name: all[0].file.name }));
-    else if (all.length) this.announcer.say(fill(saidAddedCount, { count }));
+    const { saidAdded, saidAddedCount, alreadyThere, alreadyThereCount } = this.texts;
+    const added = all.length - twice.length;
+    if (all.length === 1 && added) this.announcer.say(fill(saidAdded, { name: all[0].file.name }));
+    else if (added) this.announcer.say(fill(saidAddedCount, { count: this.formats.count(added) }));
+    if (twice.length === 1) this.#tellPerson(fill(alreadyThere, { name: twice[0] }), "note");
+    else if (twice.length) this.#tellPerson(fill(alreadyThereCount, { count: this.formats.count(twice.length) }), "note");
   }
 
   /**
@@ -364,9 +384,8 @@ export class UploadField {
     this.selection.clear(({ state }) => state !== "completed" && state !== "unfinished");
     if (files.files.length) {
       this.input.files = files.files;
-      this.#tellPerson(this.texts.withForm);
+      this.#tellPerson(this.texts.withForm, "note");
     }
-    this.zone.update(this.#limits);
     this.#change(true);
   }
 
@@ -380,8 +399,12 @@ export class UploadField {
     this.element.dispatchEvent(new CustomEvent(`async-upload:${type}`, { bubbles: true, detail }));
   }
 
-  /** @param {string} text shown under the zone and said; "" takes it away */
-  #tellPerson(text) {
+  /**
+   * @param {string} text shown under the zone and said; "" takes it away
+   * @param {"error" | "note"} [kind]
+   */
+  #tellPerson(text, kind = "error") {
+    this.message.dataset.kind = kind;
     this.message.hidden = !text;
     this.message.textContent = text;
     if (text) this.announcer.say(text);
@@ -400,7 +423,7 @@ export class UploadField {
   #look() {
     this.#timer = 0;
     this.#looked = performance.now();
-    satisfy(this.input, this.#working > 0 || this.selection.filled);
+    this.#fit();
     changed(this);
     // A form is sent from a tab that nobody looks at, too; only painting waits.
     cancelAnimationFrame(this.#frame);

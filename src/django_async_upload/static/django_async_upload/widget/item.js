@@ -41,6 +41,8 @@ export class Item {
     this.unfinished = unfinished ?? null;
     this.refusal = refusal ?? "";
     this.receipt = receipt ?? null;
+    /** What tells its file from others; "" where no page knows. */
+    this.facts = "";
   }
 
   /** @returns {State} */

@@ -17,6 +17,15 @@ export function receiptsIn(element) {
   return [...element.querySelectorAll(receipts)];
 }
 
+/**
+ * What tells two files of a person apart, as far as a page can know.
+ * @param {File} file
+ * @param {string} path in the folder that was chosen
+ */
+function factsOf({ size, lastModified }, path) {
+  return `${path} ${size} ${lastModified}`;
+}
+
 export class Selection {
   /** @type {Item[]} */
   items = [];
@@ -24,6 +33,8 @@ export class Selection {
   moved = new Set();
   /** @type {Map<Upload, Item>} */
   #byUpload = new Map();
+  /** By what tells files apart. @type {Map<string, Item>} */
+  #files = new Map();
   /** Unfinished ones by their upload's key. @type {Map<string, Item>} */
   #offers = new Map();
 
@@ -75,13 +86,21 @@ export class Selection {
     }
   }
 
+  /** Whether that file is there already, and arrives or has arrived. @param {Picked} picked */
+  has({ file, path }) {
+    return this.#files.get(factsOf(file, path))?.broken === false;
+  }
+
   /** @param {Picked} picked */
   upload({ file, path, handle }) {
     const { name, size } = file;
     const metadata = { ...(path === name ? {} : { path }), ...(this.taker ? { taker: this.taker } : {}) };
     const options = { name, metadata, field: this.token || undefined };
     const upload = uploaderOf(this.url).add(handle ?? file, options);
-    this.#add(new Item({ name, size, file, upload }));
+    const item = new Item({ name, size, file, upload });
+    item.facts = factsOf(file, path);
+    this.#files.set(item.facts, item);
+    this.#add(item);
   }
 
   /**
@@ -104,6 +123,7 @@ export class Selection {
         continue;
       }
       removed.push(item);
+      this.#files.delete(item.facts);
       item.receipt?.remove(); // now: the form may be sent at any time
       if (item.upload) this.#byUpload.delete(item.upload);
     }

@@ -8,6 +8,7 @@ export const TEXTS = Object.freeze({
   chooseFile: "Choose a file",
   chooseFiles: "Choose files",
   chooseFolder: "Choose a folder",
+  replaceFile: "Choose another file",
   orDrop: "or drop it here",
   orDropMany: "or drop them here",
   dropNow: "Drop to upload",
@@ -17,6 +18,9 @@ export const TEXTS = Object.freeze({
   videos: "videos",
   sounds: "sound recordings",
   withForm: "The file will be sent together with the form.",
+  readingFolder: "Reading the folder",
+  alreadyThere: "This file is there already: {name}",
+  alreadyThereCount: "Files that are there already: {count}",
 
   // What is known of one file
   sentOf: "{sent} of {size}",
