@@ -38,6 +38,7 @@ READERS_OF_SETTINGS = {
     "models",  # AUTH_USER_MODEL
     "connection",  # SESSION_ENGINE
     "admission",  # CSRF_TRUSTED_ORIGINS
+    "owners",  # AUTHENTICATION_BACKENDS
     "stores.configured",  # MEDIA_ROOT
     "checks",
 }

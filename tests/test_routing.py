@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
+from django.contrib.sessions.models import Session
 from django.core.asgi import get_asgi_application
 from django.test import Client
 
@@ -23,6 +24,7 @@ from django_async_upload.routing import (
 )
 from django_async_upload.service import UploadService, get_service
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.tickets import issue_ticket
 
 from .fixtures import Heard, publish, run
 
@@ -106,3 +108,58 @@ async def test_a_connection_starts_the_service_where_there_is_no_lifespan(
     assert uploads._watch is None
     async with connect():
         assert uploads._watch is not None
+
+
+@pytest.mark.parametrize("extensions", [{}, {"websocket.http.response": {}}])
+async def test_a_path_without_a_consumer_is_refused_without_a_traceback(
+    extensions: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    scope = {
+        "type": "websocket",
+        "path": "/ws/nothing/",
+        "headers": [],
+        "subprotocols": [],
+        "extensions": extensions,
+    }
+    server = ApplicationCommunicator(upload_application(get_asgi_application()), scope)
+    await server.send_input({"type": "websocket.connect"})
+    answer = await server.receive_output()
+    if extensions:
+        assert (answer["type"], answer["status"]) == ("websocket.http.response.start", 404)
+        await server.receive_output()
+    else:
+        assert answer["type"] == "websocket.close"
+    await server.wait()
+    assert not caplog.records
+
+
+async def test_a_new_secret_key_signs_nobody_out(
+    uploads: UploadService, login: Client, settings: Any, alice: Any
+) -> None:
+    """The page that is open reconnects first, and gets no cookie."""
+    ticket = issue_ticket(alice)
+    session = login.cookies["sessionid"].value
+    settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another one, which is just as long as the one before"
+    application = upload_application(get_asgi_application())
+    async with UploadCommunicator(application, cookies=login.cookies) as client:
+        assert client.hello.authenticated
+        assert (await client.upload("a.bin", b"data")).size == 4
+    async with UploadCommunicator(application, ticket=ticket) as client:
+        assert (await client.upload("a.bin", b"data")).size == 4
+    assert await run(Session.objects.filter(session_key=session).exists)
+    settings.SECRET_KEY_FALLBACKS = []
+    async with UploadCommunicator(application, cookies=login.cookies) as client:
+        assert not client.hello.authenticated
+    assert await run(Session.objects.filter(session_key=session).exists)  # its data was only read
+
+
+@pytest.mark.parametrize("key", ["a\0b", "\0" * 32, "", "x" * 200, "'; --"])
+async def test_a_session_cookie_may_hold_anything(
+    uploads: UploadService, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    application = upload_application(get_asgi_application())
+    headers = [(b"cookie", f"sessionid={key}".encode()), (b"origin", b"http://testserver")]
+    async with UploadCommunicator(application, headers=headers) as client:
+        assert not client.hello.authenticated
+    assert not caplog.records

@@ -265,7 +265,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if session is None:
             return None
         engine = import_module(settings.SESSION_ENGINE)
-        return engine.SessionStore(session.session_key)  # type: ignore[no-any-return]
+        key = session.session_key
+        # A cookie may hold anything, and a database refuses a NUL.
+        return engine.SessionStore(key if key and key.isprintable() else None)  # type: ignore[no-any-return]
 
     async def _disconnect(self) -> None:
         """Nobody listens any longer. Uploads are saved, or go on to their end, without the connection."""

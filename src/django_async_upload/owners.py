@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from django.contrib.auth import get_user, get_user_model
+from django.conf import settings
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
@@ -61,7 +67,9 @@ def owner_from_ticket(ticket: Ticket) -> Owner:
         raise TicketExpired
     user = get_user_model()._default_manager.filter(pk=ticket.user).first()
     owner = _owner_from_user(user)
-    if not constant_time_compare(ticket.auth_hash, auth_hash(owner.user)):  # type: ignore[arg-type]
+    if not any(
+        constant_time_compare(ticket.auth_hash, auth_hash(each)) for each in _hashes(owner.user)
+    ):
         raise AuthenticationRequired
     return Owner(owner.key, owner.user, ticket=ticket)
 
@@ -71,8 +79,8 @@ def owner_from_session(session: SessionBase, expected: str | None = None) -> Own
 
     ``expected`` is the owner key that it must still have. Raises :class:`AuthenticationRequired`.
     """
-    user = get_user(SimpleNamespace(session=session))  # type: ignore[arg-type]
-    if user.is_authenticated:
+    user = _signed_in(session)
+    if user is not None:
         owner = Owner(_owner_from_user(user).key, user, session=session)
     elif conf.uploads().allow_anonymous and (token := session.get(SESSION_TOKEN)):
         owner = Owner(f"visitor:{token}", AnonymousUser(), session=session)
@@ -81,6 +89,32 @@ def owner_from_session(session: SessionBase, expected: str | None = None) -> Own
     if expected is not None and owner.key != expected:
         raise AuthenticationRequired
     return owner
+
+
+def _signed_in(session: SessionBase) -> Any:
+    """The user who has signed in in a session, or None.
+
+    As ``django.contrib.auth.get_user`` finds him, but the session stays as it is: that function gives it a new key, or
+    empties it, and over a WebSocket no cookie can tell the browser so.
+    """
+    try:
+        pk = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+        backend = session[BACKEND_SESSION_KEY]
+    except KeyError:
+        return None
+    if backend not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    user = load_backend(backend).get_user(pk)
+    known = session.get(HASH_SESSION_KEY)
+    if user is None or not known:
+        return None
+    return user if any(constant_time_compare(known, each) for each in _hashes(user)) else None
+
+
+def _hashes(user: Any) -> Iterator[str]:
+    """The user's session-auth hashes, also under the secret keys of before."""
+    yield user.get_session_auth_hash()
+    yield from user.get_session_auth_fallback_hash()
 
 
 def owner_of_request(

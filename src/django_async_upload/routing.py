@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.urls import path
+from channels.sessions import SessionMiddlewareStack
+from django.urls import path, re_path
 from django.urls.resolvers import URLPattern
 
 from .consumers import UploadConsumer
@@ -33,22 +33,36 @@ websocket_urlpatterns = [upload_path()]
 def upload_application(
     http: Application, urlpatterns: Sequence[URLPattern] | None = None
 ) -> Application:
-    """The whole application of a host: HTTP by Django, WebSockets by ``urlpatterns`` with sessions and users.
+    """The whole application of a host: HTTP by Django, WebSockets by ``urlpatterns`` with sessions.
 
     ``asgi.py`` changes by two lines::
 
         from django_async_upload.routing import upload_application
         application = upload_application(get_asgi_application())
 
-    Answers the lifespan protocol: at startup, completions that a crash left behind are delivered.
+    A path without a consumer is answered with 404. Answers the lifespan protocol: at startup, completions that a crash
+    left behind are delivered.
+
+    Not Channels' ``AuthMiddlewareStack``: it signs people out when ``SECRET_KEY`` is rotated. Consumers of uploads find
+    the user of a session themselves.
     """
+    patterns = [*(urlpatterns or websocket_urlpatterns), re_path("", not_found)]  # type: ignore[arg-type]  # ASGI
     return ProtocolTypeRouter(  # type: ignore[no-any-return]
         {
             "http": http,
-            "websocket": AuthMiddlewareStack(URLRouter(list(urlpatterns or websocket_urlpatterns))),
+            "websocket": SessionMiddlewareStack(URLRouter(patterns)),
             "lifespan": lifespan,
         }
     )
+
+
+async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Refuse the handshake: 404 where the server can say so, else what it makes of a close (403)."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b""})
+    else:
+        await send({"type": "websocket.close"})
 
 
 async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
