@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages dist bench bench-browser matrix clean help
+.PHONY: demo test check docs-js messages bundle dist bench bench-browser matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -36,10 +36,11 @@ $(VENV)/.matrix: $(BIN)/uv pyproject.toml
 	@$(INSTALL) . --group matrix
 	@touch $@
 
-$(VENV)/.js: tests/js/package.json | $(BIN)/uv
+$(VENV)/.js: tests/js/package.json js/package.json | $(BIN)/uv
 	@command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0] < 20))' \
 		|| { echo "Node 20 or newer with npm is missing: on Debian, apt-get install nodejs npm."; exit 1; }
 	@cd tests/js && npm install --silent --no-package-lock --no-audit --no-fund
+	@cd js && npm install --silent --no-package-lock --no-audit --no-fund
 	@touch $@
 
 demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose).
@@ -61,6 +62,10 @@ check: $(VENV)/.test $(VENV)/.js  ## Lint and types only.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	tests/js/node_modules/.bin/tsc --project tests/js
+	node js/build.mjs check
+
+bundle: $(VENV)/.js  ## Make the script and the styles that pages load from the modules; commit them.
+	node js/build.mjs bundle
 
 docs-js: $(VENV)/.test  ## Write docs/reference/javascript.md from the JSDoc.
 	$(BIN)/python -m tests.javascript_reference
@@ -80,4 +85,4 @@ matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox
 
 clean:  ## Remove what these commands made, but for uploaded files.
-	rm -rf dist $(VENV) tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist $(VENV) js/node_modules tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -569,8 +569,9 @@ def test_the_widget_looks_as_the_admins_own_and_brings_its_script(rf: Any) -> No
     assert html.startswith("<async-upload ")
     assert '<p class="file-upload">Currently: <a href="/media/documents/old.bin">' in html
     media = str(model_admin.media + form.media)
-    assert "django_async_upload/widget.js" in media
-    assert media.index("django_async_upload/widget.css") < media.index("admin.css")
+    assert media.count("django_async_upload/") == 2, "one style and one script"
+    assert "django_async_upload/async-upload.min.js" in media
+    assert "django_async_upload/async-upload-admin.min.css" in media
 
 
 ASKING = """

@@ -139,8 +139,8 @@ def test_what_a_page_asks_for_is_there_and_kept_for_ever(demo: Demo) -> None:
     assert {re.sub(r".*/|\.[0-9a-f]{12}", "", each) for each in found} >= {
         "icon.svg",
         "site.css",
-        "widget.css",
-        "widget.js",
+        "async-upload.min.css",
+        "async-upload.min.js",
     }
     for each in found:
         with demo.opener.open(f"http://127.0.0.1:{demo.port}{each}") as answer:

@@ -26,7 +26,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
         ("consumers", "connection", "streams"),
         ("responses",),
         ("middleware",),
-        ("widgets", "forms", "templatetags"),
+        ("widgets", "forms", "templatetags", "assets"),
     ],
     [("routing",), ("checks",), ("doctor", "probe"), ("admin",), ("rest",)],
     [("apps",), ("management",)],

@@ -51,11 +51,11 @@ def test_its_arguments_are_those_of_the_widget() -> None:
 def test_the_media_is_a_style_and_a_module() -> None:
     found = render("{% async_upload_media %}")
     assert found.one("link") == {
-        "href": "/static/django_async_upload/widget.css",
+        "href": "/static/django_async_upload/async-upload.min.css",
         "rel": "stylesheet",
     }
     assert found.one("script") == {
-        "src": "/static/django_async_upload/widget.js",
+        "src": "/static/django_async_upload/async-upload.min.js",
         "type": "module",
     }
 

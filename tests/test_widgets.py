@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -11,10 +12,10 @@ from typing import Any
 import pytest
 from django import forms
 from django.contrib.staticfiles.management.commands.collectstatic import Command as CollectStatic
-from django.contrib.staticfiles.storage import ManifestStaticFilesStorage
 from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
+from django.forms import Media
 from django.utils import translation
 from django.utils.functional import lazy
 
@@ -241,14 +242,31 @@ def test_the_fields_own_rules_hold_for_uploads_and_plain_files(
 # Media --------------------------------------------------------------------------------------------
 
 
+WIDGETS = (AsyncFileInput, AsyncClearableFileInput, AsyncMultipleFileInput)
+
+
 def test_the_media_is_one_style_and_one_module() -> None:
-    media = (
-        AsyncFileInput().media + AsyncClearableFileInput().media + AsyncMultipleFileInput().media
-    )
-    found = Elements(str(media))
-    assert found.one("link")["href"] == "/static/django_async_upload/widget.css"
+    found = Elements(str(sum((each().media for each in WIDGETS), Media())))
+    assert found.one("link")["href"] == "/static/django_async_upload/async-upload.min.css"
     script = found.one("script")
-    assert script == {"src": "/static/django_async_upload/widget.js", "type": "module"}
+    assert script == {"src": "/static/django_async_upload/async-upload.min.js", "type": "module"}
+
+
+def test_for_debugging_the_media_is_the_modules_as_they_were_written(settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"JAVASCRIPT_SOURCES": True}
+    found = Elements(str(sum((each().media for each in WIDGETS), Media())))
+    assert found.one("link")["href"] == "/static/django_async_upload/widget.css"
+    assert found.one("script")["src"] == "/static/django_async_upload/widget.js"
+
+
+def test_a_widget_of_a_host_adds_its_own_media() -> None:
+    class Own(AsyncFileInput):
+        class Media:
+            js = ["own.js"]
+
+    media = str(Own().media)
+    assert "async-upload.min.js" in media
+    assert 'src="/static/own.js"' in media
 
 
 @pytest.fixture
@@ -263,34 +281,27 @@ def test_the_media_works_with_hashed_names(manifest: None, settings: Any) -> Non
     found = Elements(str(AsyncFileInput().media))
     script = found.one("script")
     name = str(script["src"]).removeprefix("/static/")
-    assert re.fullmatch(r"django_async_upload/widget\.[0-9a-f]{12}\.js", name)
-    assert (Path(settings.STATIC_ROOT) / name).is_file()
+    assert re.fullmatch(r"django_async_upload/async-upload\.min\.[0-9a-f]{12}\.js", name)
+    path = Path(settings.STATIC_ROOT) / name
     assert script["type"] == "module"
+    named = re.search(r"^//# sourceMappingURL=(.+)$", path.read_text(), re.MULTILINE)
+    assert named is not None
+    mapping = path.parent / named[1]
+    assert re.fullmatch(r"async-upload\.min\.js\.[0-9a-f]{12}\.map", mapping.name)
+    for source in json.loads(mapping.read_text())["sources"]:
+        assert (mapping.parent / source).is_file()
 
 
-class ModuleStorage(ManifestStaticFilesStorage):
-    """As the how-to about CSP has it."""
+def test_the_bundle_asks_for_no_other_file() -> None:
+    """Hashed or not, on whatever host: nothing that a storage would have to rewrite."""
+    bundle = (STATIC / "async-upload.min.js").read_text()
+    assert not re.search(r"""import\s*["'({*]|from\s*["']""", bundle)
+    assert "url(" not in (STATIC / "async-upload.min.css").read_text()
 
-    support_js_module_import_aggregation = True
-    max_post_process_passes = 20
 
-
-def test_modules_can_import_each_other_under_hashed_names(settings: Any, tmp_path: Path) -> None:
-    settings.STATIC_ROOT = str(tmp_path / "static")
-    backend = f"{__name__}.{ModuleStorage.__qualname__}"
-    settings.STORAGES = {**settings.STORAGES, "staticfiles": {"BACKEND": backend}}
-
-    call_command(CollectStatic(), interactive=False, verbosity=0)
-
-    root = tmp_path / "static"
-    named = json.loads((root / "staticfiles.json").read_text())["paths"]
-    modules = [name for name in named if re.match(r"django_async_upload/.*\.js$", name)]
-    assert {"client.js", "reader-worker.js", "widget.js"} <= {Path(each).name for each in modules}
-    for module in (root / named[each] for each in modules):
-        imports = r'^(?:import|export) .* from "(.+)";'
-        for name in re.findall(imports, module.read_text(), re.MULTILINE):
-            imported = (module.parent / name).resolve().relative_to(root.resolve())
-            assert str(imported) in named.values(), module.name
+def test_script_and_style_are_at_most_35_kilobytes_together() -> None:
+    files = [STATIC / f"async-upload.min.{kind}" for kind in ("js", "css")]
+    assert sum(len(gzip.compress(each.read_bytes(), 9)) for each in files) <= 35 * 1024
 
 
 def test_a_size_that_reads_like_its_limit_is_written_to_the_byte() -> None:

@@ -79,7 +79,7 @@ MEDIA_URL = "media/"  # a view, which looks who asks
 MEDIA_ROOT = BASE_DIR / "media"  # unfinished uploads are kept beside it, in media-staging
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
-    "staticfiles": {"BACKEND": "demo.storage.ModuleStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
 # WhiteNoise is not async: a static file is read whole before it is sent. These are small.
 warnings.filterwarnings("ignore", "StreamingHttpResponse must consume synchronous iterators")

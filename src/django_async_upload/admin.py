@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -20,7 +20,7 @@ from django.core.files.storage import InvalidStorageError, storages
 from django.core.paginator import Paginator
 from django.db import router, transaction
 from django.db.models import QuerySet
-from django.forms import Script
+from django.forms import Media, Script
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template.defaultfilters import filesizeformat
@@ -32,6 +32,7 @@ from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
 from . import outbox, service
+from .assets import page_assets
 from .exceptions import UploadError
 from .models import UploadSession, UploadSessionQuerySet
 from .protocol.state import ACTIVE, State
@@ -64,8 +65,9 @@ class AsyncAdminFileInput(AsyncClearableFileInput):
 
     input_template_name = AdminFileWidget.template_name
 
-    class Media:
-        css: ClassVar = {"all": ("django_async_upload/admin.css",)}
+    @property
+    def media(self) -> Media:
+        return page_assets(admin=True).media
 
 
 def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:

@@ -72,6 +72,8 @@ class UploadSettings:
     """Where pages find the consumer: a path, or a URL of the scheme ws or wss."""
     admin_widget: bool = False
     """Whether every file field of the admin gets the upload widget."""
+    javascript_sources: bool = False
+    """Whether pages load the modules as they were written, a request each, in place of the bundle: for debugging."""
     idle_timeout: float = 60.0
     """Seconds after which a connection that sent nothing is closed. Clients ping at a third of it."""
     memory_budget: int = 32 * MIB

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 from django.core.exceptions import ValidationError
 from django.core.files.uploadedfile import UploadedFile
 from django.db.models.fields.files import ImageFieldFile
-from django.forms import ClearableFileInput, FileInput, Script
+from django.forms import ClearableFileInput, FileInput, Media
 from django.forms.utils import flatatt
 from django.template.defaultfilters import filesizeformat
 from django.utils.formats import number_format
@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext as django_ngettext
 
 from . import conf
+from .assets import page_assets
 from .exceptions import TypeRefused
 from .models import Taker
 from .policies import check_accept
@@ -170,10 +171,6 @@ class AsyncFileInput(FileInput):
     is_used: ClassVar[bool] = False
     """Whether any was made: the system checks ask."""
 
-    class Media:
-        css: ClassVar = {"all": ["django_async_upload/widget.css"]}
-        js: ClassVar = [Script("django_async_upload/widget.js", type="module")]
-
     def __init__(
         self,
         attrs: dict[str, Any] | None = None,
@@ -192,6 +189,10 @@ class AsyncFileInput(FileInput):
         self.taker = taker
         self.kept: list[CompletedUpload] = []
         AsyncFileInput.is_used = True
+
+    @property
+    def media(self) -> Media:
+        return page_assets().media
 
     def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
         posted = FileInput.value_from_datadict(self, data, files, name)

@@ -31,9 +31,21 @@ def prepare(folder: Path) -> None:
     # What the site made where somebody has tried it is left out.
     made = shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles", "__pycache__")
     shutil.copytree(ROOT / "example_project", folder, ignore=made)
+    # The bundle of the modules as they are now, which may be newer than the one that was committed.
+    make_bundle(folder / "bundle/django_async_upload")
+    with (folder / "demo/settings.py").open("a") as settings:
+        settings.write('STATICFILES_DIRS = [BASE_DIR / "bundle"]\n')
     manage(folder, "migrate", "--verbosity", "0")
     manage(folder, "collectstatic", "--verbosity", "0", "--no-input")
     manage(folder, "shell", "--command", MAKE_PERSON)
+
+
+def make_bundle(folder: Path) -> None:
+    """What ``make bundle`` makes, in ``folder``."""
+    commands = [["make", "--silent", ".venv/.js"], ["node", "js/build.mjs", "bundle", str(folder)]]
+    for command in commands:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 def manage(folder: Path, *arguments: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from django import template
 from django.forms.utils import flatatt
 from django.templatetags.static import static
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from ..assets import page_assets
 from ..models import Taker
 from ..widgets import AsyncFileInput, AsyncMultipleFileInput
 
@@ -59,10 +60,11 @@ def async_upload_media(context: template.Context) -> SafeString:
     """
     nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
     attrs = flatatt({"nonce": str(nonce) if nonce else None})
-    return format_html(
-        '<link href="{}" rel="stylesheet"{}>\n<script src="{}" type="module"{}></script>',
-        static("django_async_upload/widget.css"),
-        attrs,
-        static("django_async_upload/widget.js"),
-        attrs,
+    assets = page_assets()
+    links = format_html_join(
+        "",
+        '<link href="{}" rel="stylesheet"{}>\n',
+        ((static(each), attrs) for each in assets.styles),
     )
+    script = static(assets.script)
+    return format_html('{}<script src="{}" type="module"{}></script>', links, script, attrs)

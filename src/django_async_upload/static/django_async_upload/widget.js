@@ -7,6 +7,9 @@
 import { receiptsIn } from "./widget/selection.js";
 import { UploadField, satisfy } from "./widget/field.js";
 
+/** On a server, which imports the modules of a page in order to render it, there are no elements. */
+const Base = /** @type {typeof HTMLElement} */ (globalThis.HTMLElement ?? Object);
+
 let elements = 0;
 
 /**
@@ -29,7 +32,7 @@ let elements = 0;
  * @fires async-upload:warning `{code, message}`: for the developer, as of `Uploader`; the console has it, too. After `unreachable`
  *   the element is a plain file input, if it stands in a form
  */
-export class AsyncUploadElement extends HTMLElement {
+export class AsyncUploadElement extends Base {
   /** @type {UploadField | null} null until there is an input to enhance */
   #field = null;
   #observer = new MutationObserver(() => this.connectedCallback());
@@ -94,4 +97,5 @@ function forget(element) {
   element.removeAttribute("id");
 }
 
-customElements.define("async-upload", AsyncUploadElement);
+// The first one stays where a page loads this module a second time: a bundle beside the app's own, a hot reload.
+if (globalThis.customElements && !customElements.get("async-upload")) customElements.define("async-upload", AsyncUploadElement);

@@ -7,24 +7,15 @@
  * `Blob`s that the browser would read itself: see "In the browser" in docs/benchmarks.md.
  */
 import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";
-import { url } from "../reader-worker.js";
 import { serve } from "./reading.js";
 import { SMALL, Source } from "./source.js";
+import { startReader } from "./workers.js";
 
 /** @typedef {import( "./reading.js").Request} Request */
 /** @typedef {import( "./reading.js").Answer} Answer */
 
 /** Milliseconds; a Worker whose script does not come is none. */
 const PATIENCE = 10_000;
-
-/** @returns {Worker} */
-function makeWorker() {
-  // Under a hashed name (ManifestStaticFilesStorage) the module itself knows best where it came from. In a bundle it came from the
-  // bundle, and bundlers look for the other form.
-  return /\/reader-worker[^/]*\.js$/.test(new URL(url).pathname)
-    ? new Worker(url, { type: "module" })
-    : new Worker(new URL("../reader-worker.js", import.meta.url), { type: "module" });
-}
 
 /** The Worker, or what stands in for it. */
 export class Reader {
@@ -101,7 +92,7 @@ export class Reader {
   #start() {
     let worker;
     try {
-      worker = makeWorker();
+      worker = startReader();
     } catch {
       this.#readHere(); // another origin, or no Workers at all
       return;

@@ -355,3 +355,11 @@ export function serve(port) {
     }
   };
 }
+
+/** Read for the page that started this Worker. */
+export function serveWorker() {
+  const scope = /** @type {Port & {onmessage: unknown}} */ (/** @type {unknown} */ (globalThis));
+  const receive = serve(scope);
+  scope.onmessage = (/** @type {MessageEvent<Request>} */ { data }) => receive(data);
+  scope.postMessage({ type: "loaded" }, []);
+}

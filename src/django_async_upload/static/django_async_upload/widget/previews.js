@@ -2,6 +2,8 @@
  * Small pictures of images that were chosen. They are drawn into a canvas, not shown by an object URL: a page whose policy says
  * `img-src 'self'` shows them too, nothing has to be revoked, and nothing moves in them. Only raster images: an SVG is a program.
  */
+import { startScaler } from "../file/workers.js";
+
 const TYPES = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"]);
 const LARGEST = 64 * 1024 * 1024; // bytes; decoding costs many times that
 
@@ -50,7 +52,7 @@ export class Previews {
   #start() {
     if (this.#worker === undefined) {
       try {
-        this.#worker = new Worker(new URL("../preview-worker.js", import.meta.url), { type: "module" });
+        this.#worker = startScaler();
         this.#worker.onerror = () => {
           this.#worker = null;
           this.#queue.length = 0;

@@ -1,0 +1,151 @@
+"""The one script that a page loads is its own Worker, wherever it lies and whatever the policy is."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from .conftest import PATIENCE
+from .example import Example, sha256
+from .screen import FILES, row, until
+
+NAME = r"/static/django_async_upload/async-upload\.min\.[0-9a-f]{12}\."
+
+
+class Host(http.server.SimpleHTTPRequestHandler):
+    """Static files of another origin, as a CDN serves them."""
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def cdn(example: Example) -> Iterator[str]:
+    """Its origin."""
+    handler = partial(Host, directory=str(example.folder / "cdn"))
+    (example.folder / "cdn").mkdir(exist_ok=True)
+    static = example.folder / "cdn/static"
+    if not static.exists():
+        static.symlink_to(example.folder / "staticfiles")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class Delivery(NamedTuple):
+    """How the page gets its script. ``{cdn}`` in a policy is the other origin."""
+
+    policy: str
+    elsewhere: bool = False
+    nonce: str = ""
+    reads_in: str | None = NAME
+    """What the address of the Worker is like; None where the page itself has to read."""
+
+
+ELSEWHERE = "default-src 'self'; script-src {cdn}; style-src 'self' {cdn}; "
+DELIVERIES = {
+    "the page's own origin": Delivery("default-src 'self'"),
+    "nonces only": Delivery(
+        "default-src 'none'; script-src 'nonce-n1'; style-src 'self'; connect-src 'self'; "
+        "worker-src 'self'; img-src 'self'",
+        nonce="n1",
+    ),
+    "nonces, and what they load": Delivery(
+        "default-src 'self'; script-src 'nonce-n1' 'strict-dynamic'; worker-src 'self'", nonce="n1"
+    ),
+    "no Worker allowed": Delivery("default-src 'self'; worker-src 'none'", reads_in=None),
+    "another origin": Delivery(ELSEWHERE + "worker-src blob: {cdn}", True, reads_in="^blob:"),
+    "another origin, no blobs": Delivery(ELSEWHERE, True, reads_in=None),
+}
+
+
+@pytest.fixture(params=DELIVERIES.values(), ids=list(DELIVERIES))
+def delivery(request: pytest.FixtureRequest) -> Delivery:
+    found: Delivery = request.param
+    return found
+
+
+@pytest.fixture
+def page(
+    browser: Any, example: Example, cookies: dict[str, str], delivery: Delivery, cdn: str
+) -> Iterator[Any]:
+    context = browser.new_context(base_url=example.url)
+    context.set_default_timeout(PATIENCE)
+    # A page that the test has changed comes from nowhere, and may not speak with this machine unasked.
+    context.grant_permissions(["local-network-access"])
+    context.add_cookies([{"name": k, "value": v, "url": example.url} for k, v in cookies.items()])
+
+    def deliver(route: Any) -> None:
+        answer = route.fetch()
+        html = answer.text()
+        if delivery.elsewhere:
+            html = html.replace(
+                '="/static/django_async_upload', f'="{cdn}/static/django_async_upload'
+            )
+        if delivery.nonce:
+            html = html.replace("<script ", f'<script nonce="{delivery.nonce}" ')
+        policy = delivery.policy.replace("{cdn}", cdn)
+        headers = {**answer.headers, "content-security-policy": policy}
+        route.fulfill(response=answer, body=html, headers=headers)
+
+    context.route(f"{example.url}/", deliver)
+    yield context.new_page()
+    context.close()
+
+
+def test_a_page_reads_in_its_own_script_where_it_may(
+    page: Any, example: Example, delivery: Delivery, middling: Path
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto("/")
+    page.set_input_files(FILES, middling)
+    row(page, middling.name, "completed")
+    assert sha256(example.stored(middling.name)) == sha256(middling)
+    own = {each for each in asked if "django_async_upload" in each}
+    assert len(own) == 2
+    assert all(re.search(NAME + "(js|css)$", each) for each in own)
+    workers = [each.url for each in page.workers]
+    if delivery.reads_in is None:
+        assert workers == []
+    else:
+        assert len(workers) == 1
+        assert re.search(delivery.reads_in, workers[0]), workers
+
+
+def test_a_script_of_the_page_has_the_client_from_the_same_file_by_an_import_map(
+    visit: Callable[..., Any], example: Example
+) -> None:
+    page = visit().new_page()
+    page.goto("/")
+    address = page.get_attribute("script[src*=async-upload]", "src")
+    mapped = page.context.new_page()
+
+    def serve(route: Any) -> None:
+        route.fulfill(
+            content_type="text/html",
+            body=f"""<!doctype html><title>Mapped</title>
+              <script type="importmap">{{"imports": {{"django-resumable-upload": "{address}"}}}}</script>
+              <script type="module" src="{address}"></script>
+              <script type="module">
+                import {{ AsyncUploadElement, Uploader }} from "django-resumable-upload";
+                const same = customElements.get("async-upload") === AsyncUploadElement;
+                document.title = `${{same}} ${{typeof Uploader}}`;
+              </script>""",
+        )
+
+    mapped.route("**/mapped/", serve)
+    mapped.goto("/mapped/")
+    until(mapped, lambda: mapped.title() == "true function", "the client under its mapped name")
