@@ -993,7 +993,6 @@ def test_every_error_has_a_close_code() -> None:
         ("malformed_frame", 4400),
         ("subprotocol_required", 4406),
         ("ticket_invalid", 4401),
-        ("permission_denied", 4403),
         ("idle_timeout", 4408),
         ("authentication_timeout", 4408),
         ("too_many_connections", 4429),

@@ -13,6 +13,8 @@ const read = (name) => JSON.parse(readFileSync(new URL(name, FOLDER), "utf-8"));
 
 export const FRAMES = read("frames.json");
 
+export const ENDINGS = read("endings.json");
+
 export const TRANSCRIPTS = readdirSync(new URL("transcripts", FOLDER))
   .sort()
   .map((file) => ({ name: file.replace(".json", ""), ...read(`transcripts/${file}`) }));

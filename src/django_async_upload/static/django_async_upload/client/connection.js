@@ -39,11 +39,14 @@ const DOUBT = 5;
 /** Milliseconds of sending before other tasks of the page get their turn. */
 const TURN = 8;
 
-/** What a close code means where the ERROR before it did not arrive; others are lost connections. */
+/** What a close code means where no ERROR came before it; all others are lost connections. */
 const CLOSE_CODES = /** @type {Record<number, string>} */ ({
+  1002: "protocol_violation",
+  1003: "protocol_violation",
+  1007: "protocol_violation",
+  1009: "protocol_violation",
   4400: "protocol_violation",
   4401: "authentication_required",
-  4403: "permission_denied",
   4406: "subprotocol_required",
 });
 
@@ -73,6 +76,8 @@ export class Connection {
   #askedAt = null;
   /** @type {Set<number>} */
   #timers = new Set();
+  /** No stream is opened before, ms. */
+  #busyUntil = 0;
 
   /**
    * @param {string} url
@@ -138,13 +143,14 @@ export class Connection {
   }
 
   /**
-   * A new stream, opened by one of the protocol's methods; null while all are taken.
+   * A new stream, opened by one of the protocol's methods; null while all are taken, or the server is busy.
    *
    * @param {StreamHolder} holder
    * @param {(protocol: ClientProtocol) => [Stream, Uint8Array<ArrayBuffer>]} send
    */
   open(holder, send) {
-    if (!this.isUsable || this.openStreams >= this.hello.max_streams) {
+    const isBusy = this.#environment.now() < this.#busyUntil;
+    if (!this.isUsable || isBusy || this.openStreams >= this.hello.max_streams) {
       return null;
     }
     const [stream, frame] = send(this.#protocol);
@@ -260,6 +266,9 @@ export class Connection {
     } else {
       const holder = this.#holders.get(stream);
       const isClosed = !this.#protocol.streams.has(stream);
+      if (message.type === "ERROR" && message.code === "busy") {
+        this.#waitWhileBusy(message.retry_after ?? 0);
+      }
       if (isClosed) {
         this.#holders.delete(stream);
       }
@@ -273,6 +282,12 @@ export class Connection {
     }
     this.#measure();
     this.#pump();
+  }
+
+  /** @param {number} seconds */
+  #waitWhileBusy(seconds) {
+    this.#busyUntil = Math.max(this.#busyUntil, this.#environment.now() + seconds * 1000);
+    this.#after(seconds, () => this.#owner.slotFreed());
   }
 
   /** @param {Message} message */

@@ -46,6 +46,8 @@ export class Line {
   #failures = 0;
   /** For the next connection. @type {string | undefined} */
   #ticket;
+  /** The newest that was sent. @type {string | undefined} */
+  #sent;
   #isRenewing = false;
   #isClosed = false;
   /** @type {{retry?: number, renew?: number, idle?: number}} */
@@ -127,8 +129,12 @@ export class Line {
     if (this.#isClosed) {
       return;
     }
+    if (ticket !== undefined && ticket === this.#sent) {
+      this.#giveUp(error); // the same ticket gets the same answer
+      return;
+    }
     if (ticket !== undefined && this.#connection?.isUsable) {
-      this.#connection.authenticate(ticket);
+      this.#send(this.#connection, ticket);
       this.#go();
       return;
     }
@@ -180,7 +186,7 @@ export class Line {
       );
     }
     if (this.#ticket !== undefined) {
-      connection.authenticate(this.#ticket);
+      this.#send(connection, this.#ticket);
       this.#ticket = undefined;
     } else if (!connection.hello.authenticated) {
       this.renew(new UploadError("authentication_required"));
@@ -278,8 +284,17 @@ export class Line {
     this.#timers.renew = undefined;
     const ticket = await this.#fetchTicket();
     if (ticket !== undefined && this.#connection?.isUsable && !this.#isRenewing) {
-      this.#connection.authenticate(ticket);
+      this.#send(this.#connection, ticket);
     }
+  }
+
+  /**
+   * @param {Connection} connection
+   * @param {string} ticket
+   */
+  #send(connection, ticket) {
+    this.#sent = ticket;
+    connection.authenticate(ticket);
   }
 
   /** @param {UploadError} [error] */
