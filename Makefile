@@ -78,7 +78,7 @@ messages: $(VENV)/.test  ## Gather the texts to translate, and compile the trans
 bench: $(VENV)/.bench  ## Measure against other ways to upload; half an hour.
 	$(BIN)/python -m tests.bench
 
-bench-browser: $(VENV)/.bench  ## The same for the browser client, in Chromium; two minutes.
+bench-browser: $(VENV)/.bench  ## The same for the browser client, in Chromium; three minutes.
 	$(BIN)/python -m tests.bench.browser
 
 matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from . import page_load
 from .chromium import Chromium
 from .contest import Figures, compete
 from .loads import MIB, random_source, sparse_source
@@ -207,7 +208,8 @@ def main(arguments: list[str]) -> int:
             peer = stack.enter_context(tus_node(directory / "tus", DURABILITY, packages))
             browser = stack.enter_context(Chromium(options.chromium))
             contest = Contest(browser, site, peer)
-            rows = compare(contest, options, directory)
+            rows = page_load.rows(browser, options.repetitions)
+            rows += compare(contest, options, directory)
             commands = {each.name: " ".join(each.command) for each in (site, peer)}
             print(table(rows))
             print()

@@ -135,6 +135,11 @@ class Page:
         self._target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         attached = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
+        self.go(url)
+
+    def go(self, url: str) -> None:
+        """To another page; returns when its scripts have run."""
+        self.evaluate("globalThis.ready = false")
         self.call("Page.navigate", url=url)
         deadline = time.monotonic() + START_TIMEOUT
         while not self.evaluate("globalThis.ready === true"):
