@@ -24,6 +24,7 @@ from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
+from django_async_upload.receipts import field_token, receipt_of
 from django_async_upload.service import UploadService, get_service
 from django_async_upload.testing.communicator import UploadCommunicator
 
@@ -157,6 +158,15 @@ def heard() -> Iterator[Heard]:
     yield heard
     for signal, receiver in connected:
         signal.disconnect(receiver)
+
+
+def posted(*pairs: tuple[str, UploadSession], place: str = "") -> dict[str, Any]:
+    """What a page posts for uploads in its fields: pairs of a field's HTML name and an upload."""
+    fields: dict[str, Any] = {}
+    for name, session in pairs:
+        fields[f"async_upload_field.{name}"] = field_token(name, place=place)
+        fields.setdefault(f"async_upload.{name}", []).append(receipt_of(session))
+    return fields
 
 
 async def row(pk: Any) -> UploadSession:

@@ -242,7 +242,7 @@ def test_the_widgets_and_their_arguments_are_those_of_the_source() -> None:
 
 
 def test_the_codes_of_a_fields_errors_are_those_of_the_source() -> None:
-    documented = {names(row[0])[0] for row in rows("reference/forms.md", "## Widgets")[-5:]}
+    documented = {names(row[0])[0] for row in rows("reference/forms.md", "## Widgets")[-6:]}
     source = "".join((SOURCE / f"{each}.py").read_text() for each in ("widgets", "receipts"))
     assert documented == set(re.findall(r'code="(\w+)"', source)) | set(receipts.MESSAGES)
 
@@ -639,14 +639,19 @@ def test_the_tutorial_leads_to_a_document(reader: Reader) -> None:
     page = ask("/admin/login/?next=/", **csrf(ask("/")), **person)
     assert "customElements" in ask(found(r'<script src="(.+?)" type="module"', page))
 
+    token = found(r' field="(.+?)"', page)
+
     async def upload() -> str:
         socket = f"ws://127.0.0.1:{reader.port}" + found(r'<async-upload.*? url="(.+?)"', page)
-        metadata = {"field": found(r' field="(.+?)"', page)}
+        metadata = {"field": token}
         async with UploadClient(socket, ticket=reader.env["ASYNC_UPLOAD_TICKET"]) as client:
             result = await client.upload(reader.folder / "mysite/urls.py", metadata=metadata)
             return str(result.receipt)
 
-    receipt = {"async_upload.attachment": asyncio.run(upload())}
+    receipt = {
+        "async_upload.attachment": asyncio.run(upload()),
+        "async_upload_field.attachment": token,
+    }
     assert "<li>addresses: " in ask("/", **csrf(page), **receipt, name="addresses")
     assert (media / "documents/urls.py").read_bytes() == (
         reader.folder / "mysite/urls.py"

@@ -31,7 +31,7 @@ from django_async_upload.widgets import (
     AsyncMultipleFileInput,
 )
 
-from .fixtures import publish
+from .fixtures import posted, publish
 from .models import Album, Track
 from .test_middleware import files, post, state_of
 from .test_widgets import Elements
@@ -58,7 +58,7 @@ class PlainForm(forms.Form):
 class ManyForm(forms.Form):
     title = forms.CharField()
     docs = MultipleFileField(max_length=20, validators=[FileExtensionValidator(["txt"])])
-    more = MultipleFileField(required=False)
+    more = MultipleFileField(required=False, widget=AsyncMultipleFileInput(max_size=1000))
 
 
 class AlbumForm(forms.ModelForm):
@@ -196,9 +196,14 @@ def errors(response: Any) -> dict[str, list[str]]:
 
 
 def hidden(response: Any) -> list[dict[str, str | None]]:
-    """The receipts in a form that is shown again."""
+    """The receipts in a form that is shown again, and the tokens of their fields."""
     inputs = Elements(response.json()["html"]).all("input")
-    return [each for each in inputs if (each["name"] or "").startswith("async_upload.")]
+    return [each for each in inputs if (each["name"] or "").startswith("async_upload")]
+
+
+def values(*inputs: dict[str, str | None]) -> dict[str, str]:
+    """What the inputs post."""
+    return {str(each["name"]): str(each["value"]) for each in inputs}
 
 
 # Forms --------------------------------------------------------------------------------------------
@@ -258,7 +263,8 @@ def test_a_form_with_errors_is_shown_with_the_upload(login: Client, made: Made) 
     session = made("doc", name="<b>.txt")
     response = post(login, "/plain/", session)
     assert errors(response) == {"title": ["required"]}
-    (kept,) = hidden(response)
+    kept, token = hidden(response)
+    assert token["name"] == "async_upload_field.doc"
     assert kept == {
         "type": "hidden",
         "name": "async_upload.doc",
@@ -266,7 +272,7 @@ def test_a_form_with_errors_is_shown_with_the_upload(login: Client, made: Made) 
         "data-name": "<b>.txt",
         "data-size": "5",
     }
-    again = login.post("/plain/", {"title": "x", str(kept["name"]): kept["value"]})
+    again = login.post("/plain/", {"title": "x", **values(kept, token)})
     assert again.json()["read"] == {"doc": "hello"}
 
 
@@ -293,7 +299,8 @@ def test_the_error_of_one_of_several_names_it_and_all_are_kept(login: Client, ma
     first, second = response.json()["errors"]["docs"]
     assert first["message"].startswith("b.exe: ")
     assert not second["message"].startswith("gone")
-    assert [each["value"] for each in hidden(response)] == [receipt_of(good), receipt_of(bad)]
+    kept = [each["value"] for each in hidden(response)]
+    assert kept[:-1] == [receipt_of(good), receipt_of(bad)]
 
 
 def test_several_files_may_be_required_or_not(login: Client, made: Made) -> None:
@@ -368,7 +375,7 @@ def test_an_object_keeps_replaces_and_clears_its_file(login: Client, made: Made)
     both = made("notes", b"third")
     response = post(login, url, both, title="Red", **{"notes-clear": "on"})
     assert errors(response) == {"notes": ["contradiction"]}
-    assert len(hidden(response)) == 1
+    assert len(hidden(response)) == 2
     assert login.post(url, {"title": "Red", "notes-clear": "on"}).status_code == 302
     assert not Album.objects.get().notes
 
@@ -381,10 +388,12 @@ def test_rows_of_an_inline_formset_and_those_the_page_adds(login: Client, made: 
     parent = Album.objects.create(title="Blue")
     field = "track_set-__prefix__-sound"
     sessions = [made(field, name=f"{number}.txt") for number in range(3)]
-    rows = {
-        f"async_upload.track_set-{number}-sound": receipt_of(session)
-        for number, session in zip((0, 1, 7), sessions, strict=True)
-    }
+    rows = posted(
+        *(
+            (f"track_set-{number}-sound", session)
+            for number, session in zip((0, 1, 7), sessions, strict=True)
+        )
+    )
     response = login.post(f"/tracks/{parent.pk}/", {**management("track_set", 8), **rows})
     assert response.status_code == 302
     assert sorted(Track.objects.values_list("sound", flat=True)) == [
@@ -401,14 +410,12 @@ def test_rows_of_a_model_formset_with_errors_keep_their_uploads(login: Client, m
         "form-0-id": Album.objects.get().pk,
         "form-0-title": "Red",
         "form-1-title": "",
-        "async_upload.form-0-notes": receipt_of(first),
-        "async_upload.form-1-notes": receipt_of(second),
+        **posted(("form-0-notes", first), ("form-1-notes", second)),
     }
     response = login.post("/albums/", fields)
     assert response.json()["errors"] == [{}, {"title": ["This field is required."]}]
     assert [each["name"] for each in hidden(response)] == [
-        "async_upload.form-0-notes",
-        "async_upload.form-1-notes",
+        f"async_upload{kind}.form-{number}-notes" for number in (0, 1) for kind in ("", "_field")
     ]
     assert login.post("/albums/", {**fields, "form-1-title": "Green"}).status_code == 302
     assert {each.title: each.notes.name for each in Album.objects.all()} == {
@@ -439,7 +446,7 @@ def test_the_admin_saves_an_object_with_its_inline(
         {
             "title": "Blue",
             **management("track_set", 1),
-            **{f"async_upload.{html}": receipt_of(each) for html, each in sessions.items()},
+            **posted(*sessions.items()),
         },
     )
     assert response.status_code == 302, response.content
@@ -460,7 +467,7 @@ def test_a_wizard_keeps_the_file_from_one_step_to_the_next(
     here = {"wizard-current_step": "first"}
     wrong = post(login, "/wizard/", doc, **here)
     assert wrong.json()["step"] == "first"
-    assert len(hidden(wrong)) == 1
+    assert len(hidden(wrong)) == 2
     step = post(login, "/wizard/", doc, **here, **{"first-title": "x"})
     assert step.json()["step"] == "second"
     (kept,) = (media.with_name("wizard")).iterdir()
@@ -469,3 +476,11 @@ def test_a_wizard_keeps_the_file_from_one_step_to_the_next(
     fields = {"wizard-current_step": "second", "second-title": "Blue"}
     assert post(login, "/wizard/", notes, **fields).json() == {"doc": "hello"}
     assert Album.objects.get().notes.read() == b"notes"
+
+
+def test_each_of_several_files_is_checked_by_the_fields_own_rules(
+    login: Client, made: Made
+) -> None:
+    large = SimpleUploadedFile("large.txt", b"x" * 1001)
+    response = post(login, "/many/", made("docs"), title="x", more=large)
+    assert errors(response) == {"more": ["file_too_large"]}

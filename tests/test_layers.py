@@ -20,7 +20,7 @@ LAYERS: list[list[tuple[str, ...]]] = [
     [("conf",), ("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",), ("admission",)],
     [("models", "uploaded", "migrations"), ("owners",)],
-    [("leases",)],
+    [("leases",), ("places",)],
     [("service", "active", "completion", "small", "outbox"), ("cleanup",), ("receipts",)],
     [
         ("consumers", "connection", "streams"),

@@ -28,10 +28,11 @@ from django_async_upload.middleware import UploadMiddleware
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
 from django_async_upload.protocol.state import State
-from django_async_upload.receipts import receipt_of
+from django_async_upload.receipts import field_token, receipt_of
 from django_async_upload.uploaded import CompletedUpload, RefusedUpload
+from django_async_upload.widgets import AsyncClearableFileInput
 
-from .fixtures import publish
+from .fixtures import posted, publish
 from .models import Album, Copy, Document, elsewhere
 
 pytest_plugins = ["tests.fixtures"]
@@ -50,6 +51,7 @@ class DocumentForm(forms.ModelForm):
     class Meta:
         model = Document
         fields = ["attachment"]
+        widgets = {"attachment": AsyncClearableFileInput}
 
 
 class AlbumForm(forms.ModelForm):
@@ -116,9 +118,8 @@ def files(folder: Path) -> list[str]:
 
 def post(client: Client, url: str, *sessions: UploadSession, **fields: Any) -> Any:
     """A form with receipts in the place of files."""
-    for session in sessions:
-        fields.setdefault(f"async_upload.{session.field_name}", []).append(receipt_of(session))
-    return client.post(url, fields)
+    pairs = [(session.field_name, session) for session in sessions]
+    return client.post(url, {**posted(*pairs), **fields})
 
 
 def codes(response: Any) -> dict[str, list[str]]:
@@ -139,7 +140,7 @@ def run_view(
     ("url", "atomic_requests"),
     [("/document/", False), ("/document/", True), ("/document-async/", False)],
 )
-def test_a_stock_model_form_saves_the_upload_without_writing_a_byte(
+def test_a_model_form_saves_the_upload_without_writing_a_byte(
     login: Client,
     session: UploadSession,
     media: Path,
@@ -167,7 +168,7 @@ async def test_it_works_under_asgi(
 ) -> None:
     client = AsyncClient()
     await sync_to_async(client.force_login)(alice)
-    fields = {"async_upload.attachment": receipt_of(session)}
+    fields = posted(("attachment", session))
     assert (await client.post(url, fields)).status_code == 302
     assert files(media) == ["documents/report.pdf"]
     assert await sync_to_async(state_of)(session) == State.BOUND
@@ -491,7 +492,9 @@ def test_many_receipts_may_be_one_value(login: Client, owner: Owner, settings: A
         return HttpResponse()
 
     receipts = ",".join(receipt_of(each) for each in sessions)
-    run_view(login, view, **{"async_upload.attachment": receipts})
+    run_view(
+        login, view, **{**posted(("attachment", sessions[0])), "async_upload.attachment": receipts}
+    )
     assert [each.session for each in found] == sessions
 
 
@@ -506,16 +509,76 @@ def test_a_receipt_under_another_field_or_a_row_that_is_none_is_refused(
         found.update(request.FILES.items())
         return HttpResponse()
 
-    fields = {
-        "async_upload.rows-7-file": receipt_of(in_rows),
-        "async_upload.attachment": receipt_of(elsewhere),
-        "async_upload.": receipt_of(elsewhere),
-        "async_upload.empty": "",
-    }
-    run_view(login, view, **fields)
-    assert set(found) == {"rows-7-file", "attachment"}
-    assert found["rows-7-file"].session == in_rows
-    assert isinstance(found["attachment"], RefusedUpload)
+    fields = posted(("rows-7-file", in_rows), ("attachment", elsewhere), ("", elsewhere))
+    run_view(login, view, **fields, **{"async_upload.empty": ""})
+    assert {name: file.session for name, file in found.items()} == {"rows-7-file": in_rows}
+    answer = post(login, "/document/", **posted(("attachment", elsewhere)))
+    assert codes(answer) == {"attachment": ["receipt_invalid"]}
+
+
+@pytest.mark.parametrize("token", [None, "", "forged", "other", "api"])
+def test_a_field_whose_page_posted_no_token_of_its_own_takes_no_upload(
+    login: Client, session: UploadSession, token: str | None
+) -> None:
+    tokens = {"other": field_token("other"), "api": field_token("attachment", taker="api")}
+    fields = posted(("attachment", session))
+    del fields["async_upload_field.attachment"]
+    if token is not None:
+        fields["async_upload_field.attachment"] = tokens.get(token, token)
+    assert codes(login.post("/document/", fields)) == {"attachment": ["required"]}
+    assert state_of(session) == State.COMPLETED
+
+
+@pytest.mark.parametrize("is_signed_in", [False, True])
+def test_a_junk_receipt_breaks_no_view_that_looks_at_the_files_by_itself(
+    login: Client, session: UploadSession, is_signed_in: bool
+) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(str([(file.name, file.size) for file in request.FILES.values()]))
+
+    fields = {**posted(("attachment", session)), "async_upload.attachment": "junk"}
+    response = run_view(login if is_signed_in else Client(), view, **fields)
+    assert response.content == b"[]"
+
+
+# Which form a file was uploaded for ---------------------------------------------------------------
+
+
+def of_place(place: str, owner: Owner, field: str = "attachment") -> UploadSession:
+    metadata = {"field": {"name": field, "max_size": None, "place": place}}
+    return publish(owner, DATA, "report.pdf", metadata=metadata)
+
+
+def test_a_form_takes_no_file_that_was_uploaded_for_another_object(
+    login: Client, owner: Owner
+) -> None:
+    of_a = of_place("document A", owner)
+    for place in ("document B", ""):
+        answer = login.post("/document/", posted(("attachment", of_a), place=place))
+        assert codes(answer) == {"attachment": ["receipt_misplaced"]}
+    assert state_of(of_a) == State.COMPLETED
+    answer = login.post("/document/", posted(("attachment", of_a), place="document A"))
+    assert answer.status_code == 302
+
+
+@pytest.mark.parametrize("field", ["attachment", "cover"])
+def test_a_file_that_the_person_took_over_is_taken(login: Client, owner: Owner, field: str) -> None:
+    of_a = of_place("document A", owner, field)
+    fields = posted(("attachment", of_a), place="document B")
+    fields["async_upload.attachment"] = f"moved:{receipt_of(of_a)}"
+    assert login.post("/document/", fields).status_code == 302
+    assert state_of(of_a) == State.BOUND
+
+
+def test_a_file_that_was_taken_over_is_still_its_owners_and_its_endpoints(
+    login: Client, bob: Any, owner: Owner
+) -> None:
+    of_bob = of_place("document A", Owner(f"user:{bob.pk}", bob))
+    of_photos = publish(owner, DATA, endpoint="photos", metadata=of_bob.metadata)
+    for session in (of_bob, of_photos):
+        fields = posted(("attachment", session), place="document B")
+        fields["async_upload.attachment"] = f"moved:{receipt_of(session)}"
+        assert codes(login.post("/document/", fields)) == {"attachment": ["receipt_invalid"]}
 
 
 def test_a_refused_file_says_why_wherever_it_is_looked_at() -> None:
@@ -583,7 +646,44 @@ def test_a_form_without_receipts_costs_no_query() -> None:
 def test_more_receipts_than_a_form_may_have_fields_are_refused(
     login: Client, session: UploadSession
 ) -> None:
-    receipts = [receipt_of(session)] * 1001
-    response = login.post("/document/", {"async_upload.attachment": receipts})
+    response = login.post("/document/", posted(*[("attachment", session)] * 1001))
     assert response.status_code == 400
     assert state_of(session) == State.COMPLETED
+
+
+# A form that has waited for a new login -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", ["cookie", "cookie for HTTP only", "session"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_page_gets_a_csrf_token_of_the_new_login(
+    alice: Any, settings: Any, kept: str, is_async: bool
+) -> None:
+    settings.CSRF_USE_SESSIONS = kept == "session"
+    settings.CSRF_COOKIE_HTTPONLY = kept == "cookie for HTTP only"
+    csrf = "django.middleware.csrf.CsrfViewMiddleware"
+    # Wherever it stands: the token is that of the request, and of the cookie that goes out.
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, csrf] if is_async else [csrf, *settings.MIDDLEWARE]
+    if kept == "session" and not is_async:
+        settings.MIDDLEWARE = [settings.MIDDLEWARE[1], csrf, *settings.MIDDLEWARE[2:]]
+    hooks["view"] = lambda request: HttpResponse("saved")
+    client = Client(enforce_csrf_checks=True)
+
+    def ask() -> Any:
+        response = client.get("/hook/", headers={"Async-Upload": "token"})
+        assert "no-store" in response["Cache-Control"]
+        return response.json()
+
+    client.force_login(alice)
+    old = ask()
+    assert client.post("/hook/", {"csrfmiddlewaretoken": old["csrf"]}).content == b"saved"
+    if kept == "session":
+        client.session.flush()
+    else:
+        client.cookies.clear()
+    client.force_login(alice)  # which rotates the token
+    assert client.post("/hook/", {"csrfmiddlewaretoken": old["csrf"]}).status_code == 403
+    new = ask()
+    assert client.post("/hook/", {"csrfmiddlewaretoken": new["csrf"]}).content == b"saved"
+    assert new["owner"] == old["owner"]
+    assert Client().get("/hook/", headers={"Async-Upload": "token"}).json()["owner"] == ""

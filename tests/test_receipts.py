@@ -31,6 +31,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
 from django_async_upload.receipts import (
     FieldToken,
+    Wanted,
     field_name,
     field_token,
     open_receipt,
@@ -227,16 +228,16 @@ def test_the_hold_of_a_request_that_died_ends_by_itself(alice: Any, session: Upl
 def test_the_same_receipt_twice_in_a_request_is_one_file(
     alice: Any, session: UploadSession
 ) -> None:
-    pair = (receipt_of(session), "file")
-    first, second = open_receipts(request_of(alice), [pair, pair])
+    wanted = Wanted(receipt_of(session), "file")
+    first, second = open_receipts(request_of(alice), [wanted, wanted])
     assert not isinstance(first, ValidationError)
     assert isinstance(second, ValidationError)
     assert second.code == "receipt_used"
 
 
 def test_many_receipts_are_looked_up_together(alice: Any, owner: Owner, media: Path) -> None:
-    mine = [(receipt_of(publish(owner)), "") for _ in range(5)]
-    forged = [(f"{uuid.uuid4().hex}:forged", "") for _ in range(1000)]
+    mine = [Wanted(receipt_of(publish(owner))) for _ in range(5)]
+    forged = [Wanted(f"{uuid.uuid4().hex}:forged") for _ in range(1000)]
     request = request_of(alice)
     with CaptureQueriesContext(connection) as queries:
         outcomes = open_receipts(request, [*mine, *forged])
@@ -248,7 +249,7 @@ def test_many_receipts_are_looked_up_together(alice: Any, owner: Owner, media: P
 
 def test_forged_receipts_cost_no_query(alice: Any) -> None:
     with CaptureQueriesContext(connection) as queries:
-        open_receipts(request_of(alice), [("forged", "file")] * 1000)
+        open_receipts(request_of(alice), [Wanted("forged", "file")] * 1000)
     assert not list(queries)
 
 
@@ -275,7 +276,7 @@ def test_a_field_has_one_name_in_all_rows_of_a_formset(html_name: str, expected:
 def test_a_token_says_what_it_was_given() -> None:
     token = field_token("x-1-file", endpoint="photos", max_size=10, accept="image/*")
     assert read_field_token(token, endpoint="photos") == FieldToken(
-        "x-__prefix__-file", 10, "image/*"
+        "x-__prefix__-file", 10, "image/*", endpoint="photos"
     )
     assert read_field_token(field_token("file"), endpoint="default") == FieldToken("file", None, "")
 

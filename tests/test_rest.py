@@ -28,7 +28,7 @@ from django_async_upload.protocol.state import State
 from django_async_upload.receipts import receipt_of
 from django_async_upload.rest import UploadField
 
-from .fixtures import publish
+from .fixtures import posted, publish
 from .models import Document
 
 pytest_plugins = ["tests.fixtures"]
@@ -294,7 +294,7 @@ def test_a_multipart_form_brings_receipts_and_plain_files(
 ) -> None:
     token = {"field": {"name": "attachment", "max_size": None}}
     session = publish(owner, DATA, "a.bin", metadata=token)
-    answer = login.post(url, {"async_upload.attachment": receipt_of(session)})
+    answer = login.post(url, posted(("attachment", session)))
     assert answer.status_code == 201, answer.content
     assert Document.objects.get(pk=answer.json()["id"]).attachment.read() == DATA
     assert fresh(session).state == State.BOUND
@@ -303,11 +303,9 @@ def test_a_multipart_form_brings_receipts_and_plain_files(
     assert Document.objects.get(pk=plain.json()["id"]).attachment.read() == b"plain"
 
 
-@pytest.mark.parametrize("url", ["/stock/", "/documents/"])
-def test_a_receipt_that_a_form_brings_is_refused_on_its_field(
-    login: Client, owner: Owner, url: str
-) -> None:
-    answer = login.post(url, {"async_upload.attachment": "nonsense"})
+def test_a_receipt_that_a_form_brings_is_refused_on_its_field(login: Client, owner: Owner) -> None:
+    of_other = publish(owner, DATA, metadata={"field": {"name": "other", "max_size": None}})
+    answer = login.post("/documents/", posted(("attachment", of_other)))
     assert answer.status_code == 400
     assert [each.code for each in answer.data["attachment"]] == ["receipt_invalid"]
     assert answer.data["attachment"] == [

@@ -33,7 +33,7 @@ def test_its_arguments_are_those_of_the_widget() -> None:
     )
     element = found.one("async-upload")
     token = read_field_token(element["field"], endpoint="photos")
-    assert token == FieldToken("pics", 9, "image/*", "receiver")
+    assert token == FieldToken("pics", 9, "image/*", "receiver", endpoint="photos")
     assert (element["max-size"], element["accept"]) == ("9", "image/*")
     assert element["url"] == "/ws/photos/"
     assert {"multiple", "directory"} <= element.keys()

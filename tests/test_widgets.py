@@ -56,9 +56,16 @@ class Elements(HTMLParser):
         return found
 
 
-def upload(name: str = "a.pdf", size: int = 5, endpoint: str = "default") -> CompletedUpload:
+def upload(
+    name: str = "a.pdf", size: int = 5, endpoint: str = "default", field: str = "doc"
+) -> CompletedUpload:
     session = UploadSession(
-        name=name, size=size, endpoint=endpoint, state=State.COMPLETED, stored_as="x"
+        name=name,
+        size=size,
+        endpoint=endpoint,
+        state=State.COMPLETED,
+        stored_as="x",
+        metadata={"field": {"name": field, "max_size": None}},
     )
     return CompletedUpload(session, receipt_of(session), 2)
 
@@ -87,7 +94,7 @@ def test_the_attributes_say_what_the_input_says(settings: Any) -> None:
     found = Elements(widget.render("rows-3-pics", None, {"disabled": True}))
     attrs = found.one("async-upload")
     token = read_field_token(attrs.pop("field"), endpoint="photos")
-    assert token == FieldToken("rows-__prefix__-pics", None, "image/*,.pdf")
+    assert token == FieldToken("rows-__prefix__-pics", None, "image/*,.pdf", endpoint="photos")
     assert attrs == {
         "url": "wss://uploads.example.com/ws/?a=1&b=2",
         "accept": "image/*,.pdf",
@@ -131,7 +138,7 @@ def test_every_renderer_of_forms_has_the_template(renderer: Any, widget: Any) ->
     own = widget()
     own.value_from_datadict({}, {"doc": upload(EVIL)}, "doc")
     found = Elements(own.render("doc", None, {"id": "id_doc"}, renderer()))
-    assert [tag for tag, _ in found.tags] == ["async-upload", "input", "input"]
+    assert [tag for tag, _ in found.tags] == ["async-upload", "input", "input", "input"]
     assert found.all("input")[0]["id"] == "id_doc"
     assert found.all("input")[1]["data-name"] == EVIL
 
@@ -148,13 +155,14 @@ def test_numbers_are_not_written_as_people_write_them(settings: Any) -> None:
 
 @pytest.mark.parametrize("widget", [AsyncFileInput, AsyncClearableFileInput])
 def test_what_a_person_named_cannot_break_out(widget: Any) -> None:
-    kept = upload(EVIL)
+    kept = upload(EVIL, field=EVIL)
     own = widget({"accept": f".pdf,{EVIL}", "form": EVIL})
     own.value_from_datadict({}, {EVIL: kept}, EVIL)
     html = own.render(EVIL, None)
     found = Elements(html)
-    assert [tag for tag, _ in found.tags] == ["async-upload", "input", "input"]
-    hidden = found.all("input")[1]
+    assert [tag for tag, _ in found.tags] == ["async-upload", "input", "input", "input"]
+    _, hidden, token = found.all("input")
+    assert (token["name"], token["form"]) == (f"async_upload_field.{EVIL}", EVIL)
     assert hidden == {
         "type": "hidden",
         "name": f"async_upload.{EVIL}",

@@ -101,7 +101,11 @@ class UploadConsumer(Connection):
             max_size = policies.smallest(max_size, field.max_size)
             policies.check_size(create.size, max_size)
             policies.check_accept(create.name, create.content_type, field.accept)
-            metadata["field"] = {"name": field.name, "max_size": field.max_size}
+            metadata["field"] = {
+                "name": field.name,
+                "max_size": field.max_size,
+                "place": field.place,
+            }
             taker = field.taker
         session = UploadSession(
             key=create.key,

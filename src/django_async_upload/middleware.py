@@ -11,10 +11,14 @@ from typing import Any, Final, cast
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.exceptions import ValidationError
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
+from django.middleware.csrf import get_token
+from django.utils.cache import add_never_cache_headers
 
-from .receipts import PREFIX, field_name, open_receipts
+from .models import Taker
+from .places import answering, owner_tag
+from .receipts import MOVED, PREFIX, Wanted, open_receipts, posted_field
 from .uploaded import CompletedUpload, RefusedUpload, UploadedBytes
 
 logger = logging.getLogger("django_async_upload")
@@ -48,7 +52,8 @@ class UploadMiddleware:
             return self._respond_async(request)
         is_done = False
         try:
-            response = cast("HttpResponse", self.get_response(request))
+            with answering(request):
+                response = cast("HttpResponse", self.get_response(request))
             is_done = response.status_code < 400
         finally:
             if uploads := opened(request):
@@ -58,7 +63,8 @@ class UploadMiddleware:
     async def _respond_async(self, request: HttpRequest) -> HttpResponse:
         is_done = False
         try:
-            response = await cast("Awaitable[HttpResponse]", self.get_response(request))
+            with answering(request):
+                response = await cast("Awaitable[HttpResponse]", self.get_response(request))
             is_done = response.status_code < 400
         finally:
             if uploads := opened(request):
@@ -71,38 +77,75 @@ class UploadMiddleware:
 
     def _process_view(
         self, request: HttpRequest, view: Callable[..., Any], args: object, kwargs: object
-    ) -> None:
+    ) -> HttpResponse | None:
+        if asks_for_token(request):
+            return tell_token(request)
         if self.reads(request, view):
             put_uploads(request)
+        return None
 
     async def _process_view_async(
         self, request: HttpRequest, view: Callable[..., Any], args: object, kwargs: object
-    ) -> None:
+    ) -> HttpResponse | None:
+        if asks_for_token(request):
+            return await sync_to_async(tell_token)(request)
         if self.reads(request, view):
             await sync_to_async(put_uploads)(request)
+        return None
+
+
+def asks_for_token(request: HttpRequest) -> bool:
+    """Whether a page asks for a CSRF token, at the address where its form will go.
+
+    By a header, so that no address has to be given away; and no other site's page may send it without leave (CORS).
+    """
+    return request.method == "GET" and request.headers.get("Async-Upload") == "token"
+
+
+def tell_token(request: HttpRequest) -> HttpResponse:
+    """A CSRF token of the session as it is now, and whose it is: ``django.contrib.auth.login`` has changed both."""
+    response = JsonResponse({"csrf": get_token(request), "owner": owner_tag(request)})
+    add_never_cache_headers(response)
+    return response
 
 
 def put_uploads(request: HttpRequest) -> None:
-    """Put what the receipts of a posted form stand for into ``request.FILES``, under the fields' names."""
-    wanted: list[tuple[str, str]] = []
+    """Put what the receipts of a posted form stand for into ``request.FILES``, under the fields' names.
+
+    Only for fields whose token the form posts beside them. What is refused is for the widget, which shows why: a view
+    that looks into ``request.FILES`` by itself meets files only.
+    """
+    wanted: list[Wanted] = []
+    names: list[str] = []
     with suppress(UnreadablePostError):  # the view meets it, where it looks
         for key in request.POST:
-            if key.startswith(PREFIX) and (name := key.removeprefix(PREFIX)):
-                # Many in one value: Django takes no more than DATA_UPLOAD_MAX_NUMBER_FIELDS of them.
-                receipts = ",".join(request.POST.getlist(key)).split(",")
-                wanted += [(receipt, name) for receipt in receipts if receipt]
+            if not key.startswith(PREFIX):
+                continue
+            name = key.removeprefix(PREFIX)
+            token = posted_field(request.POST, name)
+            if token is None or token.taker != Taker.FORM:
+                logger.warning("Receipts for %r were posted without the token of that field", name)
+                continue
+            # Many in one value: Django takes no more than DATA_UPLOAD_MAX_NUMBER_FIELDS of them.
+            for receipt in filter(None, ",".join(request.POST.getlist(key)).split(",")):
+                bare = receipt.removeprefix(MOVED)
+                is_moved = bare != receipt
+                wanted.append(Wanted(bare, token.name, token.endpoint, token.place, is_moved))
+                names.append(name)
     if not wanted:
         return
-    outcomes = open_receipts(request, [(receipt, field_name(name)) for receipt, name in wanted])
     found: defaultdict[str, list[UploadedBytes]] = defaultdict(list)
-    for (_receipt, name), outcome in zip(wanted, outcomes, strict=True):
+    for name, outcome in zip(names, open_receipts(request, wanted), strict=True):
         if isinstance(outcome, ValidationError):
             found[name].append(RefusedUpload(outcome))
         else:
             found[name].append(outcome)
     for name, files in found.items():
-        # A file that was posted itself was chosen later: a field for one file takes the last.
-        request.FILES.setlist(name, [*files, *request.FILES.getlist(name)])
+        taken = [file for file in files if not isinstance(file, RefusedUpload)]
+        if taken:
+            # A file that was posted itself was chosen later: a field for one file takes the last.
+            request.FILES.setlist(name, [*taken, *request.FILES.getlist(name)])
+    request.FILES.__dict__["async_uploads"] = dict(found)
 
 
 def opened(request: HttpRequest) -> list[CompletedUpload]:

@@ -192,6 +192,16 @@ class UploadSession(models.Model):
         return self._field.get("max_size")
 
     @property
+    def field_place(self) -> str:
+        """What the form of that field was for: an opaque tag, "" where its token has none."""
+        return str(self._field.get("place", ""))
+
+    @property
+    def made_for(self) -> tuple[str, str]:
+        """The name of its field, and the place."""
+        return self.field_name, self.field_place
+
+    @property
     def _field(self) -> dict[str, Any]:
         """What the field token said, written down by the consumer when it had read the signature."""
         field = self.metadata.get("field") if isinstance(self.metadata, dict) else None

@@ -37,10 +37,15 @@ logger = logging.getLogger("django_async_upload")
 
 PREFIX: Final = "async_upload."
 """Of the name of the hidden input that posts a receipt; the field's own HTML name follows."""
+FIELD_PREFIX: Final = "async_upload_field."
+"""The same for the field's token, which is posted beside receipts."""
+MOVED: Final = "moved:"
+"""Stands before a posted receipt where the person took the file over from another page."""
 MAX_FIELD_NAME: Final = 255
 
 MESSAGES: Final = {
     "receipt_invalid": _("This uploaded file cannot be used here. Please choose the file again."),
+    "receipt_misplaced": _("This file was uploaded for another page. Please choose it again here."),
     "receipt_expired": _("This file was uploaded too long ago. Please choose it again."),
     "receipt_used": _("This uploaded file has been submitted already. Please choose it again."),
 }
@@ -66,6 +71,9 @@ class FieldToken:
     """As the attribute of ``<input type="file">``; "" is anything."""
     taker: str = Taker.FORM.value
     """Who takes what is uploaded there: a value of :class:`Taker`."""
+    place: str = ""
+    """What the field's form is for, as :func:`~.places.place_of` has it."""
+    endpoint: str = "default"
 
 
 def field_name(html_name: str) -> str:
@@ -80,30 +88,42 @@ def field_token(
     max_size: int | None = None,
     accept: str | None = None,
     taker: str = Taker.FORM.value,
+    place: str = "",
 ) -> str:
     """A signed token for the field of that HTML name, to be sent as ``field`` of an upload's metadata.
 
     It allows nothing that is not allowed without it, and never expires. ``taker`` is who takes the finished upload:
-    "form", "api" or "receiver".
+    "form", "api" or "receiver". ``place`` is any text that tells the object of this form from others: what was uploaded
+    with another place is refused in this form.
     """
     if len(name) > MAX_FIELD_NAME:
         raise ValueError(f"The name of an upload field has at most {MAX_FIELD_NAME} characters.")
     if taker not in Taker.values:
         raise ValueError(f"taker is {taker!r}; choose from {Taker.values}.")
-    return _signer("field").sign_object([field_name(name), endpoint, max_size, accept or "", taker])
+    facts = [field_name(name), endpoint, max_size, accept or "", taker, place]
+    return _signer("field").sign_object(facts)
 
 
-def read_field_token(token: object, *, endpoint: str) -> FieldToken:
-    """Raises :class:`MetadataInvalid`, also for a token of another endpoint."""
+def read_field_token(token: object, *, endpoint: str | None = None) -> FieldToken:
+    """Raises :class:`MetadataInvalid`, also for a token of another endpoint (None: any)."""
     try:
         if not isinstance(token, str):
             raise ValueError
-        name, where, max_size, accept, taker = _signer("field").unsign_object(token)
+        name, where, max_size, accept, taker, place = _signer("field").unsign_object(token)
     except (signing.BadSignature, ValueError) as error:
         raise MetadataInvalid(reason="the field token is not valid") from error
-    if where != endpoint:
+    if endpoint not in (None, where):
         raise MetadataInvalid(reason="the field token is for another endpoint")
-    return FieldToken(name, max_size, accept, taker)
+    return FieldToken(name, max_size, accept, taker, place, where)
+
+
+def posted_field(data: Any, html_name: str) -> FieldToken | None:
+    """The token that a form posted for its field of that name, or None. ``data`` is ``request.POST``."""
+    try:
+        token = read_field_token(data.get(FIELD_PREFIX + html_name))
+    except MetadataInvalid:
+        return None
+    return token if token.name == field_name(html_name) else None
 
 
 # Receipts -----------------------------------------------------------------------------------------
@@ -131,34 +151,49 @@ def open_receipt(
     end by :class:`~.middleware.UploadMiddleware`. Raises a :class:`ValidationError` whose code is one of
     :data:`MESSAGES`; somebody else's upload and one that does not exist give the same.
     """
-    opened = open_receipts(request, [(receipt, field)], endpoint=endpoint, user=user)[0]
+    wanted = Wanted(receipt, field, endpoint)
+    opened = open_receipts(request, [wanted], user=user)[0]
     if isinstance(opened, ValidationError):
         raise opened
     return opened
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A receipt, and what it is wanted for."""
+
+    receipt: object
+    field: str = ""
+    """The name in the upload's field token; "": it had none."""
+    endpoint: str | None = "default"
+    """None: any."""
+    place: str | None = None
+    """The place in the upload's field token; None: any."""
+    is_moved: bool = False
+    """The person took it over from another field or place."""
+
+
 def open_receipts(
     request: HttpRequest,
-    wanted: Sequence[tuple[object, str]],
+    wanted: Sequence[Wanted],
     *,
-    endpoint: str | None = None,
     user: AbstractBaseUser | AnonymousUser | None = None,
 ) -> list[CompletedUpload | ValidationError]:
-    """As :func:`open_receipt`, for pairs of a receipt and its field: a file or an error for each, in order."""
-    pks = [_read(receipt) for receipt, _field in wanted]
+    """As :func:`open_receipt`, for many: a file or an error for each, in order."""
+    pks = [_read(each.receipt) for each in wanted]
     found = _own(request, {pk for pk in pks if pk}, user)
     outcomes: list[CompletedUpload | ValidationError] = []
     usable: dict[uuid.UUID, CompletedUpload] = {}
-    for (receipt, field), pk in zip(wanted, pks, strict=True):
+    for each, pk in zip(wanted, pks, strict=True):
         session = found.get(pk) if pk else None
         if session is None:
             outcomes.append(refusal("receipt_invalid"))
-        elif code := _why_not(session, field, endpoint):
+        elif code := _why_not(session, each):
             outcomes.append(refusal(code))
         elif session.pk in usable:
             outcomes.append(refusal("receipt_used"))  # posted twice
         else:
-            usable[session.pk] = CompletedUpload(session, str(receipt), session.epoch + 1)
+            usable[session.pk] = CompletedUpload(session, str(each.receipt), session.epoch + 1)
             outcomes.append(usable[session.pk])
     claimed = _claim(usable)
     request.__dict__.setdefault("async_uploads", []).extend(claimed.values())
@@ -188,7 +223,7 @@ def _own(request: HttpRequest, pks: set[uuid.UUID], user: Any) -> dict[uuid.UUID
     return UploadSession.objects.using(alias()).filter(owner_key=owner.key).in_bulk(pks)
 
 
-def _why_not(session: UploadSession, field: str, endpoint: str | None) -> str | None:
+def _why_not(session: UploadSession, wanted: Wanted) -> str | None:
     now = timezone.now()
     if session.taker == Taker.RECEIVER:
         logger.warning(
@@ -197,12 +232,13 @@ def _why_not(session: UploadSession, field: str, endpoint: str | None) -> str | 
             session.pk,
         )
         return "receipt_invalid"
-    if (
-        session.field_name != field
-        or endpoint not in (None, session.endpoint)
-        or not session.is_completed
-    ):
+    if wanted.endpoint not in (None, session.endpoint) or not session.is_completed:
         return "receipt_invalid"
+    if not wanted.is_moved:
+        if session.field_name != wanted.field:
+            return "receipt_invalid"
+        if wanted.place not in (None, session.field_place):
+            return "receipt_misplaced"
     if session.state == State.BOUND or (session.expires_at and session.expires_at > now):
         return "receipt_used"
     max_age = timedelta(seconds=conf.uploads().receipt_max_age)

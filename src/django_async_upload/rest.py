@@ -52,6 +52,13 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
             raise serializers.ValidationError(error.messages, code=error.code) from error
         return checked
 
+    def get_value(self, dictionary: Any) -> Any:
+        value = super().get_value(dictionary)
+        if value is serializers.empty:  # perhaps the middleware has refused what a form brought
+            files = getattr(getattr(self.context.get("request"), "_request", None), "_files", None)
+            return (getattr(files, "async_uploads", {}).get(self.field_name) or [value])[-1]
+        return value
+
     def _open(self, receipt: object) -> UploadedFile[bytes]:
         request = self.context.get("request")
         if request is None:

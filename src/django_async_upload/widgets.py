@@ -14,9 +14,9 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db.models.fields.files import ImageFieldFile
 from django.forms import ClearableFileInput, FileInput, Media
 from django.forms.utils import flatatt
+from django.forms.widgets import FILE_INPUT_CONTRADICTION
 from django.template.defaultfilters import filesizeformat
 from django.utils.formats import number_format
-from django.utils.safestring import SafeString
 from django.utils.translation import get_language, gettext_lazy, override
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext as django_ngettext
@@ -25,8 +25,18 @@ from . import conf
 from .assets import page_assets
 from .exceptions import TypeRefused
 from .models import Taker
+from .places import owner_here, place_of
 from .policies import check_accept
-from .receipts import PREFIX, field_token, refusal
+from .receipts import (
+    FIELD_PREFIX,
+    MOVED,
+    PREFIX,
+    FieldToken,
+    field_name,
+    field_token,
+    posted_field,
+    refusal,
+)
 from .uploaded import CompletedUpload, RefusedUpload
 
 _django = gettext_lazy  # of Django's own catalogue: not gathered into this app's
@@ -188,6 +198,7 @@ class AsyncFileInput(FileInput):
         self.page_drop = page_drop
         self.taker = taker
         self.kept: list[CompletedUpload] = []
+        self.posted: FieldToken | None = None
         AsyncFileInput.is_used = True
 
     @property
@@ -197,13 +208,20 @@ class AsyncFileInput(FileInput):
     def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
         posted = FileInput.value_from_datadict(self, data, files, name)
         several = isinstance(posted, list | tuple)
-        checked = [self._checked(file) for file in (posted if several else [posted])]
+        brought = [*posted] if several else [posted] if posted else []
+        # Receipts in the order in which they were posted, those that are refused too; then plain files.
+        receipts = getattr(files, "async_uploads", {}).get(name, [])
+        plain = [file for file in brought if not any(file is other for other in receipts)]
+        checked = [self._checked(file) for file in [*receipts, *plain]]
         # A form with errors gets its widgets rendered without what was posted: they remember it.
         self.kept = [file for file in checked if isinstance(file, CompletedUpload)]
+        self.posted = posted_field(data, name)
         value = super().value_from_datadict(data, files, name)
-        if value is not posted:  # to be cleared, or contradictory
+        if value is False or value is FILE_INPUT_CONTRADICTION:  # to be cleared
             return value
-        return checked if several else checked[0]
+        if several:
+            return checked
+        return checked[-1] if checked else posted
 
     def _checked(self, file: Any) -> Any:
         """The file, or what stands for one that this field does not take."""
@@ -231,17 +249,37 @@ class AsyncFileInput(FileInput):
         context: dict[str, Any] = super().get_context(name, value, attrs)
         own = context["widget"]["attrs"]
         accept = own.get("accept") or None
+        place = self.posted.place if self.posted else place_of(value)
+        token = field_token(
+            name,
+            endpoint=self.endpoint,
+            max_size=self.max_size,
+            accept=accept,
+            taker=self.taker,
+            place=place,
+        )
+        hidden = {"form": own.get("form"), "disabled": bool(own.get("disabled"))}
+        here = (field_name(name), place)
+        kept = [
+            {
+                "name": PREFIX + name,
+                "value": ("" if file.session.made_for == here else MOVED) + file.receipt,
+                "data-name": file.name,
+                "data-size": str(file.size),
+                **hidden,
+            }
+            for file in self.kept
+            if not file.is_bound
+        ]
+        if kept:
+            kept.append({"name": FIELD_PREFIX + name, "value": token, **hidden})
         context["widget"]["async_upload"] = {
             "attrs": flatatt(
                 {
                     "url": self.url or conf.uploads().websocket_url,
-                    "field": field_token(
-                        name,
-                        endpoint=self.endpoint,
-                        max_size=self.max_size,
-                        accept=accept,
-                        taker=self.taker,
-                    ),
+                    "field": token,
+                    "place": place or None,
+                    "owner": owner_here() or None,
                     "max-size": None if self.max_size is None else str(self.max_size),
                     "accept": accept,
                     "multiple": bool(own.get("multiple")),
@@ -252,22 +290,9 @@ class AsyncFileInput(FileInput):
                 }
             ),
             "input_template": self.input_template_name,
-            "kept": [self._kept(name, file, own) for file in self.kept if not file.is_bound],
+            "kept": [flatatt(each) for each in kept],
         }
         return context
-
-    def _kept(self, name: str, file: CompletedUpload, attrs: dict[str, Any]) -> SafeString:
-        """The attributes of the hidden input that posts an upload again."""
-        return flatatt(
-            {
-                "name": PREFIX + name,
-                "value": file.receipt,
-                "data-name": file.name,
-                "data-size": str(file.size),
-                "form": attrs.get("form"),
-                "disabled": bool(attrs.get("disabled")),
-            }
-        )
 
 
 class AsyncClearableFileInput(AsyncFileInput, ClearableFileInput):

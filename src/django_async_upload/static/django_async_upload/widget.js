@@ -4,7 +4,7 @@
  * It is an ordinary element around an ordinary file input, in the page's own tree, so that labels, forms, `required`, styles and
  * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; widget/field.js has the rest.
  */
-import { receiptsIn } from "./widget/selection.js";
+import { postedIn } from "./widget/selection.js";
 import { UploadField, satisfy } from "./widget/field.js";
 
 /** On a server, which imports the modules of a page in order to render it, there are no elements. */
@@ -90,7 +90,7 @@ function strip(element) {
  * @param {HTMLElement} element
  */
 function forget(element) {
-  for (const receipt of receiptsIn(element)) receipt.remove();
+  for (const hidden of postedIn(element)) hidden.remove();
   const input = inputOf(element);
   if (input) input.value = "";
   strip(element);

@@ -11,10 +11,26 @@ export const RECEIPT = "async_upload.";
 
 const UPLOAD_EVENTS = ["progress", "state", "completed", "error"];
 
+/** The same for the field's token, which is posted beside receipts. */
+const FIELD = "async_upload_field.";
+
 /** @param {HTMLElement} element @returns {HTMLInputElement[]} the receipts in it */
 export function receiptsIn(element) {
-  const receipts = /** @type {"input"} */ (`input[type=hidden][name^="${RECEIPT}"]`);
-  return [...element.querySelectorAll(receipts)];
+  return hiddenIn(element, RECEIPT);
+}
+
+/** @param {HTMLElement} element @returns {HTMLInputElement[]} what is posted from it beside the file: receipts and the token */
+export function postedIn(element) {
+  return [...receiptsIn(element), ...hiddenIn(element, FIELD)];
+}
+
+/**
+ * @param {HTMLElement} element
+ * @param {string} prefix
+ * @returns {HTMLInputElement[]}
+ */
+function hiddenIn(element, prefix) {
+  return [...element.querySelectorAll(/** @type {"input"} */ (`input[type=hidden][name^="${prefix}"]`))];
 }
 
 /**
@@ -31,6 +47,8 @@ export class Selection {
   items = [];
   /** Uploads whose progress nobody has asked for since it came. @type {Set<Upload>} */
   moved = new Set();
+  /** Posts the token, from the first receipt on. @type {HTMLInputElement | null} */
+  #tokenInput = null;
   /** @type {Map<Upload, Item>} */
   #byUpload = new Map();
   /** By what tells files apart. @type {Map<string, Item>} */
@@ -58,6 +76,7 @@ export class Selection {
     this.happened = happened;
     /** Receipts that came with the page, as a reset of the form brings them back. */
     this.initial = receiptsIn(element);
+    this.#tokenInput = hiddenIn(element, FIELD)[0] ?? null;
     this.restore();
     for (const item of adopt(url, token)) this.#add(item);
   }
@@ -153,15 +172,19 @@ export class Selection {
 
   /** Receipts follow their input: its name, its form, whether it is disabled. */
   settle() {
-    for (const { receipt } of this.items) if (receipt) this.#address(receipt);
+    for (const { receipt } of this.items) if (receipt) this.#address(receipt, RECEIPT);
+    if (this.#tokenInput) this.#address(this.#tokenInput, FIELD);
   }
 
-  /** @param {HTMLInputElement} receipt */
-  #address(receipt) {
+  /**
+   * @param {HTMLInputElement} hidden
+   * @param {string} prefix
+   */
+  #address(hidden, prefix) {
     const form = this.input.getAttribute("form");
-    receipt.name = RECEIPT + this.input.name;
-    receipt.disabled = this.input.disabled;
-    if (form !== null) receipt.setAttribute("form", form);
+    hidden.name = prefix + this.input.name;
+    hidden.disabled = this.input.disabled;
+    if (form !== null) hidden.setAttribute("form", form);
   }
 
   /**
@@ -255,7 +278,14 @@ export class Selection {
 
   /** @param {HTMLInputElement} receipt */
   #post(receipt) {
-    this.#address(receipt);
+    this.#address(receipt, RECEIPT);
     this.element.append(receipt);
+    if (this.token && !this.#tokenInput) {
+      this.#tokenInput = document.createElement("input");
+      this.#tokenInput.type = "hidden";
+      this.#tokenInput.value = this.token;
+      this.#address(this.#tokenInput, FIELD);
+      this.element.append(this.#tokenInput);
+    }
   }
 }

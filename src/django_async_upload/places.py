@@ -1,0 +1,68 @@
+"""What a field of a page is for: see "Which file belongs where" in docs/design.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db.models import Model
+from django.utils.crypto import salted_hmac
+
+from .exceptions import AuthenticationRequired
+from .owners import owner_of_request
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+
+_request: ContextVar[HttpRequest | None] = ContextVar("async_upload_request", default=None)
+LENGTH: Final = 20
+"""Characters of a tag."""
+
+
+@contextmanager
+def answering(request: HttpRequest) -> Iterator[None]:
+    """Fields that are rendered inside are on the page that answers this request."""
+    before = _request.set(request)
+    try:
+        yield
+    finally:
+        _request.reset(before)
+
+
+def place_of(value: Any) -> str:
+    """An opaque tag for what a field's form is for, by the value that the form gives its widget.
+
+    A field of a model form holds a ``FieldFile``, which knows its object. A new object, and a form without one, are
+    known by the address of their page; "" outside of a request.
+    """
+    instance = getattr(value, "instance", None)
+    if isinstance(instance, Model) and not instance._state.adding:
+        return _tag("object", f"{instance._meta.label}:{instance.pk}")
+    request = _request.get()
+    model = instance._meta.label if isinstance(instance, Model) else ""
+    return "" if request is None else _tag("page", f"{model}:{request.get_full_path()}")
+
+
+def owner_here() -> str:
+    """:func:`owner_tag` of the page that is being made; "" outside of a request."""
+    request = _request.get()
+    return "" if request is None else owner_tag(request)
+
+
+def owner_tag(request: HttpRequest) -> str:
+    """An opaque tag for who asks, by which a browser keeps the uploads of its users apart; "" for nobody.
+
+    In an asynchronous view it is "" unless the user is known already, by ``await request.auser()``.
+    """
+    try:
+        owner = owner_of_request(request, getattr(request, "_acached_user", None))
+    except (AuthenticationRequired, SynchronousOnlyOperation, AttributeError):
+        return ""  # AttributeError: a request without a user, as without AuthenticationMiddleware
+    return _tag("owner", owner.key)
+
+
+def _tag(kind: str, text: str) -> str:
+    return salted_hmac(f"django_async_upload.{kind}", text, algorithm="sha256").hexdigest()[:LENGTH]
