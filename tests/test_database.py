@@ -6,16 +6,29 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import Group
-from django.db import IntegrityError, OperationalError, connection, connections
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 
+from django_async_upload import database as database_module
 from django_async_upload.database import Database
-from django_async_upload.exceptions import DatabaseUnavailable, NotFound, UploadError
+from django_async_upload.exceptions import (
+    DatabaseNotMigrated,
+    DatabaseUnavailable,
+    NotFound,
+    UploadError,
+)
 
 on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's locks")
 on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="its backends")
@@ -128,10 +141,14 @@ async def test_a_cancelled_caller_harms_nobody_else(database: Database) -> None:
         await gone
 
 
+def threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name.startswith("async-upload-database")]
+
+
 async def test_close_ends_the_thread_and_its_connection(database: Database) -> None:
+    before = threads()
     await database.call(insert, "a")
-    (thread,) = database._thread._threads
-    assert thread.is_alive()
+    (thread,) = set(threads()) - set(before)
     database.close()
     assert not thread.is_alive()
     database.close()
@@ -214,11 +231,209 @@ async def test_a_terminated_backend_is_replaced(database: Database) -> None:
 
 
 @on_postgresql
-async def test_a_connection_that_rested_is_tried_before_it_is_used(database: Database) -> None:
-    def die_quietly() -> None:
-        connections["default"].connection.close()  # the driver's: Django does not know
+async def test_a_connection_that_rested_is_tried_before_it_is_used(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die_quietly(items: Sequence[None]) -> list[None]:
+        """After the commit: the driver's connection, without Django's knowing."""
+        transaction.on_commit(lambda: connections["default"].connection.close())
+        return [None]
 
-    await database.call(insert, "a", patience=0.0)
-    await asyncio.get_running_loop().run_in_executor(database._thread, die_quietly)
-    database._used_at = 0.0
+    monkeypatch.setattr(database_module, "HEALTH_CHECK_AFTER", -1.0)
+    await database.call(die_quietly, None, patience=0.0)
     assert await database.call(insert, "b", patience=0.0) == "B"
+
+
+# Nothing waits without limit ----------------------------------------------------------------------
+
+
+class Hang:
+    """A call that has no answer until it is let go, as over a network that swallows everything."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, items: Sequence[Any]) -> list[None]:
+        self.began.set()
+        self.let_go.wait(60)
+        return [None for _ in items]
+
+
+@pytest.fixture
+def hang() -> Iterator[Hang]:
+    hang = Hang()
+    yield hang
+    hang.let_go.set()
+
+
+async def test_who_asks_a_database_that_gives_no_answer_hears_of_it(
+    database: Database, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "ANSWER_SECONDS", 0.1)
+    hanging = asyncio.create_task(database.call(hang, None, patience=0.1))
+    await asyncio.to_thread(hang.began.wait, 30)
+    async with asyncio.timeout(30):
+        for call in (hanging, database.call(insert, "a", patience=0.1)):
+            with pytest.raises(DatabaseUnavailable):
+                await call
+    hang.let_go.set()
+    assert await database.call(insert, "b") == "B"
+    assert await names() == {"b"}  # nobody waited for "a" any more when its turn came
+
+
+async def test_a_connection_without_an_answer_does_not_stop_the_others(
+    database: Database,
+    hang: Hang,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(database_module, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(database_module, "ANSWER_SECONDS", 0.1)
+
+    def wait(items: Sequence[Any]) -> list[None]:
+        return hang(items)
+
+    if (
+        connection.vendor == "sqlite"
+    ):  # whose transactions would wait for that of the call that hangs
+        monkeypatch.setattr(
+            Database,
+            "_transact",
+            lambda self, group: [[call.function([None])[0]] for call in group],
+        )
+    hanging = asyncio.create_task(database.call(wait, None, patience=0.1))
+    await asyncio.to_thread(hang.began.wait, 30)
+    assert await database.call(lambda items: ["answer"], None) == "answer"
+    with pytest.raises(DatabaseUnavailable):
+        await hanging
+    assert "gave no answer" in caplog.text
+
+
+async def test_close_does_not_wait_for_ever_for_a_call_that_hangs(
+    database: Database, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(database_module, "ANSWER_SECONDS", 0.1)
+    hanging = asyncio.create_task(database.call(hang, None, patience=0.0))
+    await asyncio.to_thread(hang.began.wait, 30)
+    database.close()
+    assert not hang.let_go.is_set()
+    with pytest.raises(DatabaseUnavailable):
+        await hanging
+
+
+async def test_a_connection_that_cannot_even_be_closed_strands_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers raise where they are asked to close what is broken."""
+
+    def broken(items: Sequence[int]) -> list[int]:
+        connection.errors_occurred = True
+        raise OperationalError("the server closed the connection")
+
+    def close(self: Any) -> None:
+        raise InterfaceError("connection already closed")
+
+    await database.call(insert, "a")
+    wrapper = type(connections["default"])
+    with monkeypatch.context() as patch:
+        patch.setattr(wrapper, "is_usable", lambda self: False)
+        patch.setattr(wrapper, "close", close)
+        async with asyncio.timeout(30):
+            with pytest.raises(DatabaseUnavailable):
+                await database.call(broken, 1, patience=0.2)
+    assert await database.call(insert, "b") == "B"
+
+
+async def test_a_thread_that_fails_in_an_unknown_way_strands_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Database, *args: Any) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_care", fail)
+        async with asyncio.timeout(30):
+            with pytest.raises(ZeroDivisionError):
+                await database.call(insert, "a")
+    assert await database.call(insert, "b") == "B"
+
+
+@on_postgresql
+async def test_a_row_that_somebody_holds_delays_only_those_who_want_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "LOCK_SECONDS", 0.2)
+
+    def rename(items: Sequence[str]) -> list[int]:
+        return [Group.objects.filter(name=name).update(name=f"new {name}") for name in items]
+
+    await database.call(insert, "held")
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Group.objects.select_for_update().get(name="held")
+            held.set()
+            let_go.wait(60)
+        connections.close_all()
+
+    holding = asyncio.create_task(asyncio.to_thread(hold))
+    try:
+        await asyncio.to_thread(held.wait, 10)
+        wanting = asyncio.create_task(database.call(rename, "held", patience=60.0))
+        for number in range(20):
+            assert await database.call(insert, f"free {number}") == f"FREE {number}"
+            await asyncio.sleep(0.05)
+        assert not wanting.done()
+    finally:
+        let_go.set()
+        await holding
+    assert await wanting == 1
+
+
+@on_postgresql
+async def test_every_database_that_was_used_heals(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users may live in another database than uploads: both connections are the thread's."""
+    other = {**connections["default"].settings_dict}
+    monkeypatch.setitem(connections.databases, "other", other)
+
+    def ensure_connection(self: Any) -> None:
+        """Django's own: its test cases refuse databases that the settings did not have."""
+        if self.connection is None:
+            with self.wrap_database_errors:
+                self.connect()
+
+    monkeypatch.setattr(type(connections["default"]), "ensure_connection", ensure_connection)
+
+    def backend(items: Sequence[None]) -> list[int]:
+        with connections["other"].cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return [cursor.fetchone()[0]]
+
+    def terminate(pid: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+    first = await database.call(backend, None)
+    await sync_to_async(terminate)(first)
+    assert await database.call(backend, None) != first
+
+
+async def test_missing_tables_are_not_taken_for_a_database_that_is_away(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ask(items: Sequence[None]) -> list[None]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM async_upload_no_such_table")
+        return [None]
+
+    for _attempt in range(3):
+        with pytest.raises(DatabaseNotMigrated) as caught:
+            await database.call(ask, None)
+    assert not caught.value.retryable
+    assert [each.levelname for each in caplog.records] == ["ERROR"]  # once, not for each attempt
+    assert "manage.py migrate" in caplog.text

@@ -16,8 +16,8 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # A unit imports from itself and from the layers below. Imports for type checkers only do not count.
 LAYERS: list[list[tuple[str, ...]]] = [
     [("exceptions",), ("__init__",)],
-    [("protocol",), ("turns",), ("notices",)],
-    [("conf",), ("signals",), ("policies",), ("credit",), ("database",), ("client",)],
+    [("protocol",), ("conf",), ("turns",), ("threads",), ("notices",)],
+    [("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",), ("admission",)],
     [("models", "uploaded", "migrations"), ("owners",)],
     [("leases",), ("places",)],

@@ -1,21 +1,24 @@
 """The one place through which the consumers' database work goes.
 
-A thread of its own keeps one connection, cares for its health, and commits in groups: what is asked for
+A thread of its own keeps its connections, cares for their health, and commits in groups: what is asked for
 while a transaction runs shares the next one. (Measured: 1,390 rows/s in transactions of their own, 50,000
 with 100 rows each; and a receiver that blocked Django's shared thread delayed an UPDATE by a second.)
+
+Nothing waits without limit. What meets a lock is tried again on a second thread, one call at a time, beside
+the others; a thread that gets no answer is left to itself, and another one takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from django.db import (
     IntegrityError,
@@ -26,7 +29,8 @@ from django.db import (
 )
 from django.db.utils import DatabaseError
 
-from .exceptions import DatabaseUnavailable, UploadError
+from .exceptions import DatabaseNotMigrated, DatabaseUnavailable, UploadError
+from .threads import DaemonExecutor
 from .turns import Turns
 
 Item = TypeVar("Item")
@@ -36,8 +40,27 @@ logger = logging.getLogger("django_async_upload")
 
 MAX_GROUP = 256
 HEALTH_CHECK_AFTER = 15.0
-"""Seconds of rest after which the connection is tried before it is used."""
+"""Seconds of rest after which the connections are tried before they are used."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+ANSWER_SECONDS = 5.0
+"""For how long an answer is waited for at least, whatever the caller's patience."""
+LOCK_SECONDS, STATEMENT_SECONDS = 2.0, 10.0
+"""After these PostgreSQL gives up to wait for a lock, and to work on one statement."""
+STALLED_SECONDS = 30.0
+"""A thread that has no answer after so long is left to itself: its connection may be dead without knowing."""
+MAX_STALLED = 4
+CLOSE_SECONDS = 5.0
+"""For how long :meth:`Database.close` waits for a call that runs."""
+
+_LIMITS: Final = """
+SELECT CASE WHEN current_setting('lock_timeout') = '0' THEN set_config('lock_timeout', %s, true) END,
+       CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, true) END
+"""
+"""For one transaction: a pool in front of the database may give the connection to others afterwards."""
+_ABOUT_ONE: Final = {"55P03", "57014", "40P01"}
+"""PostgreSQL: lock_not_available, query_canceled, deadlock_detected."""
+_NO_TABLES: Final = {"42P01", "42703"}
+"""PostgreSQL: undefined_table, undefined_column."""
 
 
 @dataclass(slots=True)
@@ -47,18 +70,40 @@ class _Call:
     future: asyncio.Future[list[Any]]
 
 
+class _Lane:
+    """A queue, and the thread that empties it in groups of at most ``most`` calls."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls: Turns[_Call] = Turns()
+        self.draining: asyncio.Task[None] | None = None
+        self.used_at = 0.0
+        self._thread: DaemonExecutor | None = None
+
+    @property
+    def thread(self) -> DaemonExecutor:
+        if self._thread is None:
+            self._thread = DaemonExecutor(1, "async-upload-database")
+        return self._thread
+
+    def let_go(self) -> DaemonExecutor | None:
+        """Have the thread close its connections and end after the call that it is at."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.submit(connections.close_all)
+            thread.shutdown(wait=False)
+        return thread
+
+
 class Database:
     """Runs synchronous functions that read and change rows, on behalf of one event loop."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._calls: Turns[_Call] = Turns()
-        self._draining: asyncio.Task[None] | None = None
-        self._used_at = 0.0
-
-    @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="async-upload-database")
+        self._lane = _Lane(MAX_GROUP)
+        self._slow_lane = _Lane(1)
+        self._stalled: list[DaemonExecutor] = []
+        self._complained_at = -math.inf
 
     async def call(
         self,
@@ -77,8 +122,9 @@ class Database:
 
         Owners are served in turn; ``owner`` is whose call it is, "" the server's own.
 
-        While the database cannot be reached or is locked, it is tried again for ``patience`` seconds; then
-        :class:`DatabaseUnavailable` is raised.
+        While the database cannot be reached, is locked or gives no answer, it is tried again for ``patience``
+        seconds; then :class:`DatabaseUnavailable` is raised, though the work may be done later. Raises
+        :class:`DatabaseNotMigrated` where its tables are missing.
         """
         outcome = (await self.call_many(function, [item], owner=owner, patience=patience))[0]
         if isinstance(outcome, UploadError):
@@ -98,54 +144,86 @@ class Database:
             return []
         deadline = time.monotonic() + patience
         pause = FIRST_PAUSE
+        lane = self._lane
         while True:
-            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            self._calls.add(owner, _Call(function, items, future))
-            if self._draining is None:
-                self._draining = asyncio.create_task(self._drain())
             try:
-                return await future
+                limit = max(deadline - time.monotonic(), ANSWER_SECONDS)
+                async with asyncio.timeout(limit) as answer:
+                    return await self._ask(lane, owner, function, items)
+            except TimeoutError as error:
+                if not answer.expired():  # the function's own
+                    raise
+                raise DatabaseUnavailable(retry_after=1.0) from error
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() + pause > deadline:
                     raise DatabaseUnavailable(retry_after=1.0) from error
+                if _sqlstate(error) in _ABOUT_ONE:
+                    lane = self._slow_lane
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _ask(
+        self, lane: _Lane, owner: str, function: Any, items: Sequence[Any]
+    ) -> asyncio.Future[list[Any]]:
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        lane.calls.add(owner, _Call(function, items, future))
+        if lane.draining is None:
+            lane.draining = asyncio.create_task(self._drain(lane))
+        return future
+
+    async def _drain(self, lane: _Lane) -> None:
         try:
-            while self._calls:
-                group = self._calls.take(MAX_GROUP)
-                outcomes = await loop.run_in_executor(self._thread, self._run_group, group)
+            while lane.calls:
+                taken = lane.calls.take(lane.most)
+                group = [call for call in taken if not call.future.done()]  # who asked still waits
+                try:
+                    outcomes = await self._run(lane, group) if group else []
+                except Exception as error:  # whatever it is, who asked must hear of it
+                    logger.exception("The database thread failed")
+                    outcomes = [error] * len(group)
                 for call, outcome in zip(group, outcomes, strict=True):
-                    if call.future.done():  # its caller was cancelled
+                    if call.future.done():  # its caller was cancelled meanwhile
                         continue
                     if isinstance(outcome, Exception):
                         call.future.set_exception(outcome)
                     else:
                         call.future.set_result(outcome)
         finally:
-            self._draining = None
+            lane.draining = None
 
-    def _run_group(self, group: list[_Call]) -> Sequence[list[Any] | Exception]:
-        self._care()
+    async def _run(self, lane: _Lane, group: list[_Call]) -> Sequence[list[Any] | Exception]:
+        """Run a group on the lane's thread; one that gives no answer is replaced by another."""
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(lane.thread, self._run_group, lane, group)
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        while not (await asyncio.wait({running}, timeout=STALLED_SECONDS))[0]:
+            self._stalled = [thread for thread in self._stalled if thread.is_alive]
+            if len(self._stalled) < MAX_STALLED and (thread := lane.let_go()) is not None:
+                logger.error(
+                    "The database gave no answer for %.0f s: going on over another connection",
+                    STALLED_SECONDS,
+                )
+                self._stalled.append(thread)
+                return [OperationalError("The database gave no answer.")] * len(group)
+        return running.result()
+
+    def _run_group(self, lane: _Lane, group: list[_Call]) -> Sequence[list[Any] | Exception]:
+        self._care(lane)
         try:
             return self._transact(group)
         except (OperationalError, InterfaceError) as error:
-            # Not about one of them: each alone would wait as long for a database that is away.
-            self._close_after(error)
-            return [error] * len(group)
+            # Not about one of them, or not to be known about which: each alone would wait as long.
+            return [self._seen(error)] * len(group)
         except Exception as error:
-            self._close_after(error)
+            seen = self._seen(error)
             if len(group) == 1 and not isinstance(error, IntegrityError):
-                return [error]
+                return [seen]
         outcomes: list[list[Any] | Exception] = []
         for call in group:
             try:
                 outcomes += self._transact([call])
             except Exception as error:  # each goes to its caller
-                self._close_after(error)
-                outcomes.append(error)
+                outcomes.append(self._seen(error))
         return outcomes
 
     def _transact(self, group: list[_Call]) -> Sequence[list[Any]]:
@@ -155,29 +233,63 @@ class Database:
             together.setdefault(call.function, []).append(call)
         outcomes: dict[int, list[Any]] = {}
         with transaction.atomic(using=self.alias):
+            self._limit()
             for function, calls in together.items():
                 results = iter(function([item for call in calls for item in call.items]))
                 for call in calls:
                     outcomes[id(call)] = list(islice(results, len(call.items)))
         return [outcomes[id(call)] for call in group]
 
-    def _care(self) -> None:
-        """Seen: after a restart of PostgreSQL a kept connection never healed by itself."""
+    def _limit(self) -> None:
+        """Bound what this transaction waits for, where the site itself has not. SQLite has ``timeout``."""
         connection = connections[self.alias]
-        now = time.monotonic()
-        rested = now - self._used_at > HEALTH_CHECK_AFTER
-        if rested and connection.connection is not None and not connection.is_usable():
-            connection.close()
-        self._used_at = now
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute(_LIMITS, [f"{LOCK_SECONDS}s", f"{STATEMENT_SECONDS}s"])
 
-    def _close_after(self, error: Exception) -> None:
-        if isinstance(error, DatabaseError | InterfaceError):
+    def _care(self, lane: _Lane) -> None:
+        """Close what does not work any more, of every database: users may live in another one than uploads.
+
+        Seen: after a restart of PostgreSQL a kept connection never healed by itself.
+        """
+        now = time.monotonic()
+        rested = now - lane.used_at > HEALTH_CHECK_AFTER
+        lane.used_at = now
+        for connection in connections.all(initialized_only=True):
+            if connection.connection is None or not (rested or connection.errors_occurred):
+                continue
+            if connection.is_usable():
+                connection.errors_occurred = False
+            else:
+                # Drivers may raise when they close what is broken; Django has forgotten it even so.
+                with suppress(Exception):
+                    connection.close()
+
+    def _seen(self, error: Exception) -> Exception:
+        """Log a database's error; returns the one for the caller."""
+        if not isinstance(error, DatabaseError | InterfaceError):
+            return error
+        if not _says_no_tables(error):
             logger.warning("Database: %s", error)
-            connections[self.alias].close()
+            return error
+        if time.monotonic() - self._complained_at > 60.0:
+            self._complained_at = time.monotonic()
+            logger.error("The database lacks tables of this app: run manage.py migrate (%s)", error)
+        return DatabaseNotMigrated()
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
-        if "_thread" in self.__dict__:
-            self._thread.submit(lambda: connections[self.alias].close()).result()
-            self._thread.shutdown()
-            del self.__dict__["_thread"]
+        """Close the connections and end the threads; what hangs is waited for some seconds."""
+        for lane in (self._lane, self._slow_lane):
+            if (thread := lane.let_go()) is not None and not thread.join(CLOSE_SECONDS):
+                logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
+
+
+def _sqlstate(error: Exception) -> str | None:
+    """PostgreSQL's code of an error, of psycopg 3 or 2."""
+    cause = error.__cause__
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+
+
+def _says_no_tables(error: Exception) -> bool:
+    text = str(error)
+    return _sqlstate(error) in _NO_TABLES or "no such table" in text or "no such column" in text

@@ -34,6 +34,7 @@ UploadError
 │   ├── StorageFull              storage_full            (retryable)
 │   ├── StorageFailed            storage_error           (retryable)
 │   ├── DatabaseUnavailable      database_unavailable    (retryable)
+│   ├── DatabaseNotMigrated      database_not_migrated
 │   └── InternalError            internal_error          (retryable)
 ├── UploadFailed                 the upload is over
 │   ├── NotFound                 not_found
@@ -296,6 +297,14 @@ class StorageFailed(UploadInterrupted):
 class DatabaseUnavailable(UploadInterrupted):
     code = "database_unavailable"
     template = "The server's database does not answer."
+
+
+class DatabaseNotMigrated(UploadInterrupted):
+    """Tables of this app are missing. No client waits for that: somebody has to run ``migrate``."""
+
+    code = "database_not_migrated"
+    retryable = False
+    template = "The server's database is not prepared for uploads."
 
 
 class InternalError(UploadInterrupted):

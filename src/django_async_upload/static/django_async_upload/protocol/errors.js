@@ -44,6 +44,7 @@ const FINAL = {
   name_refused: "This file name is not allowed.",
   metadata_invalid: "The metadata is not valid.",
   file_refused: "The file was refused.",
+  database_not_migrated: "The server's database is not prepared for uploads.",
   taken_over: "Another connection has taken this upload over.",
   upload_failed: "The upload failed.",
   not_found: "There is no such upload.",

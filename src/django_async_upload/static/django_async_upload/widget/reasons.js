@@ -20,6 +20,7 @@ const TEXT_OF_CODE = Object.freeze({
   storage_full: "errorStorage",
   storage_error: "errorStorage",
   database_unavailable: "errorServer",
+  database_not_migrated: "errorServer",
   internal_error: "errorServer",
   upload_interrupted: "errorServer",
   wrong_offset: "errorServer",
