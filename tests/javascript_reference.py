@@ -214,7 +214,7 @@ def page() -> str:
         HEAD.format(about=about[0].removesuffix(about[1]) + as_block(about[1])),
         *of_class("client/uploader.js", "Uploader", "### `new Uploader(options)`"),
         *of_properties("client/upload.js", "UploadOptions"),
-        *of_properties("client/uploader.js", "Unfinished"),
+        *of_properties("client/uploader.js", "Remembered"),
         *of_class("client/upload.js", "Upload", ""),
         *states(),
         *of_properties("client/meter.js", "Progress"),

@@ -101,10 +101,12 @@ export class Uploader extends EventTarget {
     return upload;
   }
 
-  async unfinished() {
+  async remembered() {
     return (window.unfinished ?? []).map((one) => ({
       sent: 0,
       field: "",
+      type: "",
+      isFinished: false,
       canContinue: false,
       lastModified: 0,
       ...one,

@@ -246,11 +246,6 @@ export class Shelf {
     return [...this.kept.values()].filter((record) => record.url === url);
   }
 
-  async find(url, file, fingerprint) {
-    const all = await this.all(url);
-    return all.filter((record) => record.size === file.size && record.fingerprint === fingerprint);
-  }
-
   close() {}
 }
 
@@ -309,13 +304,14 @@ export async function settle() {
   }
 }
 
-/** Until `holds` returns something true; the test's own time limit ends it otherwise. */
+/** Until `holds` returns something true; a process that waits for ever would outlive its test. */
 export async function until(holds) {
-  for (;;) {
+  for (const end = performance.now() + 55_000; performance.now() < end; ) {
     const found = holds();
     if (found) {
       return found;
     }
     await nextTask();
   }
+  throw new Error(`It never happened: ${holds}`);
 }

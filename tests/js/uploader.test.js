@@ -1,38 +1,9 @@
 // The shell: an Uploader against a server in the same process.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { UploadError, Uploader } from "../../src/django_async_upload/static/django_async_upload/client.js";
-import { Clock, Server, Shelf, WINDOW, environmentOf, settle, until } from "./server.js";
-import { pattern } from "./vectors.js";
-
-const LARGE = WINDOW + 1_000_000;
-const URL = "/ws/uploads/";
-/** For a machine that is busy with other things too. */
-const LIMIT = { timeout: 60_000 };
-
-const fileOf = (size, name = "a.bin", seed = 1) =>
-  new File([pattern(seed, 0, size)], name, { type: "application/x-test", lastModified: 1 });
-
-function begin(context, server = new Server(), { options = {}, ...more } = {}) {
-  const environment = environmentOf(server, more);
-  const uploader = new Uploader({ url: URL, ...options }, environment);
-  context.after(() => uploader.close());
-  return { server, uploader, environment };
-}
-
-const sessionOf = (server, upload) => server.sessions.get(upload.key);
-
-async function assertStored(server, upload, file) {
-  const session = sessionOf(server, upload);
-  assert.equal(session.state, "completed");
-  assert.deepEqual(session.bytes, new Uint8Array(await file.arrayBuffer()));
-}
-
-function record(target, ...types) {
-  const seen = [];
-  types.forEach((type) => target.addEventListener(type, ({ detail }) => seen.push(detail)));
-  return seen;
-}
+import { UploadError } from "../../src/django_async_upload/static/django_async_upload/client.js";
+import { LARGE, LIMIT, after, assertStored, begin, fileOf, record, reload, sessionOf } from "./pages.js";
+import { Clock, Server, Shelf, WINDOW, settle, until } from "./server.js";
 
 /** That this process has used: what else the machine does is no matter. */
 function cpuSeconds() {
@@ -40,10 +11,6 @@ function cpuSeconds() {
   return (user + system) / 1e6;
 }
 
-const after = (count, type, then) => {
-  let seen = 0;
-  return (...said) => said[0] === type && ++seen === count && then(...said);
-};
 
 for (const size of [0, 1, 16384, 16385, 65536, 65537, 1_000_003, LARGE]) {
   test(`a file of ${size} bytes arrives`, LIMIT, async (context) => {
@@ -520,24 +487,10 @@ test("what the socket holds is capped by time", LIMIT, async (context) => {
 
 // Surviving a reload --------------------------------------------------------------------------------
 
-/** A page that sent about half a file and is gone. */
-async function reload(context, file, { what = file, options } = {}) {
-  const server = new Server();
-  const records = new Shelf();
-  const { uploader } = begin(context, server, { records });
-  const upload = uploader.add(what, options);
-  await until(() => upload.progress.received > file.size / 2);
-  await until(() => [...records.kept.values()][0]?.upload);
-  uploader.close();
-  await settle();
-  server.heard.length = 0;
-  return { ...begin(context, server, { records }), records, key: upload.key };
-}
-
 test("after a reload the same file goes on, whatever its name is", LIMIT, async (context) => {
   const file = fileOf(LARGE, "old name");
   const { server, uploader, records, key } = await reload(context, file);
-  const [unfinished] = await uploader.unfinished();
+  const [unfinished] = await uploader.remembered();
   assert.deepEqual(
     [unfinished.key, unfinished.name, unfinished.size, unfinished.canContinue],
     [key, "old name", LARGE, false],
@@ -549,8 +502,9 @@ test("after a reload the same file goes on, whatever its name is", LIMIT, async 
   assert.equal(server.sessions.size, 1);
   await assertStored(server, upload, file);
   assert.ok(server.heard.find(([type]) => type === "DATA")[2].offset > LARGE / 4);
+  await uploader.forget(key);
   assert.equal(records.kept.size, 0);
-  assert.deepEqual(await uploader.unfinished(), []);
+  assert.deepEqual(await uploader.remembered(), []);
 });
 
 test("a file that only looks the same is uploaded on its own", LIMIT, async (context) => {
@@ -575,12 +529,12 @@ for (const how of ["chosen again", "behind a handle"]) {
       type === "CREATE" &&
       fields.key === key &&
       (server.refuse(socket, stream, "upload_over", { facts: { state: "expired" } }), true);
-    const [unfinished] = await uploader.unfinished();
+    const [unfinished] = await uploader.remembered();
     const upload = how === "chosen again" ? uploader.add(what) : await unfinished.continue();
     await upload.result;
     assert.notEqual(upload.key, key);
     await assertStored(server, upload, file);
-    assert.equal(records.kept.size, 0);
+    assert.deepEqual([...records.kept.keys()], [upload.key]);
   });
 }
 
@@ -596,7 +550,7 @@ test("with a handle it goes on by itself", LIMIT, async (context) => {
   const file = fileOf(LARGE);
   const handle = { name: file.name, getFile: async () => file };
   const { server, uploader, key } = await reload(context, file, { what: handle });
-  const [unfinished] = await uploader.unfinished();
+  const [unfinished] = await uploader.remembered();
   assert.equal(unfinished.canContinue, true);
   const upload = await unfinished.continue();
   await upload.result;
@@ -610,7 +564,7 @@ test("a file behind a handle that has changed is noticed", LIMIT, async (context
   const handle = { name: file.name, getFile: async () => current };
   const { uploader, server, records } = await reload(context, file, { what: handle });
   current = fileOf(LARGE, "a.bin", 2);
-  const [unfinished] = await uploader.unfinished();
+  const [unfinished] = await uploader.remembered();
   const upload = await unfinished.continue();
   await assert.rejects(upload.result, { code: "file_changed" });
   assert.equal(server.sessions.size, 1);
@@ -619,16 +573,16 @@ test("a file behind a handle that has changed is noticed", LIMIT, async (context
 
 test("an unfinished upload that is discarded is thrown away on the server", LIMIT, async (context) => {
   const { server, uploader, records, key } = await reload(context, fileOf(LARGE));
-  const [unfinished] = await uploader.unfinished();
+  const [unfinished] = await uploader.remembered();
   await unfinished.discard();
   assert.equal(records.kept.size, 0);
   await until(() => server.sessions.get(key).state === "cancelled");
 });
 
-test("without persist nothing is remembered, and small files never are", LIMIT, async (context) => {
+test("without `remember` nothing is remembered, and small files never are", LIMIT, async (context) => {
   const records = new Shelf();
   const puts = context.mock.method(records, "put");
-  const { uploader } = begin(context, new Server(), { records, options: { persist: false } });
+  const { uploader } = begin(context, new Server(), { records, options: { remember: false } });
   await uploader.add(fileOf(LARGE)).result;
   const other = begin(context, new Server(), { records });
   await other.uploader.add(fileOf(1000)).result;

@@ -12,7 +12,7 @@
  * them for dependencies. Types go in circles; modules do not.
  *
  * @typedef {import( "./client/uploader.js").UploaderOptions} UploaderOptions
- * @typedef {import( "./client/uploader.js").Unfinished} Unfinished
+ * @typedef {import( "./client/uploader.js").Remembered} Remembered
  * @typedef {import( "./client/upload.js").UploadState} UploadState
  * @typedef {import( "./client/upload.js").UploadOptions} UploadOptions
  * @typedef {import( "./client/meter.js").Progress} Progress

@@ -11,7 +11,7 @@ import { Records } from "./records.js";
  * @property {EventTarget} network dispatches `online`
  * @property {EventTarget & {visibilityState: string}} page dispatches `visibilitychange`
  * @property {string} base what a relative URL is relative to
- * @property {Pick<Records, "put" | "delete" | "all" | "find" | "close">} records
+ * @property {Pick<Records, "put" | "delete" | "all" | "close">} records
  */
 
 /** @returns {Environment} */

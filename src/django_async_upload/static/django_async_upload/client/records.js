@@ -1,6 +1,8 @@
+import { PATIENCE } from "./within.js";
+
 /**
- * What a page remembers of uploads that are not finished, in IndexedDB, so that the next page can go on with them. It holds
- * no bytes of the file and no ticket; a FileSystemFileHandle where the browser gave one.
+ * What a page remembers of uploads, in IndexedDB, so that the next page can go on with those that are not finished, and post
+ * the receipts of those that are. It holds no bytes of the file and no ticket; a FileSystemFileHandle where the browser gave one.
  *
  * Remembering is a service, never a condition: whatever IndexedDB refuses (no room, a private window, blocked by the person or
  * by policy), the upload goes on and these methods say that nothing was kept.
@@ -10,6 +12,8 @@
  * @typedef {object} UploadRecord
  * @property {string} key the random key of CREATE, 32 hex digits
  * @property {string} url of the endpoint
+ * @property {string} [owner] opaque: who began it; `""` for nobody in particular
+ * @property {unknown} [place] JSON, opaque: where it was begun
  * @property {string} name
  * @property {number} size bytes
  * @property {string} type
@@ -23,14 +27,15 @@
  * @property {number} [durable] bytes
  * @property {number} [at] of the last {@link Records.put}, milliseconds since 1970
  * @property {FileSystemFileHandle} [handle]
+ * @property {import( "./upload.js").Result} [result] it is finished, and nobody has used the receipt that is in it
+ * @property {number} [receiptMaxAge] seconds from then on until that receipt is good for nothing
  */
 
 const DATABASE = "async-upload";
 const STORE = "uploads";
 const WEEK = 7 * 24 * 3600 * 1000;
-/** Milliseconds; some browsers have left a request to open unanswered for ever. */
-const PATIENCE = 3_000;
-
+/** Seconds: RECEIPT_MAX_AGE of the server, where it was not changed. */
+const DAY = 24 * 3600;
 export class Records {
   #maxAge;
   /** @type {Promise<IDBDatabase | null> | undefined} */
@@ -67,37 +72,24 @@ export class Records {
   }
 
   /**
-   * The records of an endpoint, newest first. Those that are too old are forgotten.
+   * The records of an endpoint, whoever began them, newest first. Those that are too old are forgotten.
    *
    * @param {string} url
    * @returns {Promise<UploadRecord[]>}
    */
   async all(url) {
     await this.#flushing;
-    const oldest = Date.now() - this.#maxAge;
+    const now = Date.now();
+    /** @param {UploadRecord} record */
+    const isOld = ({ at = 0, result, receiptMaxAge = DAY }) => at + (result ? receiptMaxAge * 1000 : this.#maxAge) < now;
     const records = (await this.#read()).filter((record) => record.url === url);
-    for (const { key, at = 0 } of records) {
-      if (at < oldest) {
-        void this.delete(key);
+    for (const record of records) {
+      if (isOld(record)) {
+        void this.delete(record.key);
       }
     }
-    const fresh = records.filter(({ at = 0 }) => at >= oldest);
+    const fresh = records.filter((record) => !isOld(record));
     return fresh.sort((a, b) => (b.at ?? 0) - (a.at ?? 0));
-  }
-
-  /**
-   * The records of what seems to be this file, whatever its name is now; the server compares all of it.
-   *
-   * @param {string} url
-   * @param {Blob} file
-   * @param {string} fingerprint of the file
-   * @returns {Promise<UploadRecord[]>} newest first
-   */
-  async find(url, file, fingerprint) {
-    const records = await this.all(url);
-    return records.filter(
-      (record) => record.size === file.size && record.fingerprint === fingerprint,
-    );
   }
 
   /** Let go of the database. */
@@ -159,9 +151,16 @@ export class Records {
  */
 function open(onclose) {
   return new Promise((resolve) => {
-    const timer = setTimeout(() => resolve(null), PATIENCE);
+    let isLate = false;
+    const timer = setTimeout(() => {
+      isLate = true;
+      resolve(null);
+    }, PATIENCE);
     const settle = (/** @type {IDBDatabase | null} */ database) => {
       clearTimeout(timer);
+      if (isLate) {
+        database?.close();
+      }
       resolve(database);
     };
     try {

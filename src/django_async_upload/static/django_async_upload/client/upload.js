@@ -39,6 +39,10 @@ import { fingerprint } from "../file/source.js";
  * @property {Record<string, unknown>} [metadata] JSON values, for the server's hooks
  * @property {"sha-256"} [digest] send a SHA-256 too, which the server checks
  * @property {string} [field] the token of a form's field; default: the uploader's
+ * @property {boolean} [remember] so that a later page can go on with it, or post its receipt; default: the uploader's
+ * @property {string} [owner] who uploads, opaque: to others it is never shown; default: the uploader's
+ * @property {unknown} [place] JSON, opaque: where in the site it belongs; `remembered` gives it back
+ * @property {number} [receiptMaxAge] seconds for which a finished upload is remembered; default a day
  */
 
 /**
@@ -46,7 +50,7 @@ import { fingerprint } from "../file/source.js";
  *
  * @typedef {object} Host
  * @property {string} url
- * @property {boolean} persist
+ * @property {Map<string, Memo>} memos what this page remembers and is at, by key
  * @property {import( "./environment.js").Environment} environment
  * @property {import( "../file/reader.js").Reader} reader
  * @property {(upload: Upload) => void} enqueue it wants a turn
@@ -61,8 +65,9 @@ import { fingerprint } from "../file/source.js";
 
 /** Files up to here are read as a whole before their turn begins, so that they can go out in one breath. */
 export const IN_MEMORY = 64 * 1024;
-/** Files up to a window gain nothing by being remembered. */
-const REMEMBERED = 8 * 1024 * 1024;
+/** Bytes, and milliseconds since it began: what is smaller and was quicker is as soon sent again as remembered. */
+const REMEMBERED = 1024 * 1024;
+const REMEMBERED_AFTER = 5_000;
 /** Milliseconds between `progress` events, and between notes of `durable`. */
 const PROGRESS_EVERY = 100;
 const NOTE_EVERY = 2000;
@@ -92,6 +97,8 @@ export class Upload extends EventTarget {
   /** @type {UploadState} */
   #state = "queued";
   #memo;
+  /** What it goes on with. @type {UploadRecord | null} */
+  #adopted = null;
   #meter = new Meter();
   /** Recognised without being asked: if it turns out to be another file, it begins anew. */
   #isGuess = false;
@@ -103,6 +110,10 @@ export class Upload extends EventTarget {
   #key = "";
   /** The server may know the key. */
   #isKnown = false;
+  /** @type {Promise<void> | null} */
+  #remembering = null;
+  /** When it got its first stream, ms. @type {number | null} */
+  #begunAt = null;
   /** @type {string | undefined} */
   #id;
   /** @type {import( "../file/source.js").Source | null} */
@@ -135,7 +146,7 @@ export class Upload extends EventTarget {
     super();
     this.#host = host;
     this.#options = options;
-    this.#memo = new Memo(host.environment.records);
+    this.#memo = new Memo(host.environment, host.memos);
     this.#backoff = new Backoff({ random: host.environment.random });
     this.#gainedAt = host.environment.now();
     if (what instanceof Blob) {
@@ -146,6 +157,23 @@ export class Upload extends EventTarget {
     if (unfinished) {
       this.#adopt(unfinished);
     }
+  }
+
+  /**
+   * A finished upload of an earlier page, as this page gets it back: it was `completed` before anybody could listen.
+   *
+   * @param {Host} host
+   * @param {Claim} finished
+   * @internal
+   */
+  static finished(host, finished) {
+    const { name, type, lastModified, result } = finished.record;
+    const upload = new Upload(host, new File([], name, { type, lastModified }), {}, finished);
+    upload.#file = null;
+    upload.#state = "completed";
+    upload.#meter.set(finished.record.size);
+    upload.#outcome.resolve(/** @type {Result} */ (result));
+    return upload;
   }
 
   /** Random, 32 hex digits; the same after a reload. @returns {string} */
@@ -165,18 +193,18 @@ export class Upload extends EventTarget {
 
   /** Of the file, or as it was given. @returns {string} */
   get name() {
-    const { name } = this.#memo.record ?? this.#options;
+    const { name } = this.#adopted ?? this.#options;
     return name ?? (this.#file instanceof File ? this.#file.name : this.#handle?.name) ?? "blob";
   }
 
   /** Bytes. @returns {number} */
   get size() {
-    return this.#file?.size ?? 0;
+    return this.#file?.size ?? this.#adopted?.size ?? 0;
   }
 
   /** As the browser declares it, `""` where it has no idea. @returns {string} */
   get type() {
-    return this.#file?.type ?? "";
+    return this.#file?.type ?? this.#adopted?.type ?? "";
   }
 
   /** Where it stands. @returns {UploadState} */
@@ -325,6 +353,7 @@ export class Upload extends EventTarget {
       return true;
     }
     this.#isKnown = true;
+    this.#begunAt ??= this.#host.environment.now();
     this.#error = null;
     this.#setState("uploading");
     this.#attachment.wake();
@@ -405,6 +434,11 @@ export class Upload extends EventTarget {
     return this.#memo.record?.field ?? this.#options.field ?? "";
   }
 
+  /** Who began it; `""` for nobody in particular. @internal */
+  get owner() {
+    return this.#memo.record?.owner ?? this.#options.owner ?? "";
+  }
+
   /** The server may know it: it goes on before others begin. @internal */
   get hasBegun() {
     return this.#isKnown;
@@ -462,6 +496,7 @@ export class Upload extends EventTarget {
     if (this.#meter.move(place, now)) {
       this.#gained(now);
     }
+    this.#rememberLate(now);
     if (place.durable > 0 && now - this.#notedAt >= NOTE_EVERY) {
       this.#notedAt = now;
       this.#memo.note({ durable: place.durable });
@@ -506,6 +541,8 @@ export class Upload extends EventTarget {
     try {
       // Asked again, a server answers with the result at once: it has to be that of this very file.
       const crc = this.#source && size === this.size ? toHex(await this.#source.crcAt(size)) : "";
+      this.#rememberLate(this.#host.environment.now());
+      await this.#remembering;
       if (OVER.has(this.#state) || key !== this.key) {
         return;
       }
@@ -519,8 +556,9 @@ export class Upload extends EventTarget {
     }
     this.#meter.set(size);
     this.#error = null;
-    this.#memo.forget();
-    this.#settle("completed", { id, name, size, crc32c, storedAs, digests, receipt });
+    const result = { id, name, size, crc32c, storedAs, digests, receipt };
+    this.#memo.finish(result);
+    this.#settle("completed", result);
   }
 
   /**
@@ -613,7 +651,9 @@ export class Upload extends EventTarget {
     this.#stopWaiting();
     this.#leave();
     this.#closeSource();
-    this.#memo.release();
+    if (state !== "completed") {
+      this.#memo.release(); // a finished one stays this page's, until its receipt was sent
+    }
     this.#meter.phase = undefined;
     this.#error = outcome instanceof UploadError ? outcome : null;
     this.#setState(state);
@@ -634,8 +674,8 @@ export class Upload extends EventTarget {
       if (this.#memo.record !== null && this.#memo.record.size !== file.size) {
         throw new UploadError("file_changed", { facts: { offset: file.size } });
       }
-      if (file.size > REMEMBERED && this.#host.persist) {
-        await this.#remember(file);
+      if (file.size >= REMEMBERED && this.#options.remember !== false) {
+        await (this.#remembering = this.#remember(file));
       }
       if (this.isWaiting) {
         await this.#open(file);
@@ -691,7 +731,9 @@ export class Upload extends EventTarget {
   /** Another key: for the server it is another upload. */
   #beginAnew() {
     this.#memo.leave();
+    this.#adopted = null;
     this.#isGuess = this.#isFromBefore = false;
+    this.#remembering = null;
     this.#key = "";
     this.#isKnown = false;
     this.#id = undefined;
@@ -708,6 +750,9 @@ export class Upload extends EventTarget {
    */
   async #remember(file) {
     const mark = this.#memo.record?.fingerprint || (await fingerprint(file));
+    if (this.isOver) {
+      return;
+    }
     if (this.#memo.record === null && !this.#isKnown && !this.#wasWrong) {
       const found = await this.#host.recall(this, mark);
       if (found !== null) {
@@ -718,19 +763,30 @@ export class Upload extends EventTarget {
     const { key, name, size, content_type: type, metadata, digest } = this.create;
     const { lastModified, webkitRelativePath: path } = file instanceof File ? file : new File([], "");
     const { field } = this;
+    const { owner } = this;
+    const { place, receiptMaxAge } = this.#options;
     await this.#memo.keep({
-      ...{ key, url: this.#host.url, name, size, type, lastModified, path, field, metadata, digest },
+      ...{ key, url: this.#host.url, owner, place, receiptMaxAge, name, size, type, lastModified, path, field, metadata, digest },
       ...{ fingerprint: mark, upload: this.#id, durable: 0, handle: this.#handle },
     });
-    if (this.isOver) {
-      this.#memo.forget(); // cancelled meanwhile
-      this.#memo.release();
+  }
+
+  /**
+   * What turns out to take long is remembered, too.
+   *
+   * @param {number} now ms
+   */
+  #rememberLate(now) {
+    const isSlow = this.#begunAt !== null && now - this.#begunAt > REMEMBERED_AFTER;
+    if (isSlow && this.#remembering === null && this.#options.remember !== false && this.#file !== null) {
+      // It has begun, and goes on without.
+      this.#remembering = this.#remember(this.#file).catch(() => undefined);
     }
   }
 
   /** @param {Claim} claim */
   #adopt(claim) {
-    const { key, upload, durable = 0 } = claim.record;
+    const { key, upload, durable = 0 } = (this.#adopted = claim.record);
     this.#memo.adopt(claim);
     this.#key = key;
     this.#id = upload;

@@ -7,6 +7,7 @@ import { Reader } from "../file/reader.js";
 import { inSlices } from "./slices.js";
 import { claim, claimed } from "./tabs.js";
 import { Upload } from "./upload.js";
+import { within } from "./within.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
 /** @typedef {import( "./upload.js").UploadOptions} UploadOptions */
@@ -19,23 +20,27 @@ import { Upload } from "./upload.js";
  *   the server's streams
  * @property {(error?: UploadError) => Promise<string | undefined>} [authenticate] a fresh ticket; called when the server
  *   wants a login, with its error, and shortly before a ticket expires, without one. undefined: look at the cookie again
- * @property {boolean} [persist] remember unfinished uploads, so that a later page can go on with them; default true
+ * @property {boolean} [remember] so that a later page can go on with an upload, or post its receipt; default true
+ * @property {string} [owner] who uploads, opaque: to others it is never shown
  */
 
 /**
- * An upload that an earlier page, or one in another tab that is gone, did not finish.
+ * An upload that an earlier page, or one in another tab that is gone, did not finish, or finished without its receipt being sent.
  *
- * @typedef {object} Unfinished
+ * @typedef {object} Remembered
  * @property {string} key the upload's, as before
  * @property {string} name of the file
+ * @property {string} type of the file, `""` where the browser had no idea
  * @property {number} size bytes
  * @property {number} sent bytes that the server has for sure
  * @property {string} field the token of the form's field that it belongs to; `""` without one
+ * @property {unknown} place what `add` got
  * @property {number} lastModified milliseconds since 1970
+ * @property {boolean} isFinished the server has all of it, and `continue` gives it back `completed`, with its receipt
  * @property {boolean} canContinue without the file being picked again
  * @property {() => Promise<Upload>} continue call it in a click, since the browser may ask for permission. Where it cannot,
  *   `add` the file again: it is recognised by its content
- * @property {() => Promise<void>} discard throw it away, here and on the server
+ * @property {() => Promise<void>} discard throw it away, here and, where it is not finished, on the server
  */
 
 /** Bytes: what fits is pipelined with others. */
@@ -51,6 +56,7 @@ const WINDOW = 8 * 1024 * 1024;
  *   compresses what is sent, which costs most of the speed. `unreachable`: no WebSocket gets through
  */
 export class Uploader extends EventTarget {
+  #url;
   #options;
   #environment;
   #reader = new Reader();
@@ -66,6 +72,8 @@ export class Uploader extends EventTarget {
   #line;
   /** What uploads that join the waiting wait for. */
   #waits = /** @type {{state: "offline" | "unauthenticated", error: UploadError} | null} */ (null);
+  /** What this page remembers and is at, by key. @type {Map<string, import( "./memo.js").Memo>} */
+  #memos = new Map();
   #isClosed = false;
   #isScheduled = false;
   #host;
@@ -74,17 +82,18 @@ export class Uploader extends EventTarget {
    * @param {UploaderOptions} options
    * @param {import( "./environment.js").Environment} [environment] for tests
    */
-  constructor({ url, field, parallel = 3, authenticate, persist = true }, environment = browser()) {
+  constructor({ url, field, parallel = 3, authenticate, remember, owner }, environment = browser()) {
     super();
     const address = new URL(url, environment.base);
     address.protocol = address.protocol.replace("http", "ws");
-    this.#options = { url: address.href, field };
+    this.#url = address.href;
+    this.#options = { field, remember, owner };
     this.#large = new Lane(parallel, () => 1);
     this.#environment = environment;
     /** @type {import( "./upload.js").Host} */
     this.#host = {
       url: address.href,
-      persist,
+      memos: this.#memos,
       environment,
       reader: this.#reader,
       enqueue: (upload) => this.#enqueue(upload),
@@ -118,7 +127,7 @@ export class Uploader extends EventTarget {
    * @returns {Upload}
    */
   add(what, options = {}) {
-    return this.#start(new Upload(this.#host, what, { field: this.#options.field, ...options }));
+    return this.#start(new Upload(this.#host, what, { ...this.#options, ...options }));
   }
 
   /** All that were added, in this order. @returns {readonly Upload[]} */
@@ -137,14 +146,40 @@ export class Uploader extends EventTarget {
   }
 
   /**
-   * What earlier pages did not finish at this address, newest first, but for what another tab is at.
+   * What earlier pages left at this address, newest first: what is not finished, and what is, but its receipt was not sent. What
+   * another tab or this page is at is left out.
    *
-   * @returns {Promise<Unfinished[]>}
+   * @param {string} [owner] whose; default: the uploader's
+   * @returns {Promise<Remembered[]>}
    */
-  async unfinished() {
-    const records = await this.#environment.records.all(this.#options.url);
+  async remembered(owner = this.#options.owner ?? "") {
+    const records = await this.#records();
     const taken = await this.#taken();
-    return records.filter(({ key }) => !taken.has(key)).map((record) => this.#offer(record));
+    const own = records.filter((record) => (record.owner ?? "") === owner && !taken.has(record.key));
+    return own.map((record) => this.#offer(record));
+  }
+
+  /**
+   * Its receipt was sent, or nobody will want it: no later page is offered this upload. On the server nothing changes.
+   *
+   * @param {string} key
+   * @returns {Promise<void>} when it is gone from the disk
+   */
+  async forget(key) {
+    this.#memos.get(key)?.forget();
+    await within(this.#environment, this.#environment.records.delete(key), false);
+  }
+
+  /**
+   * Somebody else sits here, or has signed out: what others began at this address is remembered no longer.
+   *
+   * @param {string} [owner] whose stays; default: the uploader's
+   * @returns {Promise<void>} when the rest is gone from the disk
+   */
+  async forgetOthers(owner = this.#options.owner ?? "") {
+    const records = await this.#records();
+    const others = records.filter((record) => (record.owner ?? "") !== owner);
+    await Promise.all(others.map(({ key }) => this.forget(key)));
   }
 
   /** Stop. What is not finished stays on the server, for a later page. @returns {void} */
@@ -308,38 +343,53 @@ export class Uploader extends EventTarget {
 
   // Uploads of earlier pages, and those that nobody wants -------------------------------------------
 
+  async #records() {
+    const { records } = this.#environment;
+    return within(this.#environment, records.all(this.#url), /** @type {UploadRecord[]} */ ([]));
+  }
+
   /** Keys of uploads that this or another tab is at. */
   async #taken() {
-    const taken = await claimed();
-    for (const { key, isOver } of this.#uploads) {
-      if (!isOver) {
-        taken.add(key);
-      }
-    }
-    return taken;
+    const taken = await within(this.#environment, claimed(), new Set());
+    return new Set([...taken, ...this.#memos.keys()]);
   }
 
   /**
    * @param {UploadRecord} record
-   * @returns {Unfinished}
+   * @returns {Promise<import( "./upload.js").Claim>}
+   * @throws {UploadError} `taken_over`
+   */
+  async #claim(record) {
+    const nobody = () => undefined;
+    const unclaim = await within(this.#environment, claim(record.key), nobody, (late) => late?.());
+    if (unclaim === null || this.#memos.has(record.key)) {
+      throw new UploadError("taken_over", { message: "Another tab goes on with this upload." });
+    }
+    return { record, unclaim };
+  }
+
+  /**
+   * @param {UploadRecord} record
+   * @returns {Remembered}
    */
   #offer(record) {
-    const { key, name, size, durable = 0, field = "", lastModified, handle } = record;
+    const { key, name, size, type, durable: sent = 0, field = "", place, lastModified, handle } = record;
+    const isFinished = record.result !== undefined;
     return {
-      ...{ key, name, size, sent: durable, field, lastModified, canContinue: handle !== undefined },
+      ...{ key, name, size, type, sent, field, place, lastModified, isFinished },
+      canContinue: isFinished || handle !== undefined,
       continue: async () => {
+        if (isFinished) {
+          return Upload.finished(this.#host, await this.#claim(record));
+        }
         if (handle === undefined || !(await mayRead(handle))) {
           throw new UploadError("file_unreadable", { message: "The file has to be chosen again." });
         }
-        const unclaim = await claim(key);
-        if (unclaim === null) {
-          throw new UploadError("taken_over", { message: "Another tab goes on with this upload." });
-        }
-        return this.#start(new Upload(this.#host, handle, {}, { record, unclaim }));
+        return this.#start(new Upload(this.#host, handle, {}, await this.#claim(record)));
       },
       discard: async () => {
-        await this.#environment.records.delete(key);
-        if (record.upload) {
+        await this.forget(key);
+        if (record.upload && !isFinished) {
           this.#abandon(record.upload);
         }
       },
@@ -353,16 +403,20 @@ export class Uploader extends EventTarget {
    */
   async #recall(upload, fingerprint) {
     const { digest, metadata } = upload.create;
-    const file = /** @type {File} */ (upload.file);
-    const records = await this.#environment.records.find(this.#options.url, file, fingerprint);
     const taken = await this.#taken();
-    for (const record of records) {
+    for (const record of await this.#records()) {
       const isSame =
+        record.result === undefined &&
+        record.fingerprint === fingerprint &&
+        (record.owner ?? "") === upload.owner &&
         (record.digest || undefined) === digest &&
         JSON.stringify(record.metadata ?? {}) === JSON.stringify(metadata);
-      const unclaim = isSame && !taken.has(record.key) ? await claim(record.key) : null;
-      if (unclaim !== null) {
-        return { record, unclaim };
+      if (isSame && !taken.has(record.key)) {
+        try {
+          return await this.#claim(record);
+        } catch {
+          continue; // another tab was faster
+        }
       }
     }
     return null;

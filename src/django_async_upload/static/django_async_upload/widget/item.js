@@ -8,7 +8,7 @@ import { fill, join } from "./texts.js";
 /** @typedef {import( "./reasons.js").Texts} Texts */
 /** @typedef {import( "./formats.js").Formats} Formats */
 /** @typedef {import( "../client.js").Upload} Upload */
-/** @typedef {import( "../client.js").Unfinished} Unfinished */
+/** @typedef {import( "../client.js").Remembered} Remembered */
 /** @typedef {import( "../client.js").Upload["state"] | "refused" | "unfinished"} State */
 
 /**
@@ -29,7 +29,7 @@ export class Item {
    * @param {number} of.size bytes
    * @param {File} [of.file]
    * @param {Upload} [of.upload]
-   * @param {Unfinished} [of.unfinished]
+   * @param {Remembered} [of.unfinished]
    * @param {string} [of.refusal] why it was refused, a sentence
    * @param {HTMLInputElement} [of.receipt] the hidden input that is posted
    */

@@ -4,12 +4,12 @@
  */
 import { Uploader } from "../client.js";
 
-/** @typedef {import( "../client.js").Unfinished} Unfinished */
+/** @typedef {import( "../client.js").Remembered} Remembered */
 /** @typedef {import( "./item.js").Item} Item */
 
 /** @type {Map<string, Uploader>} */
 const uploaders = new Map();
-/** @type {Map<string, Promise<Unfinished[]>>} */
+/** @type {Map<string, Promise<Remembered[]>>} */
 const unfinished = new Map();
 /** Keys of uploads that an element has taken to offer. @type {Set<string>} */
 const offered = new Set();
@@ -62,7 +62,7 @@ export function signedIn() {
  */
 export async function offers(url, field, most) {
   let all = unfinished.get(url);
-  if (!all) unfinished.set(url, (all = uploaderOf(url).unfinished()));
+  if (!all) unfinished.set(url, (all = uploaderOf(url).remembered()));
   const own = (await all).filter((one) => (one.field ?? "") === field && !offered.has(one.key)).slice(0, most);
   for (const { key } of own) offered.add(key);
   return own;
