@@ -298,6 +298,71 @@ async def test_data_beyond_the_declared_size_fails_the_upload(connect: Connect) 
     assert (await row(created.upload)).state == State.FAILED
 
 
+async def error_on(client: UploadCommunicator, stream: int) -> m.Error:
+    while True:
+        number, message = await client.receive()
+        if number == stream and isinstance(message, m.Error):
+            return message
+
+
+async def test_a_failure_that_is_told_again_keeps_its_figures(connect: Connect) -> None:
+    key = new_key()
+    async with connect() as client:
+        await client.send(m.Create(key, "a.bin", 4), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, b"12345")
+        first = await error_on(client, 1)
+        assert (first.code, first.facts) == ("size_exceeded", {"end": 5, "size": 4})
+        asks = [m.Attach(created.upload), m.Create(key, "a.bin", 4), m.Cancel(created.upload)]
+        for stream, message in enumerate(asks, 2):
+            await client.send(message, stream)
+            assert await error_on(client, stream) == first
+
+
+async def test_a_refusal_of_the_host_is_told_again_in_its_words(connect: Connect) -> None:
+    """With what no database holds taken out."""
+
+    class Wordy(UploadConsumer):
+        async def inspect(self, session: UploadSession, file: Any) -> None:
+            raise FileRefused("Page 7 \0is blank.", page=7, found="a\0b", half="\ud800")
+
+    async with connect(mounted(Wordy)) as client:
+        await client.send(m.Create(new_key(), "a.bin", 4), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, b"data")
+        await client.send(finish(b"data"), 1)
+        assert (await error_on(client, 1)).code in ("file_refused", "internal_error")
+        await client.send(m.Attach(created.upload), 2)
+        again = await error_on(client, 2)
+    assert again.code == "file_refused"
+    assert again.message == "Page 7 is blank."
+    assert again.facts == {"page": 7, "found": "ab", "half": "?"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "sent", "finished", "retryable"),
+    [
+        (10, 4, 10, True),
+        (10, 4, 4, False),
+        (10, 10, 9, False),
+        (None, 4, 10, True),
+        (None, 4, 3, False),
+    ],
+)
+async def test_a_size_that_can_never_match_is_not_to_be_tried_again(
+    connect: Connect, declared: int | None, sent: int, finished: int, retryable: bool
+) -> None:
+    async with connect() as client:
+        await client.send(m.Create(new_key(), "a.bin", declared), 1)
+        await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, bytes(sent))
+        await client.send(m.Finish(finished, crc(bytes(finished))), 1)
+        error = await error_on(client, 1)
+    assert (error.code, error.retryable) == ("size_mismatch", retryable)
+    known = {} if declared is None else {"declared": declared}
+    assert error.facts == {"size": finished, "received": sent, **known}  # never null
+
+
 # Hooks --------------------------------------------------------------------------------------------
 
 

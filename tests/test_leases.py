@@ -148,7 +148,7 @@ def test_an_upload_ends_only_before_it_is_published(
 ) -> None:
     long_ago = timezone.now() - timedelta(days=9)
     session = saved(owner, state=source, part="p", expires_at=long_ago)
-    ((ended, changed),) = leases.end([Ending(session.pk, target, error="data_lost")])
+    ((ended, changed),) = leases.end([Ending(session.pk, target, error=DataLost())])
     session.refresh_from_db()
     assert changed == (source in SOURCES[target])
     assert ended.state == session.state == (target if changed else source)
@@ -168,7 +168,7 @@ def test_an_old_holder_cannot_end_an_upload(owner: Owner) -> None:
 
 def test_ending_again_after_a_lost_commit_gives_the_same_end(owner: Owner) -> None:
     session = saved(owner, state=State.UPLOADING)
-    ending = Ending(session.pk, State.FAILED, error="data_lost", epoch=1)
+    ending = Ending(session.pk, State.FAILED, error=DataLost(), epoch=1)
     assert leases.end([ending])[0][1] is True
     ended, changed = leases.end([ending])[0]
     assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", True)

@@ -69,7 +69,7 @@ class UploadError(Exception):
     """
 
     code: ClassVar[str] = "upload_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     template: ClassVar[str] = "The upload failed."
 
     def __init__(self, message: str | None = None, /, **facts: Any) -> None:
@@ -275,8 +275,16 @@ class WrongOffset(UploadInterrupted):
 
 
 class SizeMismatch(UploadInterrupted):
+    """The same FINISH helps only where bytes are missing: not for a size that was declared otherwise, or passed."""
+
     code = "size_mismatch"
     template = "The upload was finished at {size} bytes; {received} were received."
+
+    def __init__(self, message: str | None = None, /, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        size, received, declared = (facts.get(name) for name in ("size", "received", "declared"))
+        if size is not None and received is not None:
+            self.retryable = received < size and declared in (None, size)
 
 
 class Busy(UploadInterrupted):

@@ -7,6 +7,7 @@ taken over; every change is one compare-and-set.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from .exceptions import (
     UploadError,
     UploadOver,
 )
-from .models import CompletionEvent, UploadSession
+from .models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from .owners import Owner
 from .protocol.state import OVER, PUBLISHED, State
 from .stores.base import Checkpoint
@@ -71,7 +72,7 @@ class Ending:
 
     upload: uuid.UUID
     to: State
-    error: str = ""
+    error: UploadError | None = None
     epoch: int | None = None
     """The holder's; None is by right of ownership, whoever holds it, and expires what is not due yet."""
     ended: list[UploadSession] = field(default_factory=list, compare=False)
@@ -91,6 +92,23 @@ def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "boot_id": checkpoint.boot_id,
         "expires_at": expiry(),
     }
+
+
+def error_values(error: UploadError | None) -> dict[str, Any]:
+    """An error as the row keeps it, so that it is told again with its figures."""
+    if error is None:
+        return {"error": "", "error_message": "", "error_facts": {}}
+    facts = {name: fact for name, fact in error.facts.items() if name != "retry_after"}
+    return {
+        "error": error.code,
+        # What PostgreSQL cannot hold: a NUL, half a character. A text of a host's may have any length.
+        "error_message": _storable(error.message)[:MAX_ERROR_MESSAGE],
+        "error_facts": json.loads(_storable(json.dumps(facts, ensure_ascii=False))),
+    }
+
+
+def _storable(text: str) -> str:
+    return text.replace("\\u0000", "").replace("\0", "").encode(errors="replace").decode()
 
 
 def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
@@ -228,7 +246,9 @@ def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
 def over(session: UploadSession) -> UploadError:
     """The error that an upload which is over answers with."""
     failure = BY_CODE.get(session.error)
-    return failure() if failure is not None else UploadOver(state=str(session.state))
+    if failure is None:
+        return UploadOver(state=str(session.state))
+    return failure(session.error_message or None, **session.error_facts)
 
 
 def change(items: Sequence[Change]) -> list[UploadError | None]:
@@ -321,11 +341,18 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     is_purge = item.to is State.EXPIRED and item.epoch is not None
     rows = UploadSession.objects.expired() if is_purge else UploadSession.objects
     changed = rows.transition(
-        [item.upload], item.to, holder=item.epoch, error=item.error, epoch=F("epoch") + 1, part=""
+        [item.upload],
+        item.to,
+        holder=item.epoch,
+        epoch=F("epoch") + 1,
+        part="",
+        **error_values(item.error),
     )
     if changed:
         item.ended[:] = [copy(session)]
-        session.state, session.error = item.to, item.error
+        session.state = item.to
+        for column, value in error_values(item.error).items():
+            setattr(session, column, value)
     elif item.epoch not in (None, session.epoch) and session.state not in OVER:
         return TakenOver()
     return session, bool(changed)

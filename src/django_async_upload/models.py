@@ -44,6 +44,10 @@ class Taker(models.TextChoices):
     RECEIVER = "receiver", _("a receiver")
 
 
+MAX_ERROR_MESSAGE = 255
+"""Characters of an error's message that are kept."""
+
+
 class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
     """The questions a host asks."""
 
@@ -141,6 +145,8 @@ class UploadSession(models.Model):
     storage = models.CharField(_("storage"), max_length=100, default="default")
     stored_as = models.CharField(_("name as stored"), max_length=512, blank=True)
     error = models.CharField(_("error"), max_length=40, blank=True)
+    error_message = models.CharField(_("error message"), max_length=MAX_ERROR_MESSAGE, blank=True)
+    error_facts = models.JSONField(_("figures of the error"), default=dict, blank=True)
 
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("updated"), default=timezone.now)

@@ -266,7 +266,7 @@ class UploadService:
             try:
                 writer = await self.store.run(self._open_whole, session)
             except DataLost as error:
-                ended = await self.end(session, State.FAILED, error=error.code)
+                ended = await self.end(session, State.FAILED, error=error)
                 if ended.state in PUBLISHED:  # by another process, a moment ago
                     return ended
                 raise
@@ -302,10 +302,15 @@ class UploadService:
 
     async def fail(self, session: UploadSession, error: UploadError) -> None:
         """The holder of the upload gives it up for good."""
-        await self.end(session, State.FAILED, error=error.code, epoch=session.epoch)
+        await self.end(session, State.FAILED, error=error, epoch=session.epoch)
 
     async def end(
-        self, session: UploadSession, to: State, *, error: str = "", epoch: int | None = None
+        self,
+        session: UploadSession,
+        to: State,
+        *,
+        error: UploadError | None = None,
+        epoch: int | None = None,
     ) -> UploadSession:
         """Bring an upload to an end and delete its part; raises :class:`TakenOver` for an old holder."""
         ending = Ending(session.pk, to, error=error, epoch=epoch)

@@ -277,5 +277,9 @@ def status_message(session: UploadSession) -> m.Status:
 
 
 def error_message(error: UploadError) -> m.Error:
-    facts = {name: fact for name, fact in error.facts.items() if name != "retry_after"}
+    facts = {
+        name: fact
+        for name, fact in error.facts.items()
+        if name != "retry_after" and fact is not None
+    }
     return m.Error(error.code, error.message, error.retryable, error.retry_after, facts)

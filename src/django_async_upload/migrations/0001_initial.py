@@ -126,6 +126,14 @@ class Migration(migrations.Migration):
                 ),
                 ("error", models.CharField(blank=True, max_length=40, verbose_name="error")),
                 (
+                    "error_message",
+                    models.CharField(blank=True, max_length=255, verbose_name="error message"),
+                ),
+                (
+                    "error_facts",
+                    models.JSONField(blank=True, default=dict, verbose_name="figures of the error"),
+                ),
+                (
                     "created_at",
                     models.DateTimeField(default=django.utils.timezone.now, verbose_name="created"),
                 ),

@@ -78,7 +78,7 @@ function tuple(code, value) {
  * @typedef {object} ErrorOptions
  * @property {string} [message] English, for people; it may change
  * @property {Record<string, unknown>} [facts] the figures behind the message, JSON values
- * @property {boolean} [retryable] for codes of a newer server only: those that are known have their own answer
+ * @property {boolean} [retryable] what the server says; else as the code has it
  * @property {number} [retryAfter] seconds
  * @property {unknown} [cause]
  */
@@ -89,14 +89,14 @@ export class UploadError extends Error {
    * @param {string} code
    * @param {ErrorOptions} [options]
    */
-  constructor(code, { message, facts = {}, retryable = false, retryAfter, cause } = {}) {
+  constructor(code, { message, facts = {}, retryable, retryAfter, cause } = {}) {
     const known = CODES.get(code);
     super(message || (known ?? { text: FINAL.upload_error }).text, cause === undefined ? {} : { cause });
     this.name = "UploadError";
     /** Stable; a code of a newer server, or of a host's own rule, is handed through. @type {string} */
     this.code = code;
     /** Whether the same attempt can succeed later. The client does it by itself. @type {boolean} */
-    this.retryable = known ? known.retryable : retryable;
+    this.retryable = retryable ?? known?.retryable ?? false;
     /** Seconds to wait before another attempt, where the server has an opinion. @type {number | undefined} */
     this.retryAfter = retryAfter;
     /** The figures behind the message, JSON values. @type {Record<string, unknown>} */
