@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 from django.core.files.base import ContentFile
-from django.db import transaction
+from django.db import OperationalError, transaction
+from django.db.models import ProtectedError
 from django.utils import timezone
 
-from django_async_upload import cleanup
+from django_async_upload import cleanup, leases
 from django_async_upload.exceptions import UploadOver
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
@@ -255,6 +257,127 @@ async def test_a_live_upload_that_expired_hears_of_it(
             await client.wait_for(m.Completed, stream)
     assert (await row(created.upload)).state == State.EXPIRED
     assert not parts(staging)
+
+
+async def test_the_purge_works_without_time_zones(
+    connect: Callable[..., UploadCommunicator], uploads: UploadService, settings: Any, staging: Path
+) -> None:
+    settings.USE_TZ = False
+    async with connect() as client:
+        await client.upload("a.bin", b"hello", metadata={"taker": "api"})
+    orphan = await run(part, staging, b"orphan", age=LONG_AGO)
+    young = await run(part, staging)
+    done = await run(cleanup.purge, unbound_after=timedelta(0), over_after=timedelta(0))
+    assert (done.sessions, done.parts) == (1, 1)
+    assert parts(staging) == {young}
+    assert orphan != young
+
+
+def test_the_purge_works_on_a_site_without_static_files(
+    owner: Owner, media: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STATIC_URL = None
+    session = publish(owner)
+    link = CompletedUpload(session).temporary_file_path()
+    monkeypatch.setattr(cleanup, "GRACE", timedelta(seconds=-1))
+    cleanup.purge()
+    assert not os.path.lexists(link)
+
+
+class Full(sqlite3.OperationalError):
+    """What SQLite says when it cannot write; the driver alone can give a real one its name."""
+
+    sqlite_errorname = "SQLITE_FULL"
+
+
+def test_the_purge_frees_a_full_disk_that_the_database_lies_on(
+    owner: Owner, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written down before something is deleted."""
+    then = timezone.now() - LONG_AGO
+    old = unfinished(owner, part(staging), expires_at=then)
+    orphan = part(staging, age=LONG_AGO)
+    end = leases.end
+
+    def on_a_full_disk(items: Any) -> Any:
+        if parts(staging) & {old.part, orphan}:
+            raise OperationalError("database or disk is full") from Full()
+        return end(items)
+
+    monkeypatch.setattr(leases, "end", on_a_full_disk)
+    assert cleanup.purge().sessions == 1
+    assert not parts(staging)
+    assert UploadSession.objects.get().state == State.EXPIRED
+
+
+def test_another_error_of_the_database_costs_no_upload_its_bytes(
+    owner: Owner, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished(owner, part(staging), expires_at=timezone.now() - LONG_AGO)
+
+    def fail(items: Any) -> Any:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(leases, "end", fail)
+    with pytest.raises(OperationalError):
+        cleanup.purge()
+    assert len(parts(staging)) == 1
+
+
+# What is over -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.CANCELLED, State.FAILED, State.EXPIRED])
+def test_rows_of_uploads_that_are_over_go_after_a_week(owner: Owner, state: State) -> None:
+    now = timezone.now()
+    old = unfinished(owner, "", state=state, updated_at=now - timedelta(days=8))
+    young = unfinished(owner, "", state=state, updated_at=now - timedelta(days=6))
+    assert cleanup.purge(dry_run=True).rows == 1
+    assert cleanup.purge().rows == 1
+    assert [each.pk for each in UploadSession.objects.all()] == [young.pk]
+    assert cleanup.purge(over_after=timedelta(days=5)).rows == 1
+    assert old.pk != young.pk
+
+
+def test_rows_of_files_stay_however_old_they_are(owner: Owner, media: Path) -> None:
+    then = timezone.now() - timedelta(days=1000)
+    for state in (State.COMPLETED, State.BOUND):
+        publish(owner, state=state, updated_at=then, completed_at=then)
+    assert cleanup.purge() == cleanup.Purge()
+    assert UploadSession.objects.count() == 2
+
+
+def test_a_row_that_an_object_of_the_hosts_protects_stays_and_the_others_go(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup, "BATCH", 2)
+    then = timezone.now() - timedelta(days=8)
+    rows = [unfinished(owner, "", state=State.FAILED, updated_at=then) for _ in range(5)]
+    delete = cleanup._delete
+
+    def protected(pks: Any) -> int:
+        if rows[2].pk in pks:
+            raise ProtectedError("an invoice needs it", {rows[2]})
+        return delete(pks)
+
+    monkeypatch.setattr(cleanup, "_delete", protected)
+    assert cleanup.purge().rows == 4
+    assert UploadSession.objects.get().pk == rows[2].pk
+
+
+async def test_what_is_over_keeps_no_metadata(
+    connect: Callable[..., UploadCommunicator], heard: Heard
+) -> None:
+    """Receivers of its end still see it."""
+    async with connect() as client:
+        stream = client.new_stream()
+        metadata = {"note": "x" * 10_000}
+        await client.send(m.Create(new_key(), "a.bin", 100_000, metadata=metadata), stream)
+        created = await client.wait_for(m.Created, stream)
+        await client.send(m.Cancel(), stream)
+        await client.wait_for(m.Cancelled, stream)
+    assert (await row(created.upload)).metadata == {}
+    assert heard.named("cancelled")[0]["session"].metadata == metadata
 
 
 # Links of forms ------------------------------------------------------------------------------------

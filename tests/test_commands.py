@@ -61,13 +61,13 @@ def test_the_purge_says_what_it_did(owner: Owner, staging: Path) -> None:
     part(staging, b"orphan", age=LONG_AGO)
     old = unfinished(owner, part(staging), expires_at=timezone.now() - LONG_AGO)
     dry = call("purge_uploads", "--dry-run")
-    assert "Would expire 1 uploads; 2 files, 10 bytes." in dry
+    assert "Would expire 1 uploads; 2 files, 10 bytes; 0 old rows." in dry
     assert str(old.pk) in dry
     assert len(parts(staging)) == 2
-    assert call("purge_uploads") == "Expired 1 uploads; 2 files, 10 bytes.\n"
+    assert call("purge_uploads") == "Expired 1 uploads; 2 files, 10 bytes; 0 old rows.\n"
     assert UploadSession.objects.get().state == State.EXPIRED
     assert not os.listdir(staging)
-    assert call("purge_uploads") == "Expired 0 uploads; 0 files, 0 bytes.\n"
+    assert call("purge_uploads") == "Expired 0 uploads; 0 files, 0 bytes; 0 old rows.\n"
 
 
 def test_the_purge_deletes_what_no_form_has_taken(owner: Owner, media: Path) -> None:

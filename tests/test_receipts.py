@@ -25,6 +25,7 @@ from django_async_upload.exceptions import (
     TypeRefused,
     UploadError,
 )
+from django_async_upload.middleware import end
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import SESSION_TOKEN, Owner
 from django_async_upload.protocol import messages as m
@@ -198,20 +199,20 @@ def test_a_second_request_has_to_wait_until_the_first_let_go(
     first, second = request_of(alice), request_of(alice)
     upload = open_receipt(first, receipt_of(session), field="file")
     assert code_of(second, receipt_of(session), field="file") == "receipt_used"
-    upload.let_go(is_done=True)
+    end([upload], is_done=True)
     assert open_receipt(second, receipt_of(session), field="file")
 
 
 def test_a_request_that_came_and_went_between_reading_and_taking_wins(
     alice: Any, session: UploadSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = receipts._claim
+    claim = receipts.claim
 
-    def late(usable: Any) -> Any:
+    def late(sessions: Any) -> Any:
         UploadSession.objects.filter(pk=session.pk).update(epoch=session.epoch + 1)
-        return claim(usable)
+        return claim(sessions)
 
-    monkeypatch.setattr(receipts, "_claim", late)
+    monkeypatch.setattr(receipts, "claim", late)
     assert code_of(request_of(alice), receipt_of(session), field="file") == "receipt_used"
 
 
@@ -219,9 +220,9 @@ def test_the_hold_of_a_request_that_died_ends_by_itself(alice: Any, session: Upl
     stale = open_receipt(request_of(alice), receipt_of(session), field="file")
     UploadSession.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     taken = open_receipt(request_of(alice), receipt_of(session), field="file")
-    stale.let_go(is_done=True)  # it was only slow: the upload is no longer its own
+    end([stale], is_done=True)  # it was only slow: the upload is no longer its own
     assert code_of(request_of(alice), receipt_of(session), field="file") == "receipt_used"
-    taken.let_go(is_done=True)
+    end([taken], is_done=True)
     assert open_receipt(request_of(alice), receipt_of(session), field="file")
 
 
@@ -242,9 +243,26 @@ def test_many_receipts_are_looked_up_together(alice: Any, owner: Owner, media: P
     with CaptureQueriesContext(connection) as queries:
         outcomes = open_receipts(request, [*mine, *forged])
     assert [isinstance(each, ValidationError) for each in outcomes] == [False] * 5 + [True] * 1000
-    selects = [each for each in queries if each["sql"].startswith("SELECT")]
     updates = [each for each in queries if each["sql"].startswith("UPDATE")]
-    assert (len(selects), len(updates)) == (1, 5)
+    assert len(updates) == 1
+    selects = [each for each in queries if each["sql"].startswith("SELECT")]
+    assert len(selects) == (2 if connection.features.has_select_for_update else 1)
+    with CaptureQueriesContext(connection) as queries:
+        end(request.__dict__["async_uploads"], is_done=True)
+    assert len(queries) == 1
+    again = open_receipts(request_of(alice), mine)
+    assert not any(isinstance(each, ValidationError) for each in again)
+
+
+def test_of_many_receipts_only_those_that_are_taken_are_refused(
+    alice: Any, owner: Owner, media: Path
+) -> None:
+    """Whatever epochs their rows have."""
+    sessions = [publish(owner, epoch=1 + number % 2) for number in range(6)]
+    receipts = [(receipt_of(session), "") for session in sessions]
+    open_receipts(request_of(alice), receipts[:2])
+    outcomes = open_receipts(request_of(alice), receipts)
+    assert [isinstance(each, ValidationError) for each in outcomes] == [True] * 2 + [False] * 4
 
 
 def test_forged_receipts_cost_no_query(alice: Any) -> None:

@@ -16,6 +16,7 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from . import conf
+from .stores import publication
 from .stores.base import Store
 from .stores.configured import make_store, staging_root
 from .stores.disk import existing_ancestor
@@ -137,13 +138,22 @@ def _check_upload_to() -> list[CheckMessage]:
 def _check_storage() -> list[CheckMessage]:
     alias = conf.uploads().storage
     try:
-        storages[alias]
+        storage = storages[alias]
     except InvalidStorageError as error:
         return [
             Error(
                 f"ASYNC_UPLOAD['STORAGE'] is {alias!r}: {error}",
                 hint="Name an alias of STORAGES.",
                 id="async_upload.E005",
+            )
+        ]
+    if publication.overwrites(storage):
+        return [
+            Warning(
+                f"The storage {alias!r} saves over what has the same name.",
+                hint="Uploads are safe: their names there have their ids. Other files that are saved there are not. "
+                "Set its option file_overwrite (S3) or allow_overwrite to False.",
+                id="async_upload.W030",
             )
         ]
     return []

@@ -13,7 +13,7 @@ from django.core.files.storage import FileSystemStorage
 
 from . import leases
 from .active import ActiveUpload
-from .exceptions import DigestMismatch, SizeMismatch
+from .exceptions import DigestMismatch, NotFound, SizeMismatch, UploadError
 from .leases import Change, checkpoint_values
 from .models import CompletionEvent, UploadSession
 from .owners import Owner
@@ -120,6 +120,8 @@ class Publisher:
         self.session = session
         self.writer = writer
         self.storage = session.get_storage()
+        self._is_recovery = True
+        """Another process may have begun to publish it."""
         self._report = report
         self._progressed(0)
 
@@ -132,18 +134,31 @@ class Publisher:
         checkpoint = await self.service.store.run(self.writer.sync)
         self.session.size = self.writer.received
         self.session.digests = digests
-        await self._commit(publication.checked_name(self.storage, name), checkpoint, owner)
+        name = publication.checked_name(self.storage, name)
+        if await self.service.store.run(self._linkable_path) is None:
+            name = publication.own_name(name, self.session.pk)
+        await self._commit(name, checkpoint, owner)
+        self._is_recovery = False
         return await self.go_on()
 
     async def go_on(self) -> CompletionEvent:
-        """From ``finalizing`` on; also after a crash in the middle."""
+        """From ``finalizing`` on; also after a crash in the middle.
+
+        Raises :class:`NotFound` where the row was deleted meanwhile: its file goes, too.
+        """
         run = self.service.store.run
         path = await run(self._linkable_path)
         if path is None or not await self._link(path):
+            path = None
             await self._copy()
-        event = await self.service.database.call(
-            leases.complete, self.session, owner=self.session.owner_key, patience=60.0
-        )
+        try:
+            event = await self.service.database.call(
+                leases.complete, self.session, owner=self.session.owner_key, patience=60.0
+            )
+        except NotFound:
+            await run(self._withdraw, path)
+            await run(self._forget_part)
+            raise
         self.session.state = State.COMPLETED
         self.session.completed_at = event.created_at
         await run(self._forget_part)
@@ -195,16 +210,38 @@ class Publisher:
             publication.sync_link(storage, name, durability=self.service.store.durability)
         return True
 
+    def _withdraw(self, path: str | None) -> None:
+        """Take the published name back, of a part that was linked at ``path`` (None: copied)."""
+        if path is None or publication.is_linked(
+            cast("FileSystemStorage", self.storage), path, self.session.stored_as
+        ):
+            self.storage.delete(self.session.stored_as)
+
     def _free_name(self) -> str:
         return publication.available_name(
             self.storage, self.session.stored_as, max_length=publication.STORED_NAME_MAX
         )
 
     async def _copy(self) -> None:
+        """Save a copy under a name that no other upload has: what is there is this upload's own."""
         loop = asyncio.get_running_loop()
+        name = publication.own_name(self.session.stored_as, self.session.pk)
+        if self._is_recovery or name != self.session.stored_as:
+            await self._commit(name)  # nobody has completed it meanwhile
+        if self._is_recovery:
+            await loop.run_in_executor(self.service.copies, self._forget_copy)
         name = await loop.run_in_executor(self.service.copies, self._save)
-        if name != self.session.stored_as:
-            await self._commit(name)
+        if name != self.session.stored_as:  # the storage names in its own way
+            try:
+                await self._commit(name)
+            except UploadError:
+                await loop.run_in_executor(self.service.copies, self.storage.delete, name)
+                raise
+
+    def _forget_copy(self) -> None:
+        """What a process that died in the middle left, whole or not."""
+        if self.storage.exists(self.session.stored_as):
+            self.storage.delete(self.session.stored_as)
 
     def _save(self) -> str:
         return publication.save(

@@ -335,7 +335,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         return NotFound()
     for before in item.ended:
         if (session.state, session.epoch) == (item.to, before.epoch + 1):
-            session.part = before.part
+            session.part, session.metadata = before.part, before.metadata
             return session, True
     # An upload that gave a sign of life since the purge looked does not expire.
     is_purge = item.to is State.EXPIRED and item.epoch is not None
@@ -346,6 +346,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         holder=item.epoch,
         epoch=F("epoch") + 1,
         part="",
+        metadata={},  # nobody asks for it any longer
         **error_values(item.error),
     )
     if changed:

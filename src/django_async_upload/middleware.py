@@ -9,13 +9,14 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.core.exceptions import ValidationError
+from django.core.exceptions import TooManyFilesSent, ValidationError
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from django.middleware.csrf import get_token
 from django.utils.cache import add_never_cache_headers
 
+from .holds import let_go
 from .models import Taker
 from .places import answering, owner_tag
 from .receipts import MOVED, PREFIX, Wanted, open_receipts, posted_field
@@ -24,6 +25,10 @@ from .uploaded import CompletedUpload, RefusedUpload, UploadedBytes
 logger = logging.getLogger("django_async_upload")
 
 FORM_TYPES: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
+
+
+MAX_RECEIPTS: Final = 10_000
+"""Of one form. A page's field sends those of a folder's files together."""
 
 
 class UploadMiddleware:
@@ -57,7 +62,7 @@ class UploadMiddleware:
             is_done = response.status_code < 400
         finally:
             if uploads := opened(request):
-                let_go(uploads, is_done=is_done)
+                end(uploads, is_done=is_done)
         return response
 
     async def _respond_async(self, request: HttpRequest) -> HttpResponse:
@@ -68,7 +73,7 @@ class UploadMiddleware:
             is_done = response.status_code < 400
         finally:
             if uploads := opened(request):
-                await sync_to_async(let_go)(uploads, is_done=is_done)
+                await sync_to_async(end)(uploads, is_done=is_done)
         return response
 
     def reads(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
@@ -134,6 +139,8 @@ def put_uploads(request: HttpRequest) -> None:
                 names.append(name)
     if not wanted:
         return
+    if len(wanted) > MAX_RECEIPTS:
+        raise TooManyFilesSent(f"The form brings more than {MAX_RECEIPTS} receipts of uploads.")
     found: defaultdict[str, list[UploadedBytes]] = defaultdict(list)
     for name, outcome in zip(names, open_receipts(request, wanted), strict=True):
         if isinstance(outcome, ValidationError):
@@ -154,9 +161,10 @@ def opened(request: HttpRequest) -> list[CompletedUpload]:
     return uploads
 
 
-def let_go(uploads: list[CompletedUpload], *, is_done: bool) -> None:
-    for upload in uploads:
-        try:
-            upload.let_go(is_done=is_done)
-        except DatabaseError as error:  # what was answered is answered; the hold ends by itself
-            logger.warning("Upload %s is held a while longer: %s", upload.session.pk, error)
+def end(uploads: list[CompletedUpload], *, is_done: bool) -> None:
+    """A request is over: what it did not save can be posted again."""
+    try:
+        unsaved = [upload for upload in uploads if upload.end(is_done=is_done)]
+        let_go((upload.epoch, upload.session.pk) for upload in unsaved)
+    except DatabaseError as error:  # what was answered is answered; the hold ends by itself
+        logger.warning("Uploads are held a while longer: %s", error)

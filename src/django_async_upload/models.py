@@ -15,6 +15,7 @@ from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from .commits import after_commit
 from .exceptions import AlreadyBound, NotCompleted
 from .protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 from .stores.base import Checkpoint
@@ -239,8 +240,11 @@ class UploadSession(models.Model):
 
         The field's own storage, ``upload_to`` and validators apply. On a file system the host's file is a hard link
         of the published one, which is removed after the commit; on a rollback it stays, and can be bound
-        again. Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError`
-        outside of a transaction.
+        again. Where a storage of your own takes the file, and no model, call the file's
+        :meth:`~.uploaded.CompletedUpload.bind`, too: else the published one stays.
+
+        Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError` outside of
+        a transaction.
         """
         from .uploaded import CompletedUpload
 
@@ -253,7 +257,7 @@ class UploadSession(models.Model):
             self.refresh_from_db(fields=["state"])
             self._require_unbound()
         file = CompletedUpload(self)
-        transaction.on_commit(file.forget, using=using)
+        after_commit(using, file.forget)
         self.state = State.BOUND
         return file
 

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.core import signing
 from django.core.exceptions import ValidationError
-from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from . import conf
 from .exceptions import AuthenticationRequired, MetadataInvalid
+from .holds import alias, claim
 from .models import Taker, UploadSession
 from .owners import owner_of_request
 from .protocol.state import State
-from .uploaded import HOLD, CompletedUpload, alias
+from .uploaded import CompletedUpload
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -195,8 +194,8 @@ def open_receipts(
         else:
             usable[session.pk] = CompletedUpload(session, str(each.receipt), session.epoch + 1)
             outcomes.append(usable[session.pk])
-    claimed = _claim(usable)
-    request.__dict__.setdefault("async_uploads", []).extend(claimed.values())
+    claimed = claim(upload.session for upload in usable.values()) if usable else set()
+    request.__dict__.setdefault("async_uploads", []).extend(usable[pk] for pk in claimed)
     return [
         refusal("receipt_used")
         if isinstance(each, CompletedUpload) and each.session.pk not in claimed
@@ -245,26 +244,6 @@ def _why_not(session: UploadSession, wanted: Wanted) -> str | None:
     if (session.completed_at or session.updated_at) < now - max_age:
         return "receipt_expired"
     return None
-
-
-def _claim(usable: dict[uuid.UUID, CompletedUpload]) -> dict[uuid.UUID, CompletedUpload]:
-    """Those that no other request took first. A request that dies has them for no longer than :data:`HOLD`."""
-    if not usable:
-        return {}
-    now = timezone.now()
-    free = UploadSession.objects.using(alias()).filter(
-        Q(expires_at=None) | Q(expires_at__lte=now), state=State.COMPLETED
-    )
-    with transaction.atomic(using=alias()):
-        return {
-            pk: usable[pk]
-            for pk in sorted(
-                usable
-            )  # two requests with the same uploads do not wait for each other
-            if free.filter(pk=pk, epoch=usable[pk].session.epoch).update(
-                epoch=usable[pk].epoch, expires_at=now + HOLD
-            )
-        }
 
 
 def _signer(kind: str) -> signing.Signer:

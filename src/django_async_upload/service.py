@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -22,6 +22,7 @@ from django.db import router, transaction
 
 from . import conf, leases, signals
 from .active import ActiveUpload, Listener
+from .commits import after_commit
 from .completion import Host, Publisher, verify
 from .credit import Budget, keep_freed_memory
 from .database import Database
@@ -368,7 +369,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
     with transaction.atomic(using=using):
         outcomes = leases.end([Ending(pk, to) for pk in pks])
     ended = [each[0] for each in outcomes if not isinstance(each, UploadError) and each[1]]
-    transaction.on_commit(partial(_after_end, ended), using=using)
+    after_commit(using, _after_end, ended)
     return ended
 
 

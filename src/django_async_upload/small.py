@@ -19,7 +19,7 @@ from django.core.files.storage import FileSystemStorage
 
 from . import leases, signals
 from .active import ActiveUpload
-from .exceptions import UploadError
+from .exceptions import NotFound, UploadError
 from .leases import Creation
 from .models import UploadSession
 from .owners import Owner
@@ -109,7 +109,10 @@ class SmallFiles:
             sessions = [file.session for file in linked]
             events = await service.database.call_many(leases.complete, sessions)
             for file, event in zip(linked, events, strict=True):
-                if not isinstance(event, UploadError):
+                if isinstance(event, NotFound):  # deleted meanwhile, by the host
+                    await service.store.run(self._withdraw, file)
+                    file.published.set_exception(event)
+                elif not isinstance(event, UploadError):
                     file.session.state = State.COMPLETED
                     file.session.completed_at = event.created_at
                     service.outbox.deliver(event)
@@ -198,6 +201,10 @@ class SmallFiles:
         publication.sync_names(unsynced)
         for file in linked:
             file.is_linked = True
+
+    def _withdraw(self, file: SmallFile) -> None:
+        file.is_created = False
+        file.session.get_storage().delete(file.session.stored_as)
 
     def _close(self, files: Sequence[SmallFile]) -> None:
         """The parts of files that are published, or that no row names, are no longer needed."""

@@ -2,6 +2,9 @@
 
 Django's own fields, models and storages take it as any file of a form. On a file system they get a hard link, and
 rename that: no byte is written again. When a model that holds it is saved, it is bound in the same transaction.
+
+Until its published name is removed, after the commit, the row of a bound upload has ``expires_at``: the purge does
+what a process that died in between did not.
 """
 
 from __future__ import annotations
@@ -17,18 +20,22 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import ValidationError
 from django.core.files.storage import FileSystemStorage, storages
 from django.core.files.uploadedfile import UploadedFile
-from django.db import models, router, transaction
+from django.db import models
+from django.db.models.fields.files import FieldFile
 from django.db.models.signals import post_save, pre_save
 from django.dispatch import receiver
 from django.utils import timezone
 
+from .commits import after_commit
 from .exceptions import AlreadyBound
-from .models import UploadSession, UploadSessionQuerySet
+from .holds import HOLD, alias, withdraw
+from .models import UploadSession
 from .protocol.state import State
 from .stores.configured import staging_root
+from .stores.publication import is_same_place
 
 if TYPE_CHECKING:
     UploadedBytes = UploadedFile[bytes]
@@ -36,9 +43,6 @@ else:
     UploadedBytes = UploadedFile  # Django's own cannot be subscripted
 
 logger = logging.getLogger("django_async_upload")
-
-HOLD: Final = timedelta(minutes=2)
-"""For how long a request has an upload to itself, unless it lets go before or is saving it."""
 
 _LINK: Final = re.compile(r"[0-9a-f]{32}\.link\Z")
 
@@ -53,7 +57,7 @@ class CompletedUpload(UploadedBytes):
     def __init__(self, session: UploadSession, receipt: str = "", epoch: int = 0) -> None:
         self._opened: Any = None
         self._link: str | None = None
-        self._was_read = self._was_moved = self._was_saved = False
+        self._was_moved = self._was_saved = self._is_taken = False
         super().__init__(None, session.name, session.content_type, session.size or 0)
         self.session = session
         self.receipt = receipt
@@ -87,16 +91,6 @@ class CompletedUpload(UploadedBytes):
         if self._opened is not None:
             self._opened.close()
         self._unlink()
-
-    def read(self, size: int = -1) -> bytes:
-        piece: bytes = self.file.read(size)
-        self._was_read |= size < 0 or len(piece) < size
-        return piece
-
-    def chunks(self, chunk_size: int | None = None) -> Iterator[bytes]:
-        self.open()
-        yield from super().chunks(chunk_size)
-        self._was_read = True
 
     # As a file on a disk ------------------------------------------------------------------------
 
@@ -137,49 +131,67 @@ class CompletedUpload(UploadedBytes):
 
     # Whose it is --------------------------------------------------------------------------------
 
-    @property
-    def _row(self) -> UploadSessionQuerySet:
-        """The row, as long as it is this request's."""
-        rows = UploadSession.objects.using(alias())
-        return rows.filter(pk=self.session.pk, state=State.COMPLETED, epoch=self.epoch)
-
     def hold(self) -> None:
         """Somebody saves it now. Raises :class:`AlreadyBound` where somebody else did, or does."""
         self._was_saved = True
-        if self.epoch and not self._row.update(expires_at=timezone.now() + HOLD):
+        rows = UploadSession.objects.using(alias()).filter(
+            pk=self.session.pk, state=State.COMPLETED, epoch=self.epoch
+        )
+        if self.epoch and not rows.update(expires_at=timezone.now() + HOLD):
             raise AlreadyBound
 
-    def bind(self) -> None:
-        """It is the host's, if the transaction commits: the published name goes then."""
-        if not self.epoch:
-            return
+    def bind(self, saved: FieldFile | None = None) -> None:
+        """The host has it, if the transaction commits: the published name goes then. Synchronous.
+
+        Saving a model that holds it does this by itself. Call it where a storage of your own has saved the file
+        without one. ``saved`` is what a model's field has now: where that is the published file itself, its name stays.
+        """
+        stays = saved is not None and is_same_place(
+            self._storage, self._stored_as, saved.storage, str(saved.name)
+        )
+        until = None if stays else timezone.now() + HOLD
         rows = UploadSession.objects.using(alias())
-        if rows.transition([self.session.pk], State.BOUND, holder=self.epoch, expires_at=None):
-            transaction.on_commit(self._give_away, using=alias())
+        if self.epoch:
+            bound = rows.transition(
+                [self.session.pk], State.BOUND, holder=self.epoch, expires_at=until
+            )
+        else:
+            bound = rows.filter(pk=self.session.pk, state=State.BOUND).update(expires_at=until)
+        if bound:
+            self._is_taken = True
+            after_commit(alias(), self._give_away, stays)
         else:  # only outside of a transaction, where saving took longer than HOLD
             logger.error("Upload %s was saved twice: the first took too long", self.session.pk)
 
-    def _give_away(self) -> None:
+    def _give_away(self, stays: bool) -> None:
         self.is_bound = True
         self.close()
-        self._storage.delete(self._stored_as)
+        if not stays:
+            withdraw(self.session)
 
     def forget(self) -> None:
-        """After the commit of :meth:`UploadSession.bind`: the published name goes if the host took the file."""
+        """After the commit of :meth:`UploadSession.bind`."""
         self.close()
-        if self._was_moved or self._was_read:
-            self._storage.delete(self._stored_as)
+        if self._was_moved and not self._is_taken:  # by a storage of the host's, without a model
+            withdraw(self.session)
+        elif not self._is_taken:
+            logger.warning(
+                "Upload %s was bound, and no model was saved with its file: it stays as %s. "
+                "Call bind() of the file where you save it in another way.",
+                self.session.pk,
+                self._stored_as,
+            )
 
-    def let_go(self, *, is_done: bool) -> None:
-        """The request is over. What it did not save can be posted again.
+    def end(self, *, is_done: bool) -> bool:
+        """The request is over. Whether the upload is to be let go, to be posted again.
 
         A file that a storage took without a model (a wizard's, between two steps) is bound, if all went well.
         """
         self._unlink()
         if is_done and self._was_moved and not self._was_saved:
             self.bind()
-        elif not self.is_bound:
-            self._row.update(expires_at=None)
+            return False
+        return not self.is_bound
 
 
 class RefusedUpload(UploadedBytes):
@@ -216,11 +228,6 @@ class RefusedUpload(UploadedBytes):
         """There is nothing to close."""
 
 
-def alias() -> str:
-    """The database of the uploads: what another one has replicated may be old."""
-    return router.db_for_write(UploadSession)
-
-
 # A model that holds one is saved -------------------------------------------------------------------
 
 
@@ -234,7 +241,7 @@ def hold_uploads(
 ) -> None:
     """Nobody else saves the uploads that this object is about to write to its storage."""
     found = {
-        field.name: content
+        field: content
         for field in sender._meta.concrete_fields
         if isinstance(field, models.FileField)
         and not raw
@@ -244,7 +251,7 @@ def hold_uploads(
     for upload in found.values():
         upload.hold()
     if found:
-        instance.__dict__["_async_uploads"] = list(found.values())
+        instance.__dict__["_async_uploads"] = found
     else:
         instance.__dict__.pop("_async_uploads", None)
 
@@ -257,8 +264,9 @@ def _content(instance: models.Model, field: models.FileField) -> Any:
 
 @receiver(post_save)
 def bind_uploads(instance: models.Model, **kwargs: Any) -> None:
-    for upload in instance.__dict__.pop("_async_uploads", ()):
-        upload.bind()
+    found: dict[models.FileField, CompletedUpload] = instance.__dict__.pop("_async_uploads", {})
+    for field, upload in found.items():
+        upload.bind(getattr(instance, field.name))
 
 
 # What a crash left ---------------------------------------------------------------------------------
@@ -280,8 +288,9 @@ def abandoned_links(age: timedelta) -> Iterator[str]:
 def _staging_folders() -> set[str]:
     folders = set()
     for name in storages.backends:
-        storage = storages[name]
-        if isinstance(storage, FileSystemStorage):
-            with suppress(ImproperlyConfigured):
+        # Not every storage can be used by every process: one for static files wants STATIC_ROOT, another a network.
+        with suppress(Exception):
+            storage = storages[name]
+            if isinstance(storage, FileSystemStorage):
                 folders.add(staging_root(storage))
     return folders

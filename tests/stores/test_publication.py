@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,15 @@ from django.core.files.storage import (
 from django_async_upload.exceptions import StorageFailed, StorageFull
 from django_async_upload.stores import FileSystemStore, MemoryStore, Writer
 from django_async_upload.stores.publication import (
+    NAME_MAX,
+    STORED_NAME_MAX,
     NotLinkable,
     PartReader,
     available_name,
     is_linked,
     link,
     links_into,
+    own_name,
     save,
 )
 from django_async_upload.testing.stores import split
@@ -170,6 +174,15 @@ class TestLink:
         assert is_linked(storage, writer.path(), "c.bin")
         assert not is_linked(storage, writer.path(), "d.bin")
 
+    def test_a_file_that_has_another_name_is_not_published(
+        self, storage: FileSystemStorage, writer: Writer, tmp_path: Path
+    ) -> None:
+        """Through that name it could be changed afterwards."""
+        os.link(writer.path(), tmp_path / "kept")
+        with pytest.raises(NotLinkable):
+            link(storage, writer.path(), "c.bin")
+        assert not storage.exists("c.bin")
+
     @pytest.mark.parametrize("name", EVIL_NAMES)
     def test_no_name_leaves_the_storage(
         self, storage: FileSystemStorage, writer: Writer, name: str, tmp_path: Path
@@ -220,6 +233,7 @@ class TestLink:
             f"{media}/a",
         ]
         synced.clear()
+        os.unlink(storage.path("a/b/c.bin"))
         link(storage, writer.path(), "a/b/d.bin", durability="os")
         assert synced == []
 
@@ -309,6 +323,7 @@ class TestAvailableName:
         other = available_name(storage, name)
         assert other != name
         assert os.path.splitext(other)[1][:4] == os.path.splitext(name)[1][:4]
+        os.unlink(storage.path(name))
         link(storage, writer.path(), other)
 
     @pytest.mark.parametrize("name", ["é" * 300 + ".txt", "a." + "b" * 300, "𝄞" * 255])
@@ -328,6 +343,31 @@ class TestAvailableName:
     def test_no_name_leaves_the_storage(self, storage: FileSystemStorage, name: str) -> None:
         with pytest.raises(SuspiciousFileOperation):
             available_name(storage, name)
+
+
+class TestOwnName:
+    UPLOAD = uuid.UUID("0123456789abcdef0123456789abcdef")
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("a.bin", "a_{}.bin"),
+            ("in/2026/report.tar.gz", "in/2026/report.tar_{}.gz"),
+            ("none", "none_{}"),
+            (f"in/{UPLOAD}/a.bin", f"in/{UPLOAD}/a.bin"),
+            (f"{UPLOAD.hex}.bin", f"{UPLOAD.hex}.bin"),
+        ],
+    )
+    def test_it_has_the_uploads_id(self, name: str, expected: str) -> None:
+        assert own_name(name, self.UPLOAD) == expected.format(self.UPLOAD.hex)
+
+    @pytest.mark.parametrize("name", ["é" * 125 + ".txt", "a" * 255, "/".join(["d" * 100] * 5)])
+    def test_it_fits_the_file_system_and_the_column(self, name: str) -> None:
+        found = own_name(name, self.UPLOAD)
+        assert self.UPLOAD.hex in found
+        assert len(found) <= STORED_NAME_MAX
+        assert len(os.fsencode(os.path.basename(found))) <= NAME_MAX
+        assert own_name(found, self.UPLOAD) == found
 
 
 class TestSave:

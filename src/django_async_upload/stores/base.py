@@ -150,6 +150,10 @@ class Store(abc.ABC):
     def parts(self) -> Iterator[Part]:
         """All parts, also those that no row knows: the purge compares."""
 
+    def path(self, part: str) -> str:
+        """The local path of a part, where the store ``supports_path``."""
+        raise NotImplementedError(f"{type(self).__name__} has no local files")
+
     def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
         """:meth:`Writer.sync` of each: what they have in common needs to be synced only once."""
         return [writer.sync() for writer in writers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -101,6 +102,9 @@ class FileSystemStore(Store):
             return
         with translated(), suppress(FileNotFoundError), self._directory() as root:
             os.unlink(part, dir_fd=root)
+
+    def path(self, part: str) -> str:
+        return os.path.join(self.root, part)
 
     def parts(self) -> Iterator[Part]:
         with translated(), suppress(FileNotFoundError), os.scandir(self.root) as entries:
@@ -217,6 +221,10 @@ class FileSystemStore(Store):
                 fd = os.open(part, _FLAGS, dir_fd=root)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a symbolic link in its place: the part itself is gone
+                return None
+            raise
         try:
             locked = _lock(fd)
             with self._directory() as root:

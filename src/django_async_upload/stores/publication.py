@@ -2,7 +2,8 @@
 
 Where :func:`links_into` says so, the part gets its second name in the storage by :func:`link`:
 nothing is copied, and a name that is taken is never overwritten. Everywhere else :func:`save`
-streams it through the storage's own ``save()``. Both block.
+streams it through the storage's own ``save()``, under an :func:`own_name`: a storage may overwrite
+(``FileSystemStorage(allow_overwrite=True)``, django-storages' S3 unless told otherwise). Both block.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import copy
 from typing import Final
 
 from django.core.exceptions import SuspiciousFileOperation
@@ -41,7 +44,7 @@ class NotLinkable(StorageFailed):
     """The part cannot be linked to this name, though :func:`links_into` hoped so: :func:`save` it.
 
     Two mounts of one file system, a mount below the storage's location, a file system without
-    links.
+    links, a part that has another name already: what is published has no name but its own.
     """
 
 
@@ -81,6 +84,36 @@ def checked_name(storage: Storage, name: str) -> str:
             f"The name has {len(name)} characters, more than {STORED_NAME_MAX}."
         )
     return name
+
+
+def overwrites(storage: Storage) -> bool:
+    """Whether a storage calls a name available that is taken, and saves over what has it."""
+    taken = "taken.bin"
+    probe = copy(storage)
+    probe.exists = lambda name: name == taken  # type: ignore[method-assign]
+    try:
+        return probe.get_available_name(taken) == taken
+    except Exception:  # of a storage that asks something else first: then nothing is known
+        return False
+
+
+def own_name(name: str, upload: uuid.UUID) -> str:
+    """``name`` with the id of its upload, so that no other file has it: ``report_<32 hex digits>.pdf``.
+
+    A name that has the id in it, its directories included, stays as it is.
+    """
+    if is_own_name(name, upload):
+        return name
+    directory, base = os.path.split(name)
+    added = f"_{upload.hex}"
+    root, extension = os.path.splitext(_shortened(base, NAME_MAX - len(added)))
+    excess = max(0, len(name) + len(added) - STORED_NAME_MAX)
+    return os.path.join(directory, f"{root[: max(0, len(root) - excess)]}{added}{extension}")
+
+
+def is_own_name(name: str, upload: uuid.UUID) -> bool:
+    """Whether a name has the id of that upload in it, so that it is of no other file."""
+    return upload.hex in name or str(upload) in name
 
 
 def available_name(storage: Storage, name: str, *, max_length: int | None = None) -> str:
@@ -166,6 +199,8 @@ def link_unsynced(
             made = disk.make_directories(directory, storage.directory_permissions_mode)
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+        if os.lstat(path).st_nlink != 1 and not is_linked(storage, path, name):
+            raise NotLinkable(reason="the part has another name")
         _adopt(storage, path)
         if durability == "fsync":
             _sync_file(path)
@@ -186,6 +221,13 @@ def is_linked(storage: FileSystemStorage, path: str, name: str) -> bool:
         return disk.is_same_file(os.lstat(path), os.lstat(storage.path(name)))
     except FileNotFoundError:
         return False
+
+
+def is_same_place(one: Storage, name: str, other: Storage, other_name: str) -> bool:
+    """Whether two storages' names are those of one file, as far as one can know: in doubt they are."""
+    if isinstance(one, FileSystemStorage) and isinstance(other, FileSystemStorage):
+        return os.path.realpath(one.path(name)) == os.path.realpath(other.path(other_name))
+    return name == other_name and one.__class__ is other.__class__
 
 
 def save(

@@ -5,14 +5,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from django_async_upload.cleanup import purge
+from django_async_upload.cleanup import OVER_AFTER, purge
 from django_async_upload.models import Taker
 
 
 class Command(BaseCommand):
     help = (
-        "Expires uploads that nothing came for since EXPIRE_AFTER, and deletes files of unfinished "
-        "uploads that no session knows. Safe beside live uploads."
+        "Expires uploads that nothing came for since EXPIRE_AFTER, and deletes files that no session "
+        "knows and rows of uploads that have been over for long. Safe beside live uploads."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -20,6 +20,13 @@ class Command(BaseCommand):
             "--dry-run", action="store_true", help="Say what would be done; change nothing."
         )
 
+        parser.add_argument(
+            "--over-after",
+            type=float,
+            metavar="DAYS",
+            default=OVER_AFTER / timedelta(days=1),
+            help="Delete rows of uploads that were cancelled, expired or failed so long ago (default: %(default)g).",
+        )
         parser.add_argument(
             "--unbound-after",
             type=float,
@@ -38,6 +45,7 @@ class Command(BaseCommand):
         self,
         *args: Any,
         dry_run: bool,
+        over_after: float,
         unbound_after: float | None,
         taker: list[str] | None,
         verbosity: int,
@@ -46,8 +54,14 @@ class Command(BaseCommand):
         log = self.stdout.write if verbosity > 1 or dry_run else lambda line: None
         age = None if unbound_after is None else timedelta(days=unbound_after)
         chosen = {} if taker is None else {"takers": taker}
-        done = purge(dry_run=dry_run, unbound_after=age, log=log, **chosen)
+        done = purge(
+            dry_run=dry_run,
+            over_after=timedelta(days=over_after),
+            unbound_after=age,
+            log=log,
+            **chosen,
+        )
         verb = "Would expire" if dry_run else "Expired"
         self.stdout.write(
-            f"{verb} {done.sessions} uploads; {done.parts} files, {done.bytes} bytes."
+            f"{verb} {done.sessions} uploads; {done.parts} files, {done.bytes} bytes; {done.rows} old rows."
         )
