@@ -259,7 +259,7 @@ def test_of_many_receipts_only_those_that_are_taken_are_refused(
 ) -> None:
     """Whatever epochs their rows have."""
     sessions = [publish(owner, epoch=1 + number % 2) for number in range(6)]
-    receipts = [(receipt_of(session), "") for session in sessions]
+    receipts = [Wanted(receipt_of(session)) for session in sessions]
     open_receipts(request_of(alice), receipts[:2])
     outcomes = open_receipts(request_of(alice), receipts)
     assert [isinstance(each, ValidationError) for each in outcomes] == [True] * 2 + [False] * 4
