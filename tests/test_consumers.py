@@ -1191,7 +1191,8 @@ async def test_a_client_that_does_not_read_is_dropped(
     client = connect()
     await client.connect()
     client.socket._output_queue._maxsize = 1  # as a socket whose buffers are full
-    for nonce in range(connections.MAX_UNSENT // 40):  # a PONG has 16 bytes and its nonce
+    monkeypatch.setattr(connections, "MAX_UNSENT", 16 * KIB)
+    for nonce in range(16 * KIB // 40):  # a PONG has 16 bytes and its nonce
         await client.send(m.Ping(nonce))
     await asyncio.wait_for(asyncio.shield(client.socket.future), 5)
 

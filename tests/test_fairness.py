@@ -6,6 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +14,18 @@ from asgiref.sync import sync_to_async
 from django.db import connection as database_connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from django_async_upload import leases
+from django_async_upload import active, leases, pace, quotas
 from django_async_upload.connection import CONNECTION_WINDOW
-from django_async_upload.exceptions import Busy, NotFound
+from django_async_upload.exceptions import (
+    Busy,
+    ByteQuotaExceeded,
+    NotFound,
+    SessionQuotaExceeded,
+)
 from django_async_upload.leases import Claim
+from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
@@ -25,7 +33,7 @@ from django_async_upload.service import UploadService
 from django_async_upload.stores.filesystem import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 
-from .fixtures import KIB, MIB, new_key, publish
+from .fixtures import KIB, MIB, crc, new_key, publish
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -238,3 +246,168 @@ async def test_a_flood_of_tiny_chunks_that_cannot_be_written_is_cut_off(
         finally:
             written.set()
         assert (await alice.wait_for(m.Error, 1)).code == "busy"
+
+
+# What comes in masses ------------------------------------------------------------------------------
+
+
+async def test_frames_that_move_no_upload_are_read_only_so_fast_whatever_their_connection(
+    connect: Connect, connect_bob: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data for a closed stream is allowed (it was in flight), but never more than a share of the loop's time."""
+    monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 0.01)
+    monkeypatch.setattr(pace, "BURST_SECONDS", 10_000.0)  # a hundred frames, and then no more
+    crowd = [connect(), connect()]
+    for alice in crowd:
+        await alice.connect()
+        await alice.send(m.Create(new_key(), "a/b", 1), 1)
+        assert (await alice.wait_for(m.Error, 1)).code == "name_refused"
+    for _ in range(60):
+        for alice in crowd:
+            await alice.send_data(1, 0, b"x")
+    for alice in crowd:
+        await alice.send(m.Ping(1))
+        assert await alice.receives_nothing(0.2)
+    async with connect_bob() as bob:
+        await bob.send(m.Ping(1))
+        await bob.wait_for(m.Pong)
+        assert (await bob.upload("b.bin", b"hello")).size == 5
+    for alice in crowd:  # an hour would be long
+        alice.socket.future.cancel()
+        await asyncio.wait({alice.socket.future})
+
+
+async def test_many_small_files_are_not_held_up(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 0.01)
+    monkeypatch.setattr(pace, "BURST_SECONDS", 1000.0)  # ten frames
+    async with connect() as alice:
+        for n in range(20):
+            assert (await alice.upload(f"{n}.bin", b"hello")).size == 5
+
+
+async def test_a_trickle_is_written_down_less_and_less_often(
+    uploads: UploadService, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    changes = 0
+
+    def count(items: Sequence[leases.Change]) -> Any:
+        nonlocal changes
+        changes += len(items)
+        return change(items)
+
+    change = leases.change
+    monkeypatch.setattr(leases, "change", count)
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a.bin"), 1)
+        created = await alice.wait_for(m.Created, 1)
+        held = uploads.active[uuid.UUID(created.upload)]
+        for offset in range(100):
+            await alice.send_data(1, offset, b"x")
+            await asyncio.sleep(0.01)
+            while held.received <= offset:
+                await asyncio.sleep(0)
+        assert changes < 15  # at 10, 20, 40 ms and so on; a hundred if each had its own
+        await alice.send(m.Release(), 1)
+        assert (await alice.wait_for(m.Released, 1)).durable == 100
+
+
+# Quotas --------------------------------------------------------------------------------------------
+
+
+async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
+    connect: Connect, settings: Any
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": MIB}
+    data = bytes(300 * KIB)
+    async with connect() as alice:
+        ends = []
+        for stream in range(1, 6):
+            await alice.send(m.Create(new_key(), f"{stream}.bin"), stream)
+            await alice.wait_for(m.Created, stream)
+        for stream in range(1, 6):
+            await send_all(alice, stream, data)
+            await alice.send(m.Release(), stream)
+            ends.append(await alice.wait_for(m.Message, stream))
+        await alice.send(m.Create(new_key(), "6.bin"), 6)
+        assert (await alice.wait_for(m.Error, 6)).code == "byte_quota"
+
+
+async def test_an_upload_of_unknown_size_that_is_finished_at_once_is_counted_too(
+    connect: Connect, settings: Any
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 10 * KIB}
+    data = bytes(11 * KIB)
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a.bin"), 1)
+        await alice.send_data(1, 0, data)
+        await alice.send(m.Finish(len(data), crc(data)), 1)
+        with pytest.raises(ByteQuotaExceeded):
+            await alice.wait_for(m.Completed, 1)
+    assert not await UploadSession.objects.completed().aexists()
+
+
+async def send_all(uploads: UploadCommunicator, stream: int, data: bytes) -> None:
+    offset, limit = 0, uploads.hello.stream_limit
+    while offset < len(data):
+        if offset == limit:
+            limit = (await uploads.wait_for(m.Ack, stream)).limit
+        stop = min(len(data), limit)
+        await uploads.send_data(stream, offset, data[offset:stop])
+        offset = stop
+
+
+async def test_uploads_that_were_cancelled_count_for_an_hour(
+    connect: Connect, settings: Any
+) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 3}
+    async with connect() as alice:
+        for stream in range(1, 4):
+            create = m.Create(new_key(), f"{stream}.bin", 5, metadata={"album": 7})
+            await alice.send(create, stream)
+            await alice.wait_for(m.Created, stream)
+            await alice.send(m.Cancel(), stream)
+            await alice.wait_for(m.Cancelled, stream)
+        await alice.send(m.Create(new_key(), "4.bin", 5), 4)
+        assert (await alice.wait_for(m.Error, 4)).code == "session_quota"
+    rows = UploadSession.objects.all()
+    assert [session.metadata async for session in rows] == [{}, {}, {}]
+    await rows.aupdate(created_at=timezone.now() - timedelta(hours=1))
+    async with connect() as alice:
+        assert (await alice.upload("4.bin", b"hello")).size == 5
+
+
+def test_many_open_uploads_are_not_counted_for_each_new_one(
+    db: None, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "MANY", 3)
+    monkeypatch.setattr(quotas, "_counted", {})
+
+    def count() -> int:
+        session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
+        with CaptureQueriesContext(database_connection) as queries:
+            assert leases.create([leases.Creation(session, owner)]) == [session]
+        return sum("COUNT(" in query["sql"] for query in queries)
+
+    assert [count() for _ in range(8)] == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_nobody_is_refused_by_an_old_count(
+    db: None, owner: Owner, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 5}
+    monkeypatch.setattr(quotas, "MANY", 3)
+    monkeypatch.setattr(quotas, "_counted", {})
+
+    def create() -> Any:
+        session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
+        return leases.create([leases.Creation(session, owner)])[0]
+
+    for _ in range(5):
+        assert isinstance(create(), UploadSession)
+    assert isinstance(create(), SessionQuotaExceeded)
+    UploadSession.objects.all()[0].delete()
+    assert isinstance(create(), UploadSession)
+    assert isinstance(create(), SessionQuotaExceeded)

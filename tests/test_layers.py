@@ -16,11 +16,11 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # A unit imports from itself and from the layers below. Imports for type checkers only do not count.
 LAYERS: list[list[tuple[str, ...]]] = [
     [("exceptions",), ("__init__",)],
-    [("protocol",), ("conf",), ("turns",), ("threads",), ("notices",)],
+    [("protocol",), ("conf",), ("turns",), ("pace",), ("threads",), ("notices",)],
     [("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",), ("admission",)],
     [("models", "uploaded", "migrations"), ("owners",)],
-    [("leases",), ("places",)],
+    [("leases", "quotas"), ("places",)],
     [("service", "active", "completion", "small", "outbox"), ("cleanup",), ("receipts",)],
     [
         ("consumers", "connection", "streams"),

@@ -18,6 +18,7 @@ from .policies import check_size, smallest
 from .protocol import messages as m
 from .protocol.frames import HEADER_SIZE
 from .protocol.state import State
+from .quotas import Growth
 from .stores.base import Checkpoint, Store, Writer
 from .stores.disk import boot_id
 
@@ -31,6 +32,9 @@ CHECKPOINT_BYTES: Final = 8 * WINDOW
 UNDURABLE_BYTES: Final = WINDOW // 2
 """And when so many are not durable: at half a window, so that the sender never waits for it."""
 CHECKPOINT_SECONDS: Final = 1.0
+SLOW_BYTES: Final = 256 * 1024
+"""An upload that brought less since its last checkpoint waits twice as long for the next one."""
+SLOWEST_SECONDS: Final = 32.0
 MAX_QUEUED: Final = 4096
 """Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
 MAX_UNHASHED: Final = 8
@@ -90,6 +94,7 @@ class ActiveUpload:
         self._checkpoint = Checkpoint("")
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoint_due = 0.0
+        self._checkpoint_seconds = CHECKPOINT_SECONDS
         self._timer: asyncio.TimerHandle | None = None
         self._sync_failed = False
         self._rewrites = 0
@@ -338,9 +343,11 @@ class ActiveUpload:
         self._wake.set()
 
     async def _run_checkpoint(self) -> None:
+        before = self._checkpoint.offset
         try:
             assert self.writer is not None
-            checkpoint = await self.store.run(self.writer.sync)
+            async with self.service.syncs(self.session.owner_key):
+                checkpoint = await self.store.run(self.writer.sync)
             await self.save(checkpoint, State.UPLOADING)
         except StorageFailed:
             self._sync_failed = True
@@ -351,13 +358,24 @@ class ActiveUpload:
             self.lose(InternalError())
         finally:
             self._checkpointing = None
-            self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+            # A thousand uploads of a byte a second must not keep the disk from syncing what others sent.
+            is_slow = self._checkpoint.offset - before < SLOW_BYTES
+            self._checkpoint_seconds = (
+                min(2 * self._checkpoint_seconds, SLOWEST_SECONDS)
+                if is_slow
+                else CHECKPOINT_SECONDS
+            )
+            self._checkpoint_due = time.monotonic() + self._checkpoint_seconds
             self._wake.set()
 
     async def save(self, checkpoint: Checkpoint, state: State) -> None:
         """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
         values = leases.checkpoint_values(checkpoint)
-        change = Change(self.session.pk, self.session.epoch, state, values)
+        growth = None
+        if self.session.size is None and state is State.UPLOADING:
+            before = self._checkpoint.offset
+            growth = Growth(self.session.owner_key, self.session.address, before, checkpoint.offset)
+        change = Change(self.session.pk, self.session.epoch, state, values, growth=growth)
         await self.service.database.call(
             leases.change, change, owner=self.session.owner_key, patience=60.0
         )
@@ -382,6 +400,13 @@ class ActiveUpload:
         if self.writer is not None and self.received > self._checkpoint.offset:
             self._checkpointing = asyncio.create_task(self._run_checkpoint())
             await self.settle()
+
+    async def check_quota(self) -> None:
+        """Count everything received. Raises what refuses an upload that turned out larger than was declared."""
+        if self.session.size is None:
+            await self.flush()
+            if self._lost is not None:
+                raise self._lost
 
     async def settle(self) -> None:
         """Wait for the checkpoint that runs."""

@@ -48,7 +48,7 @@ class UploadSettings:
     allow_anonymous: bool = False
     """Whether somebody who has not signed in may upload, known by a token in the session's data."""
     user_max_sessions: int = 10_000
-    """Open uploads of one owner."""
+    """Open uploads of one owner, those counted that were begun within the hour and have ended unfinished."""
     user_max_bytes: int = 100 * GIB
     """Declared (or, where unknown, received) bytes of one owner's open uploads."""
     user_max_connections: int = 32

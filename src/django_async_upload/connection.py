@@ -40,8 +40,8 @@ from .models import UploadSession
 from .notices import notice
 from .owners import Owner, look_up
 from .protocol import messages as m
-from .protocol.frames import SUBPROTOCOL
-from .protocol.server import Broken, Chunk, Received, ServerProtocol
+from .protocol.frames import SUBPROTOCOL, parse_header
+from .protocol.server import Broken, Chunk, Event, Received, ServerProtocol
 from .service import UploadService, get_service
 from .streams import UploadStream, error_message
 from .tickets import read_ticket
@@ -70,6 +70,12 @@ FAREWELL_SECONDS: Final = 5.0
 """How long a closing connection may take to be told why, and its uploads to be saved."""
 BREATH_SECONDS: Final = 0.02
 """For how long a small file is waited for before its CREATE is answered by itself."""
+MAX_IN_TURN: Final = 64
+"""Messages of one connection in a turn of the event loop."""
+PATIENCE_SECONDS: Final = 0.005
+"""A connection that is to be read later by less than this is read at once."""
+SHORT_FRAME: Final = 1024
+"""Bytes. What an honest client sends is longer, but for the end of a file."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that the database is asked at once; further ones wait."""
 MAX_UNSENT: Final = 1024 * 1024
@@ -115,9 +121,12 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._serving = asyncio.current_task()
         self._is_cut = False
         self._gone = True  # until it has come
+        self._in_turn = 0
+        self._behind = 0.0
         try:
             while True:
                 await self.dispatch(await receive())
+                await self._give_way()
         except StopConsumer:
             pass
         except asyncio.CancelledError:
@@ -144,6 +153,15 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 await self._disconnect()
                 raise StopConsumer
 
+    async def _give_way(self) -> None:
+        """Let others have the event loop: a server with messages at hand never waits in ``receive()``."""
+        self._in_turn += 1
+        if self._behind > PATIENCE_SECONDS:
+            seconds, self._behind = self._behind, 0.0
+            await asyncio.sleep(seconds)
+        elif self._in_turn % MAX_IN_TURN == 0:
+            await asyncio.sleep(0)
+
     async def _connect(self) -> None:
         self.service = get_service()
         self.service.start()
@@ -162,6 +180,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._timer: asyncio.TimerHandle | None = None
         self.address = client_address(self.scope)
         self._place = Place(self.address, self._send_away)
+        self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
             self._gone = True
             self._log_origin()
@@ -211,6 +230,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._place.sign_in(owner.key)
         self.owner = owner
         self._logins = 1
+        self._pace = self.service.pace(self.counted_as)
         self._login.set_result(owner)
 
     def _send_away(self, error: UploadError) -> None:
@@ -311,6 +331,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 upload = self._streams[number].upload
                 if upload is not None:
                     upload.lose(reason)
+        if not _moves_an_upload(event):
+            self._behind = self._pace.delay(self._heard)
         # Whatever became of it: bytes that were dropped have left the window, too.
         self._replenish()
 
@@ -404,6 +426,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             return
         self.owner = owner
         self._logins += 1
+        self._pace = self.service.pace(self.counted_as)
         login.set_result(owner)
         self.send_message(0, m.Authenticated(str(owner.user), owner.expires_in))
 
@@ -512,6 +535,16 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._spawn(self._shut(IdleTimeout(seconds=seconds)))
         else:
             self._timer = loop.call_at(self._heard + seconds, self._arm)
+
+
+def _moves_an_upload(event: Event | None) -> bool:
+    """Whether a frame is of use for a file: what is not, a client may send only so fast."""
+    match event:
+        case Chunk(_number, frame):
+            return len(frame) >= SHORT_FRAME or parse_header(frame).offset == 0
+        case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
+            return True
+    return False
 
 
 async def drain(retry_after: float = 1.0) -> None:

@@ -241,7 +241,7 @@ class FileRefused(UploadRefused):
 class SessionQuotaExceeded(UploadRefused):
     code = "session_quota"
     retryable = True
-    template = "At most {max_sessions} uploads may be open at once."
+    template = "At most {max_sessions} uploads may be open at once, or have ended unfinished within an hour."
 
 
 class ByteQuotaExceeded(UploadRefused):

@@ -1,4 +1,4 @@
-"""One writer per upload, and quotas of open work: the functions that read and change rows.
+"""One writer per upload: the functions that read and change rows.
 
 Each takes and returns one item per caller, as :meth:`Database.call` wants it; a refusal is returned, not
 raised, so that it does not undo the work of others. The epoch in the row fences a holder that was
@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import F
 from django.utils import timezone
 
 from . import conf, signals
 from .exceptions import (
     BY_CODE,
-    ByteQuotaExceeded,
     ConnectionRefused,
     KeyReused,
     NotFound,
-    SessionQuotaExceeded,
     TakenOver,
     UploadError,
     UploadOver,
@@ -35,6 +31,7 @@ from .exceptions import (
 from .models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from .owners import Owner
 from .protocol.state import OVER, PUBLISHED, State
+from .quotas import Growth, Quota
 from .stores.base import Checkpoint
 
 CLAIM = timedelta(seconds=10)
@@ -64,6 +61,8 @@ class Change:
     values: dict[str, Any] = field(default_factory=dict)
     owner: Owner | None = None
     """Checked again where the change depends on it."""
+    growth: Growth | None = None
+    """Of an upload of unknown size: refused where a quota is exceeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
             key__in=[item.session.key for item in items],
         )
     }
-    quota = _Quota(items)
+    quota = Quota(item.session for item in items)
     fresh = []
     for index, item in enumerate(items):
         if outcomes[index] is not None:
@@ -151,43 +150,6 @@ def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | U
         if getattr(found, fact) != expected and expected is not None:
             return KeyReused(field=fact)
     return found
-
-
-class _Quota:
-    """Open work of the owners and addresses of a group, read once and counted on."""
-
-    def __init__(self, items: Sequence[Creation]) -> None:
-        self._limits = conf.uploads()
-        self._owners = self._read("owner_key", {item.session.owner_key for item in items})
-        self._addresses = self._read("address", {item.session.address for item in items} - {None})
-
-    def _read(self, column: str, values: set[Any]) -> dict[Any, list[int]]:
-        rows = (
-            UploadSession.objects.active()
-            .filter(**{f"{column}__in": values})
-            .order_by()
-            .values_list(column)
-            .annotate(sessions=Count("pk"), held=Sum(Coalesce("size", "durable")))
-        )
-        return defaultdict(lambda: [0, 0], {row[0]: [row[1], row[2] or 0] for row in rows})
-
-    def refusal(self, session: UploadSession) -> UploadError | None:
-        limits, size = self._limits, session.size or 0
-        checks = [
-            (self._owners[session.owner_key], limits.user_max_sessions, limits.user_max_bytes)
-        ]
-        if session.address is not None:
-            held = self._addresses[session.address]
-            checks.append((held, limits.address_max_sessions, limits.address_max_bytes))
-        for (sessions, open_bytes), max_sessions, max_bytes in checks:
-            if sessions >= max_sessions:
-                return SessionQuotaExceeded(max_sessions=max_sessions)
-            if open_bytes + size > max_bytes:
-                return ByteQuotaExceeded(max_bytes=max_bytes, open_bytes=open_bytes)
-        for count, _max_sessions, _max_bytes in checks:
-            count[0] += 1
-            count[1] += size
-        return None
 
 
 def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
@@ -254,13 +216,16 @@ def over(session: UploadSession) -> UploadError:
 def change(items: Sequence[Change]) -> list[UploadError | None]:
     """Carry out state changes; :class:`TakenOver` or the upload's end for a holder whose epoch is gone."""
     refusals = _checked_owners(items)
+    quota = Quota(item.growth for item in items if item.growth is not None)
     return [
-        refusal if refusal is not None else _change(item)
+        refusal if refusal is not None else _change(item, quota)
         for item, refusal in zip(items, refusals, strict=True)
     ]
 
 
-def _change(item: Change) -> UploadError | None:
+def _change(item: Change, quota: Quota) -> UploadError | None:
+    if item.growth is not None and (refusal := quota.growth_refusal(item.growth)):
+        return refusal
     if UploadSession.objects.transition([item.upload], item.to, holder=item.epoch, **item.values):
         return None
     session = UploadSession.objects.filter(pk=item.upload).first()

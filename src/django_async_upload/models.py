@@ -166,8 +166,12 @@ class UploadSession(models.Model):
             )
         ]
         indexes: ClassVar[list[models.Index]] = [
-            models.Index(fields=["owner_key", "state"], name="async_upload_owner_state"),
-            models.Index(fields=["address", "state"], name="async_upload_address_state"),
+            models.Index(
+                fields=["owner_key", "state", "created_at"], name="async_upload_owner_state"
+            ),
+            models.Index(
+                fields=["address", "state", "created_at"], name="async_upload_address_state"
+            ),
             models.Index(fields=["state", "expires_at"], name="async_upload_expiry"),
             models.Index(fields=["-created_at"], name="async_upload_newest"),
         ]

@@ -31,6 +31,7 @@ from .leases import Claim, Creation, Ending
 from .models import UploadSession
 from .outbox import Outbox
 from .owners import Owner
+from .pace import Pace
 from .policies import check_size
 from .protocol import messages as m
 from .protocol.state import ACTIVE, OVER, PUBLISHED, State
@@ -59,9 +60,20 @@ class UploadService:
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
+        self._syncs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self.small_files = SmallFiles(self)
         keep_freed_memory()
         self._watch: asyncio.Task[None] | None = None
+
+    def syncs(self, owner: str) -> asyncio.Semaphore:
+        """An owner's turns at syncing parts: half of the store's threads, so that others find one, too."""
+        most = max(1, self.store.threads // 2)
+        return self._syncs.setdefault(owner, asyncio.Semaphore(most))
+
+    def pace(self, owner: str) -> Pace:
+        """How fast the connections of an owner are read."""
+        return self._paces.setdefault(owner, Pace())
 
     def _places(self) -> int | None:
         """Uploads at once: half of the descriptors are for their files, the rest for sockets and the site."""
@@ -228,6 +240,7 @@ class UploadService:
         session = upload.session
         try:
             check_size(finish.size, await host.admit())  # before hashing costs anything
+            await upload.check_quota()
             digests = await verify(upload, finish, host)
             await host.admit()  # an inspection may have taken long
             name = await host.get_name(session)

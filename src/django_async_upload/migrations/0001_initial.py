@@ -206,11 +206,15 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="uploadsession",
-            index=models.Index(fields=["owner_key", "state"], name="async_upload_owner_state"),
+            index=models.Index(
+                fields=["owner_key", "state", "created_at"], name="async_upload_owner_state"
+            ),
         ),
         migrations.AddIndex(
             model_name="uploadsession",
-            index=models.Index(fields=["address", "state"], name="async_upload_address_state"),
+            index=models.Index(
+                fields=["address", "state", "created_at"], name="async_upload_address_state"
+            ),
         ),
         migrations.AddIndex(
             model_name="uploadsession",

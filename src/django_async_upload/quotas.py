@@ -1,0 +1,135 @@
+"""Quotas of owners and addresses: how many uploads they have open, and how many bytes these hold."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from django.db.models import Case, Count, F, Q, Sum, When
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from . import conf
+from .exceptions import ByteQuotaExceeded, SessionQuotaExceeded, UploadError
+from .models import UploadSession
+from .protocol.state import ACTIVE, OVER
+
+ENDED: Final = timedelta(hours=1)
+"""For so long after its creation an upload that was not completed counts as if it were open."""
+MANY: Final = 1000
+"""Uploads that take some time to count."""
+RECOUNT_SECONDS: Final = 1.0
+"""How old the count of so many may be; what this process adds is counted at once."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one owner, or one address, has."""
+
+    sessions: int = 0
+    bytes: int = 0
+    """Declared, or received where the size is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """An upload of unknown size has become larger: from ``before`` bytes, as its row says, to ``after``."""
+
+    owner_key: str
+    address: str | None
+    before: int
+    after: int
+
+
+Where = tuple[str, Any]
+"""A column, and the owner's or the address's value in it."""
+
+_counted: dict[Where, tuple[float, Usage]] = {}
+"""The usage of those who have many uploads, and when it was read."""
+
+
+class Quota:
+    """The usage of the owners and addresses of a group of calls, read once and counted on."""
+
+    def __init__(self, items: Iterable[UploadSession | Growth]) -> None:
+        self._limits = conf.uploads()
+        self._usage: dict[Where, Usage] = {}
+        self._added: dict[Where, Usage] = defaultdict(Usage)
+        """What the group adds, which is in no row yet."""
+        wheres = {where for item in items for where in _wheres(item)}
+        now = time.monotonic()
+        for where, (read_at, usage) in list(_counted.items()):
+            if now - read_at >= RECOUNT_SECONDS:
+                del _counted[where]
+            elif where in wheres:
+                self._usage[where] = usage
+        self._read(wheres - self._usage.keys())
+
+    def _read(self, wheres: Iterable[Where]) -> None:
+        for where in wheres:
+            self._usage[where] = Usage()
+            _counted.pop(where, None)
+        for column in ("owner_key", "address"):
+            values = [value for name, value in wheres if name == column]
+            if not values:
+                continue
+            counted = Q(state__in=ACTIVE) | Q(state__in=OVER, created_at__gt=timezone.now() - ENDED)
+            held = Case(When(state__in=ACTIVE, then=Coalesce(F("size"), F("durable"))), default=0)
+            rows = (
+                UploadSession.objects.filter(counted, **{f"{column}__in": values})
+                .order_by()
+                .values_list(column)
+                .annotate(sessions=Count("pk"), held=Sum(held))
+            )
+            for value, sessions, size in rows:
+                added = self._added[column, value]
+                usage = Usage(sessions + added.sessions, (size or 0) + added.bytes)
+                self._usage[column, value] = usage
+                if sessions >= MANY:
+                    _counted[column, value] = (time.monotonic(), usage)
+
+    def refusal(self, session: UploadSession) -> UploadError | None:
+        """Why a new upload is not let in. None counts it."""
+        return self._checked(_wheres(session), 1, session.size or 0)
+
+    def growth_refusal(self, growth: Growth) -> UploadError | None:
+        """Why an upload may not become larger. None counts it."""
+        return self._checked(_wheres(growth), 0, growth.after - growth.before)
+
+    def _checked(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
+        refusal = self._excess(wheres, sessions, size)
+        if refusal and (old := [where for where in wheres if where in _counted]):
+            self._read(old)  # nobody is refused by an old count
+            refusal = self._excess(wheres, sessions, size)
+        if refusal is None:
+            self._count(wheres, sessions, size)
+        return refusal
+
+    def _excess(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
+        limits = self._limits
+        for where in wheres:
+            usage = self._usage[where]
+            if where[0] == "owner_key":
+                max_sessions, max_bytes = limits.user_max_sessions, limits.user_max_bytes
+            else:
+                max_sessions, max_bytes = limits.address_max_sessions, limits.address_max_bytes
+            if usage.sessions + sessions > max_sessions:
+                return SessionQuotaExceeded(max_sessions=max_sessions)
+            if usage.bytes + size > max_bytes and (sessions or size > 0):
+                return ByteQuotaExceeded(max_bytes=max_bytes, open_bytes=usage.bytes)
+        return None
+
+    def _count(self, wheres: Sequence[Where], sessions: int, size: int) -> None:
+        for where in wheres:
+            for usage in (self._usage[where], self._added[where]):
+                usage.sessions += sessions
+                usage.bytes += size
+
+
+def _wheres(item: UploadSession | Growth) -> list[Where]:
+    owner: Where = ("owner_key", item.owner_key)
+    return [owner] if item.address is None else [owner, ("address", item.address)]
