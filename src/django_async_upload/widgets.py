@@ -88,6 +88,7 @@ TEXTS: Final = {
     "resume": _("Resume"),
     "cancel": _("Cancel"),
     "retry": _("Try again"),
+    "undo": _("Undo"),
     "remove": _("Remove"),
     "continue": _("Continue"),
     "discard": _("Discard"),
@@ -118,6 +119,7 @@ TEXTS: Final = {
     "saidAllCompleted": _("Everything is uploaded."),
     "saidFailed": _("{name}: {error}"),
     "saidRemoved": _("Removed: {name}"),
+    "saidRemovedCount": _("Files removed: {count}"),
     "saidOnline": _("The upload goes on."),
     # What went wrong
     "errorTooLarge": _("This file is too large ({size}). At most {limit} is allowed."),

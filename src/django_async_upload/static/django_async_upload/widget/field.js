@@ -22,6 +22,7 @@ import { fill, textsFrom } from "./texts.js";
 
 const PAUSE = 250; // ms between two looks at how things stand
 const SILENCE = 300; // ms in which a folder may be read without a word
+const UNDO = 5000; // ms in which what was taken away can be brought back
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
 const NO_WEBSOCKET = { code: "unreachable", message: "This browser has no WebSocket" };
 
@@ -54,6 +55,7 @@ export class UploadField {
   #bulk = "";
   #left = false;
   #timer = 0;
+  #undoTimer = 0;
   #looked = 0;
   #frame = 0;
   /** As of the last look: the input itself no longer knows it when it has left the page. @type {HTMLFormElement | null} */
@@ -96,11 +98,16 @@ export class UploadField {
     const cancel = part("button", "button", { type: "button" }, texts.submitCancel);
     cancel.addEventListener("click", () => this.#keepForm());
     this.waiting.append(cancel);
+    this.removed = part("span", "line");
+    const undo = part("button", "button", { type: "button" }, texts.undo);
+    undo.addEventListener("click", () => this.#bringBack());
+    this.undo = part("div", "undo", {}, this.removed, undo);
+    this.undo.hidden = true;
     this.waiting.hidden = this.message.hidden = true;
     this.zone.limits.id = `${element.id}-async-limits`;
     const described = [input.getAttribute("aria-describedby"), this.zone.limits.id, this.message.id];
     input.setAttribute("aria-describedby", described.filter(Boolean).join(" "));
-    const parts = [this.message, this.list.element, this.waiting, this.announcer.element];
+    const parts = [this.message, this.list.element, this.undo, this.waiting, this.announcer.element];
     for (const each of parts) each.dataset.asyncUpload = "";
     element.append(...parts);
     this.url = element.getAttribute("url") || "/ws/uploads/";
@@ -160,6 +167,7 @@ export class UploadField {
   }
 
   reset() {
+    this.#letGo();
     this.selection.clear();
     this.selection.restore();
     this.#tellPerson("");
@@ -171,6 +179,7 @@ export class UploadField {
   #enter() {
     this.uploader.addEventListener("warning", this.#onWarning);
     this.zone.connect();
+    window.addEventListener("pagehide", this.#onHide);
     this.#observer.observe(this.input, { attributeFilter: OBSERVED });
     guard(this);
     this.#follow();
@@ -189,9 +198,11 @@ export class UploadField {
    */
   leave() {
     this.#left = true;
+    this.#letGo();
     this.#observer.disconnect();
     clearTimeout(this.#timer);
     this.zone.disconnect();
+    window.removeEventListener("pagehide", this.#onHide);
     this.uploader.removeEventListener("warning", this.#onWarning);
     if (this.#form?.isConnected) this.selection.clear(({ upload }) => !!upload);
     else this.selection.abandon();
@@ -263,7 +274,10 @@ export class UploadField {
       }
       const why = refusal(picked.file, limits, this.texts, this.formats, matches);
       // In a field for one file the new one takes the place of the old one, if it is any better.
-      if (!this.#many) this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
+      if (!this.#many) {
+        this.#letGo();
+        this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
+      }
       if (why) this.#refuse(name, size, why);
       else this.selection.upload(picked);
       return true;
@@ -306,18 +320,52 @@ export class UploadField {
   /** @param {Item} item */
   #remove(item) {
     const next = this.list.hasFocus(item) ? (this.list.neighbour(item) ?? this.input) : null;
-    this.selection.clear((other) => other === item);
+    this.#setAside((other) => other === item, fill(this.texts.saidRemoved, { name: item.name }));
     next?.focus();
+  }
+
+  /**
+   * @param {((item: Item) => boolean) | undefined} gone
+   * @param {string} [words] what the person has done; else they are counted
+   */
+  #setAside(gone, words) {
+    const missed = this.selection.setAside(gone);
     this.#tellPerson("");
-    this.announcer.say(fill(this.texts.saidRemoved, { name: item.name }));
+    clearTimeout(this.#undoTimer);
+    this.undo.hidden = !missed;
+    if (!missed && !words) return;
+    this.removed.textContent = words ?? fill(this.texts.saidRemovedCount, { count: this.formats.count(missed) });
+    this.announcer.say(this.removed.textContent);
+    if (missed) this.#undoTimer = setTimeout(() => this.#letGo(), UNDO);
+  }
+
+  /** Not while the person is about to press "Undo". */
+  #letGo() {
+    if (!this.#left && this.undo.matches(":hover, :focus-within")) {
+      this.#undoTimer = setTimeout(() => this.#letGo(), UNDO);
+      return;
+    }
+    clearTimeout(this.#undoTimer);
+    if (this.undo.contains(document.activeElement)) this.input.focus();
+    this.undo.hidden = true;
+    this.selection.letGo();
+  }
+
+  #onHide = () => this.#letGo();
+
+  #bringBack() {
+    clearTimeout(this.#undoTimer);
+    this.selection.bringBack();
+    this.input.focus();
+    this.undo.hidden = true;
+    this.#change(true);
   }
 
   /** The last word counts, even while an earlier one is still being passed on. @param {import( "./list.js").Bulk} action */
   #actOnAll(action) {
     this.#bulk = action;
     if (action === "removeAll" || action === "removeFailed") {
-      this.selection.clear(action === "removeFailed" ? ({ broken }) => broken : undefined);
-      this.#tellPerson("");
+      this.#setAside(action === "removeFailed" ? ({ broken }) => broken : undefined);
       this.input.focus();
     } else {
       void this.#tellAll(action);

@@ -43,6 +43,10 @@ export class Item {
     this.receipt = receipt ?? null;
     /** What tells its file from others; "" where no page knows. */
     this.facts = "";
+    /** Its place in the list: 1 for the file that was chosen first. */
+    this.order = 0;
+    /** It was paused when it was set aside, not by the person. */
+    this.pausedAside = false;
   }
 
   /** @returns {State} */

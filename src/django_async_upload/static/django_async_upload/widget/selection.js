@@ -53,6 +53,9 @@ export class Selection {
   #byUpload = new Map();
   /** By what tells files apart. @type {Map<string, Item>} */
   #files = new Map();
+  /** Taken away a moment ago, and perhaps brought back. @type {Item[]} */
+  #aside = [];
+  #count = 0;
   /** Unfinished ones by their upload's key. @type {Map<string, Item>} */
   #offers = new Map();
 
@@ -118,7 +121,6 @@ export class Selection {
     const upload = uploaderOf(this.url).add(handle ?? file, options);
     const item = new Item({ name, size, file, upload });
     item.facts = factsOf(file, path);
-    this.#files.set(item.facts, item);
     this.#add(item);
   }
 
@@ -132,7 +134,56 @@ export class Selection {
   }
 
   /** Take files away; those under way are cancelled. @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said */
-  clear(gone = ({ state }) => state !== "unfinished") {
+  clear(gone) {
+    this.#discard(this.#takeOut(gone));
+  }
+
+  /**
+   * Take files away so that they can be brought back; those under way pause. What was set aside before is cancelled.
+   *
+   * @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said
+   * @returns {number} how many of them somebody could miss
+   */
+  setAside(gone) {
+    this.letGo();
+    const aside = (this.#aside = this.#takeOut(gone));
+    const missed = aside.filter(({ broken }) => !broken).length;
+    if (!missed) this.letGo();
+    // Those under way come last, or each would give its turn to one that is about to pause.
+    void inSlices([...aside].reverse(), (item) => {
+      if (this.#aside !== aside) return false;
+      if (item.busy) {
+        item.pausedAside = true;
+        item.upload?.pause();
+      }
+      return true;
+    });
+    return missed;
+  }
+
+  /** Files that were set aside are back where they were, and go on. */
+  bringBack() {
+    const items = this.#aside;
+    this.#aside = [];
+    for (const item of items) this.#add(item);
+    this.items.sort((a, b) => a.order - b.order);
+    void inSlices(items, (item) => {
+      if (item.pausedAside && item.state === "paused") item.upload?.resume();
+      item.pausedAside = false;
+    });
+  }
+
+  /** Files that were set aside are not brought back any more: those under way are cancelled. */
+  letGo() {
+    this.#discard(this.#aside);
+    this.#aside = [];
+  }
+
+  /**
+   * @param {(item: Item) => boolean} [gone]
+   * @returns {Item[]} what is in the list no longer
+   */
+  #takeOut(gone = ({ state }) => state !== "unfinished") {
     /** @type {Item[]} */
     const removed = [];
     const kept = [];
@@ -144,23 +195,27 @@ export class Selection {
       removed.push(item);
       this.#files.delete(item.facts);
       item.receipt?.remove(); // now: the form may be sent at any time
-      if (item.upload) this.#byUpload.delete(item.upload);
+      if (!item.upload) continue;
+      this.#listen(item.upload, false);
+      this.#byUpload.delete(item.upload);
+      this.moved.delete(item.upload);
     }
     this.items = kept;
+    return removed;
+  }
+
+  /** @param {Item[]} items */
+  #discard(items) {
     // Those under way come last, or each would give its turn to one that is about to go.
-    void inSlices(removed.reverse(), ({ upload, unfinished }) => {
-      if (!upload) {
-        void unfinished?.discard();
-        return;
-      }
-      this.#listen(upload, false);
-      this.moved.delete(upload);
-      if (upload.state !== "completed" && upload.state !== "cancelled") upload.cancel();
+    void inSlices([...items].reverse(), ({ upload, unfinished }) => {
+      if (!upload) void unfinished?.discard();
+      else if (upload.state !== "completed" && upload.state !== "cancelled") upload.cancel();
     });
   }
 
   /** Let the uploads go on without an element; it may come back for them. */
   abandon() {
+    this.letGo();
     const items = this.items.filter(({ upload }) => upload);
     for (const { upload, receipt } of items) {
       receipt?.remove();
@@ -195,7 +250,7 @@ export class Selection {
     for (const unfinished of await offers(this.url, this.token, most)) {
       const { name, size } = unfinished;
       const item = new Item({ name, size, unfinished });
-      this.items.push(item);
+      this.#add(item);
       this.#offers.set(unfinished.key, item);
       if (unfinished.canContinue) void this.continue(item);
     }
@@ -219,6 +274,8 @@ export class Selection {
   /** @param {Item} item */
   #add(item) {
     const { upload, receipt } = item;
+    item.order ||= ++this.#count;
+    if (item.facts) this.#files.set(item.facts, item);
     this.items.push(item);
     if (receipt) this.#post(receipt);
     if (!upload) return;

@@ -53,6 +53,7 @@ export const TEXTS = Object.freeze({
   resume: "Resume",
   cancel: "Cancel",
   retry: "Try again",
+  undo: "Undo",
   remove: "Remove",
   continue: "Continue",
   discard: "Discard",
@@ -84,6 +85,7 @@ export const TEXTS = Object.freeze({
   saidAllCompleted: "Everything is uploaded.",
   saidFailed: "{name}: {error}",
   saidRemoved: "Removed: {name}",
+  saidRemovedCount: "Files removed: {count}",
   saidOnline: "The upload goes on.",
 
   // What went wrong
