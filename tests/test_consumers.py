@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from django_async_upload.exceptions import (
     BY_CODE,
     AuthenticationRequired,
     ConnectionLost,
+    DigestMismatch,
     Draining,
     FileRefused,
     FileTooLarge,
@@ -1068,6 +1070,17 @@ def test_every_error_has_a_close_code() -> None:
 def test_close_codes_are_those_of_the_specification(code: str, close: int) -> None:
     mro = BY_CODE[code].__mro__
     assert next(CLOSE_CODES[cls] for cls in mro if cls in CLOSE_CODES) == close
+
+
+async def test_a_digest_that_was_promised_and_not_brought_is_no_null(connect: Connect) -> None:
+    async with connect() as client:
+        await client.send(m.Create(new_key(), "a.bin", 4, digest="sha-256"), 1)
+        await client.send_data(1, 0, b"data")
+        await client.send(finish(b"data"), 1)
+        with pytest.raises(DigestMismatch) as caught:
+            await client.wait_for(m.Completed, 1)
+    assert caught.value.facts == {"algorithm": "sha-256", "actual": sha256(b"data").hexdigest()}
+    assert "None" not in caught.value.message
 
 
 async def test_a_drain_saves_tells_and_closes(connect: Connect) -> None:

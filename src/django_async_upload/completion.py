@@ -78,7 +78,11 @@ async def _check_digest(upload: ActiveUpload, finish: m.Finish) -> dict[str, str
         await _enter_verifying(upload, "verifying")
         upload.sha256 = hashlib.sha256()
         await upload.store.run(_hash_again, upload, upload.sha256)
-    actual, expected = upload.sha256.hexdigest(), finish.digests.get(algorithm)
+    actual = upload.sha256.hexdigest()
+    if algorithm not in finish.digests:
+        promised = f"FINISH brought no {algorithm}, which CREATE promised."
+        raise DigestMismatch(promised, algorithm=algorithm, actual=actual)
+    expected = finish.digests[algorithm]
     if actual != expected:
         raise DigestMismatch(algorithm=algorithm, actual=actual, expected=expected)
     return {algorithm: actual}

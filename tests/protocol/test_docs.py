@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import json
 import re
-import types
-import typing
+import string
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from crc32c import crc32c
 
-from django_async_upload.consumers import CLOSE_CODES
+from django_async_upload.client.connection import CLOSE_CODES as client_close_codes
+from django_async_upload.connection import CLOSE_CODES
 from django_async_upload.exceptions import (
     BY_CODE,
     BindError,
@@ -21,25 +22,21 @@ from django_async_upload.exceptions import (
     ProtocolViolation,
     UploadError,
 )
-from django_async_upload.protocol import frames, messages
-from django_async_upload.protocol.frames import Flag, FrameType
-from django_async_upload.protocol.messages import Hello, Message
-from django_async_upload.protocol.server import MAX_REWINDS
+from django_async_upload.protocol import frames
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.client import RECEIVES
+from django_async_upload.protocol.frames import FrameType
+from django_async_upload.protocol.messages import Message
+from django_async_upload.protocol.server import MAX_REWINDS, Broken, ServerProtocol
+
+from . import page
+from .page import PROTOCOL, rows
 
 DOCS = Path(__file__).parents[2] / "docs/reference"
-PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
+SOURCE = Path(__file__).parents[2] / "src/django_async_upload"
 ERRORS = (DOCS / "errors.md").read_text("utf-8")
-CLASSES = list(messages._BY_TYPE.values())
-
-
-def rows(text: str, *, first: str) -> list[list[str]]:
-    """The cells of the table rows whose first cell matches."""
-    cells = [
-        [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-    return [row for row in cells if re.fullmatch(first, row[0])]
+CLASSES = list(m._BY_TYPE.values())
+ID = "5d3c7f3e-8a1b-4c52-9f0e-2b64a7d1c9e0"
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -54,18 +51,36 @@ def test_every_error_is_documented_once() -> None:
 
 @pytest.mark.parametrize("code", sorted(BY_CODE))
 def test_an_error_is_documented_as_it_is(code: str) -> None:
-    cls, (_, name, retry, where, when, _) = BY_CODE[code], ERROR_ROWS[code]
+    cls, (_, name, retry, where, when, _, _) = BY_CODE[code], ERROR_ROWS[code]
     assert name == f"`{cls.__name__}`"
-    assert retry == ("yes" if cls.retryable else "no")
+    assert retry.partition(",")[0] == ("yes" if cls.retryable else "no")
     assert when
     closes = re.findall(r"connection (\d+)", where)
+    nearest = next(CLOSE_CODES[each] for each in cls.__mro__ if each in CLOSE_CODES)
     if issubclass(cls, ProtocolViolation | ConnectionRefused):
-        nearest = next(CLOSE_CODES[each] for each in cls.__mro__ if each in CLOSE_CODES)
         assert closes == [str(nearest)]
     else:
-        assert not closes
+        assert closes in ([], [str(nearest)])
         own = cls is UploadError or issubclass(cls, BindError | ConnectionLost)
         assert ("stream" in where) != own
+
+
+def test_the_facts_of_an_error_are_documented() -> None:
+    """Those that its message is made of, and those that it is raised with anywhere in the package."""
+    classes = {cls.__name__: cls for cls in BY_CODE.values()}
+    raised = {
+        code: {name for _, name, _, _ in string.Formatter().parse(cls.template) if name}
+        for code, cls in BY_CODE.items()
+    }
+    for path in SOURCE.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                cls = classes.get(call.func.id)
+                if cls is not None:
+                    raised[cls.code] |= {each.arg for each in call.keywords if each.arg}
+    for code, names in raised.items():
+        documented = re.findall(r"`(\w+)`", ERROR_ROWS[code][5])
+        assert names - {"retry_after"} <= set(documented), code
 
 
 def test_an_error_stands_below_its_base_class() -> None:
@@ -116,57 +131,141 @@ def test_every_message_is_documented_once_with_its_number() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_a_message_has_the_fields_that_are_documented(cls: type[Message]) -> None:
-    (row,) = (row for row in MESSAGE_ROWS if row[1] == cls.frame_type.name)
-    where, text = row[2], row[3]
-    documented = dict(re.findall(r"`([a-z_0-9]+)`(\??):", text))
+    schema = page.MESSAGES[cls.frame_type.name]
     fields = {each.name: each for each in dataclasses.fields(cls)}
-    assert documented.keys() == fields.keys()
-    hints = typing.get_type_hints(cls)
-    for name, mark in documented.items():
-        may_be_none = types.NoneType in typing.get_args(hints[name])
-        # What a server leaves out has a default that the client knows: it is not marked.
-        from_server = cls.frame_type >= FrameType.HELLO
-        assert bool(mark) == (may_be_none if from_server else has_default(fields[name])), name
-    assert where.startswith(("0", "id", "new id"))
+    assert schema.keys() == fields.keys()
+    for name, documented in schema.items():
+        each = fields[name]
+        has_default = (each.default, each.default_factory) != (
+            dataclasses.MISSING,
+            dataclasses.MISSING,
+        )
+        assert documented.optional == has_default, name
+        if has_default:
+            default = (
+                each.default
+                if each.default_factory is dataclasses.MISSING
+                else each.default_factory()
+            )
+            assert documented.default == default, name
 
 
-def has_default(field: dataclasses.Field[object]) -> bool:
-    return (field.default, field.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+def test_the_figures_are_those_of_the_source() -> None:
+    assert page.FIGURES == {
+        "header, bytes": frames.HEADER_SIZE,
+        "largest frame, bytes, header included": frames.MAX_FRAME,
+        "largest payload of DATA, bytes": frames.MAX_CHUNK,
+        "largest payload of a control frame, bytes": frames.MAX_CONTROL,
+        "objects and arrays within each other, the payload itself being the first": frames.MAX_DEPTH,
+        "largest integer, and largest offset": frames.MAX_OFFSET,
+        "largest stream id": frames.MAX_STREAM,
+        "rewinds to one offset": MAX_REWINDS,
+    }
+    assert f"`{frames.SUBPROTOCOL}`" in PROTOCOL
 
 
-def test_the_defaults_that_a_server_may_leave_out_are_documented() -> None:
-    text = PROTOCOL.split("A field of the server with a default")[1].split("\n\n")[0]
+# Close codes --------------------------------------------------------------------------------------
+
+
+def test_a_client_stays_away_where_the_table_of_close_codes_says_no() -> None:
+    section = PROTOCOL.split("## Close codes")[1].split("\n## ")[0]
+    away = {
+        int(code)
+        for codes, _, back in rows(section, first=r"\d{4}.*")
+        for code in codes.split(",")
+        if back and not back.startswith("yes")
+    }
+    assert away == client_close_codes.keys()
+    assert set(CLOSE_CODES.values()) <= set(map(int, re.findall(r"\b4\d{3}\b", section)))
+
+
+# When the peer breaks the protocol ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", page.SERVER_STATES)
+@pytest.mark.parametrize("name", page.SERVER_TABLE)
+def test_a_server_does_with_a_message_what_the_table_says(name: str, state: str) -> None:
+    cell = page.SERVER_TABLE[name][state]
+    assert outcome(name, state) == cell.partition(" ")[0].strip("`,")
+    if name == "CANCEL" and state == "never opened":
+        assert outcome(name, state, m.Cancel()) == "unknown_stream"
+    if name == "DATA" and state == "rewound":
+        assert outcome(name, state, restart=True) == "ok"
+
+
+def outcome(name: str, state: str, message: Message | None = None, *, restart: bool = False) -> str:
+    """What a server in which stream 1 is in ``state`` does with a message."""
+    server, end = server_in(state)
+    if name == "PAUSED" and server.is_open(1) and state not in ("asking", "ending"):
+        server.send(1, m.Pause())
+    if name == "DATA":
+        frame = frames.build_data(1, 0 if restart else end, b"x", crc32c, restart=restart)
+    else:
+        frame = (message or FROM_CLIENT[name](end)).to_frame(1, crc32c)
+    try:
+        event = server.receive(frame)
+    except UploadError as error:
+        return error.code
+    if isinstance(event, Broken):
+        return event.error.code
+    return "drop" if event is None else "ok"
+
+
+FROM_CLIENT: dict[str, Callable[[int], Message]] = {
+    "CREATE": lambda end: m.Create("0" * 32, "a"),
+    "ATTACH": lambda end: m.Attach(ID),
+    "QUERY": lambda end: m.Query(ID),
+    "CANCEL": lambda end: m.Cancel(ID),
+    "PROOF": lambda end: m.Proof("00000000"),
+    "FINISH": lambda end: m.Finish(end, "00000000"),
+    "RELEASE": lambda end: m.Release(),
+    "PAUSED": m.Paused,
+}
+
+
+def server_in(state: str) -> tuple[ServerProtocol, int]:
+    """A server whose stream 1 is in a state of the table, and where the data that came ends."""
+    server = ServerProtocol(m.Hello(1000, 1000, 8), crc32c)
+
+    def hear(message: Message) -> None:
+        server.receive(message.to_frame(1, crc32c))
+
+    if state == "never opened":
+        return server, 0
+    if state == "asking":
+        hear(m.Query(ID))
+        return server, 0
+    if state in ("attaching", "proving"):
+        hear(m.Attach(ID))
+        if state == "proving":
+            server.send(1, m.Attached(ID, "a", 0, 0))
+        return server, 0
+    hear(m.Create("0" * 32, "a"))
+    if state == "creating":
+        return server, 0
+    server.send(1, m.Created(ID, "a", 1000, 10))
+    server.receive(frames.build_data(1, 0, b"0123456789", crc32c))
+    match state:
+        case "rewound":
+            server.send(1, m.Rewind(0, 0, 1000, "corrupt_chunk"))
+        case "finishing":
+            hear(m.Finish(10, "00000000"))
+        case "ending" | "closed":
+            hear(m.Cancel())
+            if state == "closed":
+                server.send(1, m.Cancelled(ID))
+        case _:
+            assert state == "open"
+    return server, 10
+
+
+def test_a_client_takes_the_messages_that_the_table_says() -> None:
+    states = {state.name.lower(): allowed for state, allowed in RECEIVES.items()}
+    assert states.pop("creating_finished").keys() == states["creating"].keys()
     documented = {
-        name: json.loads(re.sub(r"(?<=\d),(?=\d)", "", value.strip("`")))
-        for name, value in re.findall(r"`(\w+)`\s(`[^`]*`|true|[\d,]*\d)", text)
+        state: {name for name, row in page.CLIENT_TABLE.items() if row[state] == "ok"}
+        for state in page.CLIENT_STATES
     }
-    shortest = Hello(connection_limit=0, stream_limit=0, max_streams=1).to_fields()
-    defaults = {
-        each.name: shortest[each.name]
-        for each in dataclasses.fields(Hello)
-        if has_default(each) and each.default is not None
+    assert documented == {
+        state: {kind.name for kind in allowed} for state, allowed in states.items()
     }
-    assert documented == defaults
-
-
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        f"`{frames.SUBPROTOCOL}`",
-        f"one JSON object in UTF-8 of at most {frames.MAX_CONTROL:,} bytes",
-        f"A frame has at most {frames.MAX_FRAME:,} bytes",
-        f"`0x{Flag.RESTART:02x}` RESTART",
-        f"a header of {frames.HEADER_SIZE} bytes",
-        f"nested\nat most {frames.MAX_DEPTH} deep",
-        f'(`"123456789"` gives `{crc32c(b"123456789"):08x}`)',
-        "After eight rewinds to one offset",
-        "integers are 0 to 2^48 − 1",  # noqa: RUF001
-        "1 to 1,024 characters",
-        "at most 8,192 characters",
-    ],
-)
-def test_a_figure_of_the_specification_is_that_of_the_source(sentence: str) -> None:
-    assert sentence in PROTOCOL
-    assert frames.MAX_OFFSET == 2**48 - 1
-    assert messages.DIGESTS == {"sha-256": 64}
-    assert MAX_REWINDS == 8

@@ -23,7 +23,7 @@ from ..exceptions import (
 )
 from ..protocol import messages
 from ..protocol.client import ClientProtocol
-from ..protocol.frames import HEADER_SIZE
+from ..protocol.frames import HEADER_SIZE, SUBPROTOCOL
 from ..protocol.messages import Message
 from .source import Cut
 from .transport import Connect, Endpoint, Wire
@@ -247,7 +247,8 @@ class Connection:
     def wire_lost(self, code: int, error: UploadError | None) -> None:
         if self.error is None:
             reason = CLOSE_CODES.get(code, ConnectionLost)
-            self._over(error or reason(close=code))
+            facts = {"subprotocol": SUBPROTOCOL} if reason is SubprotocolRequired else {}
+            self._over(error or reason(close=code, **facts))
 
     # ----------------------------------------------------------------------------------------------
 
