@@ -24,6 +24,7 @@ from django_async_upload.exceptions import (
     FlowControlViolation,
     MetadataInvalid,
     NameRefused,
+    SizeMismatch,
     TakenOver,
     UnexpectedMessage,
     UploadError,
@@ -485,6 +486,16 @@ async def test_an_unknown_error_is_tried_again_where_the_server_says_so(
         with pytest.raises(UploadError, match="never") as caught:
             await client.upload(io.BytesIO(b"x"), name="name")
     assert caught.value.facts["code"] == "moon_phase"
+
+
+async def test_an_error_that_mostly_passes_is_final_where_the_server_says_so(
+    server: ScriptedServer,
+) -> None:
+    server.answer_once(m.Finish, m.Error("size_mismatch", "never", retryable=False))
+    async with server.client() as client:
+        with pytest.raises(SizeMismatch, match="never"):
+            await client.upload(io.BytesIO(CONTENT), name="name")
+    assert len(server.sessions[0].of(m.Create)) == 1
 
 
 async def test_an_upload_that_was_taken_over_is_not_taken_back(server: ScriptedServer) -> None:

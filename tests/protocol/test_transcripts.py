@@ -69,7 +69,6 @@ def test_an_error_on_stream_0_is_followed_by_its_close_code(ending: dict[str, An
     code = ending.get("error", {}).get("code")
     if code in BY_CODE:
         assert ending["close"] == close_code(code)
-        assert ending["error"]["retryable"] == BY_CODE[code].retryable
 
 
 def test_the_vectors_nest_no_deeper_than_the_protocol_and_use_no_key_that_is_not_explained() -> (

@@ -280,7 +280,10 @@ class Connection:
                 if self.on_authenticated is not None:
                     self.on_authenticated(message)
             case messages.Error():
-                self._fail(error_of(message))
+                error = error_of(message)
+                if type(error) is not UploadError:  # here the code goes before `retryable`
+                    error.retryable = type(error).retryable
+                self._fail(error)
 
     def _wait_while_busy(self, seconds: float) -> None:
         self._busy_until = max(self._busy_until, self._loop.time() + seconds)
@@ -389,18 +392,11 @@ class Connection:
             waiting.popleft().wake()
 
 
-class UnknownError(UploadError):
-    """A code that this client does not know, of which the server says that a retry can help."""
-
-    retryable = True
-
-
 def error_of(message: messages.Error) -> UploadError:
     """The exception for an ERROR."""
     facts = dict(message.facts)
     if message.retry_after is not None:
         facts["retry_after"] = message.retry_after
     error = from_code(message.code, message.message, facts)
-    if type(error) is UploadError and message.retryable:
-        return UnknownError(error.message, **error.facts)
+    error.retryable = message.retryable
     return error

@@ -1,6 +1,6 @@
 /** One WebSocket: the protocol, what the socket may hold, and the fair division of both among the uploads. */
 import { ClientProtocol } from "../protocol/client.js";
-import { UploadError } from "../protocol/errors.js";
+import { CODES, UploadError } from "../protocol/errors.js";
 import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 
 /** @typedef {import( "../protocol/messages.js").Message} Message */
@@ -53,7 +53,7 @@ const CLOSE_CODES = /** @type {Record<number, string>} */ ({
 /**
  * The error for an ERROR.
  *
- * @param {import( "../protocol/messages.js").ErrorMessage} message
+ * @param {Omit<import( "../protocol/messages.js").ErrorMessage, "retryable"> & {retryable?: boolean}} message
  */
 export function errorOf({ code, message, retryable, retry_after: retryAfter, facts }) {
   return new UploadError(code, { message, retryable, retryAfter, facts });
@@ -309,7 +309,8 @@ export class Connection {
         this.#owner.said(message);
         return;
       case "ERROR":
-        this.#fail(errorOf(message));
+        // Here the meaning of a code that is known goes before `retryable`.
+        this.#fail(errorOf(CODES.has(message.code) ? { ...message, retryable: undefined } : message));
         return;
       default:
         this.#owner.said(message);
