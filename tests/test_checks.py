@@ -16,6 +16,7 @@ from django.test import modify_settings
 
 from django_async_upload import checks
 from django_async_upload.middleware import UploadMiddleware
+from django_async_upload.models import UploadSession
 from django_async_upload.widgets import AsyncFileInput
 
 pytest_plugins = ["tests.fixtures"]
@@ -24,7 +25,8 @@ pytest_plugins = ["tests.fixtures"]
 def ids(*functions: Any, **kwargs: Any) -> set[str]:
     functions = functions or (checks.check_settings,)
     return {str(message.id) for function in functions for message in function(**kwargs)} - {
-        "async_upload.I010"
+        "async_upload.I010",  # of the machine
+        "async_upload.I024",  # of every site without a proxy
     }
 
 
@@ -140,6 +142,60 @@ def test_the_database_w013_and_w014(
         with connections["default"].cursor() as cursor:
             cursor.execute("PRAGMA journal_mode=WAL")
         connections["default"].close()
+
+
+def test_w023_the_tables_are_missing(transactional_db: None, settings: Any) -> None:
+    with connections["default"].schema_editor() as editor:
+        editor.alter_db_table(UploadSession, UploadSession._meta.db_table, "elsewhere")
+    try:
+        assert "async_upload.W023" in ids(checks.check_database, databases=["default"])
+        assert ids(checks.check_database, databases=[]) == set()
+    finally:
+        with connections["default"].schema_editor() as editor:
+            editor.alter_db_table(UploadSession, "elsewhere", UploadSession._meta.db_table)
+    assert "async_upload.W023" not in ids(checks.check_database, databases=["default"])
+
+
+def test_i024_behind_a_proxy_the_address_may_be_everybodys(settings: Any) -> None:
+    found = {message.id: message for message in checks.check_deployment()}
+    assert "upload_doctor" in str(found["async_upload.I024"].hint)
+    settings.ASYNC_UPLOAD = {"NUM_PROXIES": 1}
+    assert checks.check_deployment() == []
+
+
+def test_e022_finished_files_cannot_be_written(
+    settings: Any, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ASYNC_UPLOAD = {"STAGING_ROOT": str(tmp_path / "staging")}
+    assert ids() == set()
+    media.mkdir()
+    read_only = str(media)
+
+    def access(path: str, mode: int) -> bool:
+        return str(path) != read_only
+
+    with monkeypatch.context() as patch:  # root may write anywhere
+        patch.setattr(os, "access", access)
+        (found,) = checks.check_settings()
+    assert found.id == "async_upload.E022"
+    assert read_only in found.msg
+    media.rmdir()
+    media.write_text("in the way")
+    assert ids() == {"async_upload.E022"}
+
+
+def test_w025_a_serializer_field_without_the_middleware(
+    settings: Any, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = pytest.importorskip("django_async_upload.rest")
+    settings.MIDDLEWARE = [SESSION, AUTH]
+    monkeypatch.setattr(AsyncFileInput, "is_used", False)
+    monkeypatch.setattr(rest.UploadField, "is_used", False)
+    assert ids() == set()
+    rest.UploadField()
+    assert ids() == {"async_upload.W025"}
+    settings.MIDDLEWARE = [SESSION, AUTH, checks.UPLOAD_MIDDLEWARE]
+    assert ids() == set()
 
 
 def test_e020_staging_cannot_be_written(settings: Any, media: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from django_async_upload.exceptions import (
     NameRefused,
     NotFound,
     PermissionRefused,
+    StorageFailed,
     TicketExpired,
     TicketInvalid,
     TooManyConnections,
@@ -662,6 +663,54 @@ async def test_where_it_goes(connect: Connect, alice: Any) -> None:
     assert stored[NamedByPath].stored_as.startswith("by-size/4/é_b")
     hooked = stored[NamedByHook]
     assert hooked.stored_as == f"{alice.pk}/{hooked.upload}"
+
+
+# A server that cannot write ------------------------------------------------------------------------
+
+
+async def test_a_server_that_cannot_write_says_so_to_the_client_the_log_and_the_row(
+    connect: Connect, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    media.write_text("in the way of the folder")
+    key = new_key()
+    for _ in range(3):
+        async with connect() as client:
+            with pytest.raises(StorageFailed) as caught:
+                await client.upload("a.bin", b"data", key=key)
+            assert caught.value.facts["errno"] == "ENOTDIR"
+        await settled()
+    lines = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    (line,) = lines  # once a minute
+    assert str(media) in line
+    assert "Not a directory" in line
+    session = await UploadSession.objects.aget()
+    assert (session.state, session.error) == (State.FINALIZING, "storage_error")
+    assert session.error_message == caught.value.message
+    async with connect() as client:
+        await client.send(m.Query(str(session.pk)), 1)
+        status = await client.wait_for(m.Status, 1)
+        assert (status.state, status.error) == ("finalizing", None)  # it is not over
+    media.unlink()
+    async with connect() as client:
+        done = await client.upload("a.bin", b"data", key=key)
+    assert (media / done.stored_as).read_bytes() == b"data"
+    assert (await row(done.upload)).error == ""
+
+
+async def test_an_upload_that_goes_on_has_no_trouble_any_more(
+    connect: Connect, media: Path, staging: Path
+) -> None:
+    staging.write_text("in the way of the folder")
+    key, data = new_key(), os.urandom(40 * KIB)
+    async with connect() as client:
+        with pytest.raises(StorageFailed):
+            await client.upload("a.bin", data, key=key)
+    await settled()
+    assert (await UploadSession.objects.aget()).error == "storage_error"
+    staging.unlink()
+    async with connect() as client:
+        done = await client.upload("a.bin", data, key=key)
+    assert (await row(done.upload)).error == ""
 
 
 # Origin -------------------------------------------------------------------------------------------

@@ -156,6 +156,7 @@ class UploadSessionAdmin(ModelAdmin):
                     "endpoint",
                     "taker",
                     "error",
+                    "error_message",
                     "file",
                 )
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -43,6 +44,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_apps(),
         *_check_upload_to(),
         *_check_storage(),
+        *_check_published_files(),
         *_check_store(),
         *_check_machine(),
         *_check_middleware(),
@@ -101,10 +103,21 @@ def _check_widgets() -> list[CheckMessage]:
     """What a page with the widget needs. Silent where no form has it: then only programs upload."""
     with suppress(Exception):  # what is wrong with the URLconf, another check tells
         import_module(settings.ROOT_URLCONF)  # it imports the forms
-    if not AsyncFileInput.is_used:
-        return []
     found: list[CheckMessage] = []
-    if not any(_is_subclass(name, UPLOAD_MIDDLEWARE) for name in settings.MIDDLEWARE):
+    has_middleware = any(_is_subclass(name, UPLOAD_MIDDLEWARE) for name in settings.MIDDLEWARE)
+    rest = sys.modules.get("django_async_upload.rest")  # imported where REST framework is installed
+    if rest is not None and rest.UploadField.is_used and not has_middleware:
+        found.append(
+            Warning(
+                "A serializer has an UploadField, but UploadMiddleware is not in MIDDLEWARE: a receipt that was not "
+                "used is refused for two minutes, because nothing says when its request is over.",
+                hint=f"Add {UPLOAD_MIDDLEWARE!r} behind AuthenticationMiddleware.",
+                id="async_upload.W025",
+            )
+        )
+    if not AsyncFileInput.is_used:
+        return found
+    if not has_middleware:
         found.append(
             Error(
                 "A form has the upload widget, but UploadMiddleware is not in MIDDLEWARE: "
@@ -156,6 +169,24 @@ def _check_storage() -> list[CheckMessage]:
                 id="async_upload.W030",
             )
         ]
+    return []
+
+
+def _check_published_files() -> list[CheckMessage]:
+    """E022: finished files could not be written."""
+    with suppress(InvalidStorageError):  # E005
+        storage = storages[conf.uploads().storage]
+        if isinstance(storage, FileSystemStorage):
+            folder = existing_ancestor(str(storage.location))
+            if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+                return [
+                    Error(
+                        f"Finished files cannot be written: {folder} is not a folder that this user may write.",
+                        hint=f"Make {storage.location} (MEDIA_ROOT) for the user that the server runs as, or look "
+                        "whether its file system is mounted read-only.",
+                        id="async_upload.E022",
+                    )
+                ]
     return []
 
 
@@ -255,6 +286,15 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
                 id="async_upload.W018",
             )
         )
+    if not conf.uploads().num_proxies:
+        found.append(
+            Info(
+                "ASYNC_UPLOAD['NUM_PROXIES'] is 0: the address of a client is what the ASGI server says.",
+                hint="Behind a proxy that may be the proxy's, and everybody shares one quota. Set it to the number of "
+                "proxies that write X-Forwarded-For, and look at what upload_doctor says about the address.",
+                id="async_upload.I024",
+            )
+        )
     if conf.uploads().allow_anonymous:
         found.append(
             Warning(
@@ -267,12 +307,26 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """W013: SQLite settings under which a checkpoint, or a concurrent writer, is lost."""
+    """What is wrong with the tables, and with SQLite's settings."""
     from .models import UploadSession
 
     alias = router.db_for_write(UploadSession)
-    if alias not in (databases or ()) or connections[alias].vendor != "sqlite":
+    if alias not in (databases or ()):
         return []
+    found: list[CheckMessage] = []
+    if UploadSession._meta.db_table not in connections[alias].introspection.table_names():
+        found.append(
+            Warning(  # an error would keep migrate from running
+                f"The database {alias!r} has no tables of this app.",
+                hint="Run manage.py migrate.",
+                id="async_upload.W023",
+            )
+        )
+    return [*found, *(_check_sqlite(alias) if connections[alias].vendor == "sqlite" else [])]
+
+
+def _check_sqlite(alias: str) -> list[CheckMessage]:
+    """Settings under which a checkpoint, or a concurrent writer, is lost."""
     if conf.problems(getattr(settings, "ASYNC_UPLOAD", {})):
         return []
     with connections[alias].cursor() as cursor:

@@ -78,6 +78,15 @@ class Ending:
     """The row before it was ended: a second run, after a COMMIT without answer, knows its work by it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The server could not go on with an upload, which is not over."""
+
+    upload: uuid.UUID
+    epoch: int
+    error: UploadError
+
+
 def expiry() -> Any:
     """When an upload that gives a sign of life now will have expired."""
     return timezone.now() + timedelta(seconds=conf.uploads().expire_after)
@@ -172,7 +181,12 @@ def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | U
             return session
         epoch = session.epoch + 1
         if UploadSession.objects.transition(
-            [session.pk], State.UPLOADING, holder=session.epoch, epoch=epoch, expires_at=expiry()
+            [session.pk],
+            State.UPLOADING,
+            holder=session.epoch,
+            epoch=epoch,
+            expires_at=expiry(),
+            **error_values(None),
         ):
             session.epoch, session.state = epoch, State.UPLOADING
             return session
@@ -254,7 +268,7 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
     now = timezone.now()
     pks = [session.pk for session in items]
     changed = UploadSession.objects.transition(
-        pks, State.COMPLETED, part="", completed_at=now, expires_at=None
+        pks, State.COMPLETED, part="", completed_at=now, expires_at=None, **error_values(None)
     )
     delivered = None if signals.upload_completed.has_listeners(UploadSession) else now
     events = {
@@ -322,6 +336,15 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     elif item.epoch not in (None, session.epoch) and session.state not in OVER:
         return TakenOver()
     return session, bool(changed)
+
+
+def note(items: Sequence[Trouble]) -> list[None]:
+    """Have rows say why their uploads do not go on, until they do."""
+    for item in items:
+        UploadSession.objects.active().filter(pk=item.upload, epoch=item.epoch).update(
+            **error_values(item.error)
+        )
+    return [None] * len(items)
 
 
 def _checked_owners(

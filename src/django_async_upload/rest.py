@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.files.uploadedfile import UploadedFile
@@ -23,6 +23,8 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
     Error codes: those of ``FileField``, ``receipt_invalid``, ``receipt_expired`` and ``receipt_used``.
     """
 
+    is_used: ClassVar[bool] = False
+    """Whether any was made: the system checks ask."""
     default_error_messages = dict(MESSAGES)
     _spectacular_annotation = {
         "field": {"type": "string"}
@@ -38,6 +40,7 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        UploadField.is_used = True
         self.endpoint = endpoint
         self.token_field = field
         self._file = serializers.FileField(max_length=max_length, allow_empty_file=allow_empty_file)

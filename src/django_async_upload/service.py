@@ -26,8 +26,16 @@ from .commits import after_commit
 from .completion import Host, Publisher, verify
 from .credit import Budget, keep_freed_memory
 from .database import Database
-from .exceptions import Busy, DataLost, TakenOver, UploadError
-from .leases import Claim, Creation, Ending
+from .exceptions import (
+    Busy,
+    DataLost,
+    InternalError,
+    StorageFailed,
+    StorageFull,
+    TakenOver,
+    UploadError,
+)
+from .leases import Claim, Creation, Ending, Trouble
 from .models import UploadSession
 from .outbox import Outbox
 from .owners import Owner
@@ -108,6 +116,7 @@ class UploadService:
             await self.result(session, lambda progress: None)
         except UploadError as error:
             logger.warning("Upload %s could not be finished: %s", session.pk, error)
+            await self.note(session, error)
         except Exception:  # of the host's storage: the next one is another matter
             logger.exception("Upload %s could not be finished", session.pk)
 
@@ -317,6 +326,13 @@ class UploadService:
     async def fail(self, session: UploadSession, error: UploadError) -> None:
         """The holder of the upload gives it up for good."""
         await self.end(session, State.FAILED, error=error, epoch=session.epoch)
+
+    async def note(self, session: UploadSession, error: UploadError) -> None:
+        """Have the row say what the server could not do, for the admin. Raises nothing."""
+        if isinstance(error, StorageFailed | StorageFull | InternalError):
+            with suppress(UploadError):
+                trouble = Trouble(session.pk, session.epoch, error)
+                await self.database.call(leases.note, trouble, owner=session.owner_key)
 
     async def end(
         self,

@@ -19,7 +19,7 @@ from .exceptions import (
 from .leases import Claim, over
 from .models import UploadSession
 from .protocol import messages as m
-from .protocol.state import PUBLISHED, State
+from .protocol.state import OVER, PUBLISHED, State
 from .receipts import receipt_of
 from .service import UploadService
 from .small import SmallFile
@@ -47,6 +47,7 @@ class UploadStream:
         self.service: UploadService = connection.service
         self.upload: ActiveUpload | None = None
         self._opening = opening
+        self._session: UploadSession | None = None  # once it is known to be there
         self._flows = False
         if isinstance(opening, m.Create | m.Attach):
             self.upload = self.service.open(self, connection.counted_as, held=held)
@@ -99,18 +100,22 @@ class UploadStream:
 
     async def run(self) -> None:
         """Serve the stream to its end."""
+        error: UploadError | None = None
         try:
             closing = await self._serve()
-        except UploadError as error:
-            closing = error_message(error)
+        except UploadError as failure:
+            error, closing = failure, error_message(failure)
         except Exception:  # of a host's hook, or ours
             logger.exception("Upload stream %s failed", self.number)
-            closing = error_message(InternalError())
+            error = InternalError()
+            closing = error_message(error)
         try:
             self._send(closing)
         except ValueError:  # no frame can be made of it: a text too long, or with half a character
             logger.exception("The answer on upload stream %s could not be told", self.number)
             self._send(error_message(InternalError()))
+        if error is not None and self._session is not None:
+            await self.service.note(self._session, error)
 
     async def _serve(self) -> m.Message:
         try:
@@ -146,6 +151,7 @@ class UploadStream:
         found = await self.service.create(self.upload, session, self.connection.owner, max_size)
         if found is not session:
             return await self._attach(found.pk)
+        self._session = session
         if session.size is not None and session.size > FLOOR:
             await self.upload.reserve()
         self._send(m.Created(str(session.pk), session.name, self.upload.limit, self.upload.chunk))
@@ -157,6 +163,7 @@ class UploadStream:
         assert self.upload is not None
         max_size = await self.connection.admit()
         session = await self.service.attach(self.upload, self._claim(pk), max_size)
+        self._session = session
         if self.upload.writer is None:
             return ended_message(await self._result(session))
         self.upload.forget_queued()
@@ -272,7 +279,7 @@ def status_message(session: UploadSession) -> m.Status:
         durable=session.durable,
         size=session.size,
         stored_as=session.stored_as if session.is_completed else None,
-        error=session.error or None,
+        error=session.error or None if session.state in OVER else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import resource
 import secrets
@@ -13,6 +14,7 @@ from functools import cache
 from typing import Final
 
 from ..exceptions import StorageFailed, StorageFull, UploadInterrupted
+from ..notices import notice
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV})
@@ -44,7 +46,9 @@ def most_descriptors() -> int | None:
 
 
 def translate(error: OSError) -> UploadInterrupted:
-    """The upload's error for the system's. Its facts name the errno and never a path."""
+    """The upload's error for the system's. Its facts name the errno and never a path; the log has both."""
+    what = "Files" if error.filename else "Parts in the staging folder"
+    notice(f"storage {error.errno}", logging.ERROR, "%s cannot be written: %s", what, error)
     cls = StorageFull if error.errno in _NO_ROOM else StorageFailed
     return cls(errno=errno.errorcode.get(error.errno or 0, "unknown"))
 

@@ -198,7 +198,9 @@ def link_unsynced(
         try:
             made = disk.make_directories(directory, storage.directory_permissions_mode)
         except FileExistsError as error:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+            raise NotADirectoryError(
+                errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory
+            ) from error
         if os.lstat(path).st_nlink != 1 and not is_linked(storage, path, name):
             raise NotLinkable(reason="the part has another name")
         _adopt(storage, path)
