@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from crc32c import crc32c
 
-from django_async_upload.protocol.frames import FrameType
+from django_async_upload import owners
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.testing.transcripts import (
     Transcript,
     TranscriptFailed,
+    pattern,
     run_on_connection,
 )
+from django_async_upload.tickets import issue_ticket
 
 from .vectors import TRANSCRIPTS, named
 
@@ -28,9 +36,12 @@ class Wire:
 
     def __init__(self, communicator: UploadCommunicator) -> None:
         self._communicator = communicator
+        self.before: Callable[[FrameType], object] = lambda kind: None
+        """Called before a frame of the client is sent."""
         self._greeting: bytes | None = communicator.hello.to_frame(0, crc32c)
 
     async def send(self, frame: bytes) -> None:
+        self.before(parse_header(frame).type)
         await self._communicator.send_frame(frame)
 
     async def receive(self) -> bytes:
@@ -58,6 +69,31 @@ async def test_the_consumer_keeps_to_the_transcript(
     completed = {message.stored_as for message in said if hasattr(message, "stored_as")}
     stored = {each.name for each in media.rglob("*") if each.is_file()}
     assert {Path(name).name for name in completed} == stored
+
+
+async def test_a_ticket_that_runs_out_at_finish_costs_no_byte_and_attach_follows_the_new_one_at_once(
+    application: Any, alice: Any, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ATTACH is judged by the AUTH right before it, which is not answered yet."""
+    (transcript,) = (each for each in TRANSCRIPTS if each.name == "ticket_expired_at_finish")
+    (auth,) = (step for step in transcript.steps if step.type is FrameType.AUTH)
+    clock = SimpleNamespace(time=time.time)
+    monkeypatch.setattr(owners, "time", clock)
+    fresh = await sync_to_async(issue_ticket)(alice, max_age=900)
+
+    def expire(kind: FrameType) -> None:
+        if kind is FrameType.FINISH:
+            clock.time = lambda: time.time() + 200
+
+    old = await sync_to_async(issue_ticket)(alice, max_age=100)
+    async with UploadCommunicator(application, ticket=old) as communicator:
+        wire = Wire(communicator)
+        wire.before = expire
+        said = await run_on_connection(transcript, wire, {auth.fields["ticket"]: fresh})
+    assert isinstance(said[-1], m.Completed)
+    assert [each.read_bytes() for each in media.rglob("*") if each.is_file()] == [
+        pattern(1, 0, 1000)
+    ]
 
 
 async def test_a_consumer_that_says_something_else_is_noticed(

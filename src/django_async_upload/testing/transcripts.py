@@ -308,13 +308,16 @@ class Connection(Protocol):
         """Wait until the server has closed, and return its close code."""
 
 
-async def run_on_connection(transcript: Transcript, connection: Connection) -> list[m.Message]:
+async def run_on_connection(
+    transcript: Transcript, connection: Connection, texts: Mapping[str, str] | None = None
+) -> list[m.Message]:
     """Play the client to a live server and compare what it says; returns the messages compared.
 
-    Keys are replaced by random ones and upload ids by the server's. What the server says at its own pace
-    (ACK, LIMIT, PROGRESS, PAUSE) and figures that depend on its settings are not compared.
+    Keys are replaced by random ones, upload ids by the server's, and the ``texts`` (tickets) by others. What the
+    server says at its own pace (ACK, LIMIT, PROGRESS, PAUSE) and figures that depend on its settings are not
+    compared.
     """
-    names: dict[str, str] = {}  # keys and ids: the transcript's -> the connection's
+    names = dict(texts or {})  # keys, ids and tickets: the transcript's -> the connection's
     heard: defaultdict[int, deque[m.Message]] = defaultdict(deque)
     said: list[m.Message] = []
     for step in _in_client_order(transcript.steps):
