@@ -6,14 +6,18 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from django_async_upload.client.source import Identity
+from django_async_upload.client.state import Entry
 from tests.e2e.hosts import Host, hosting, prepare
 
 PROGRAM = str(Path(sys.executable).with_name("async-upload"))
@@ -177,6 +181,30 @@ def test_it_can_be_stopped_and_told_to_go_on(
     assert (again.returncode, again.stdout) == (0, b"")
     assert b"nothing to resume" in again.stderr
     assert run(env, "resume", "unknown").returncode == 1
+
+
+def test_a_ticket_goes_to_no_other_server_of_the_state_file(
+    env: dict[str, str], file: Path, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        urls = [f"ws://127.0.0.1:{server.getsockname()[1]}/ws/uploads/" for server in servers]
+        identity = Identity.of(file.stat())
+        entries = [
+            Entry(key * 32, url, str(file), identity, file.name).to_json()
+            for key, url in zip("ab", urls, strict=True)
+        ]
+        state = tmp_path / "uploads.json"
+        state.write_text(json.dumps({"version": 1, "uploads": entries}))
+        options = ("--state", state, "--ticket", "secret", "--patience", 0)
+        done = run(env, "resume", *options)
+        assert done.returncode == 2
+        for url in urls:
+            assert f"--url {url}" in done.stderr.decode()
+        for server in servers:
+            server.setblocking(False)
+            with pytest.raises(BlockingIOError):  # nobody has connected
+                server.accept()
 
 
 def test_status_and_cancel_speak_of_an_upload(host: Host, env: dict[str, str], file: Path) -> None:

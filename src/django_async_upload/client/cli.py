@@ -98,24 +98,26 @@ class _Commands:
         if not entries:
             self._display.say("There is nothing to resume.")
             return FAILED if options.uploads else 0
-        status = 0
-        for url in sorted({each.url for each in entries}):
-            async with self._client(url) as client:
-                status |= await self._all(
-                    [
-                        self._one(
-                            client,
-                            each.path,
-                            each.name,
-                            each.metadata,
-                            each.digest == "sha-256",
-                            each.content_type,
-                        )
-                        for each in entries
-                        if each.url == url
-                    ]
-                )
-        return status
+        urls = sorted({each.url for each in entries})
+        if len(urls) > 1:  # a ticket or a cookie is for one server, and no other may see it
+            raise ValueError(
+                "These uploads were begun at several servers. Resume those of one: "
+                + " or ".join(f"--url {url}" for url in urls)
+            )
+        async with self._client(urls[0]) as client:
+            return await self._all(
+                [
+                    self._one(
+                        client,
+                        each.path,
+                        each.name,
+                        each.metadata,
+                        each.digest == "sha-256",
+                        each.content_type,
+                    )
+                    for each in entries
+                ]
+            )
 
     async def _status(self) -> int:
         async with self._client(self._options.url) as client:
