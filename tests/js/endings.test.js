@@ -110,3 +110,15 @@ test("a busy server is spared on the whole connection", LIMIT, async (context) =
   assert.deepEqual(uploader.uploads.map(({ state }) => state), Array(6).fill("completed"));
   assert.deepEqual(opened, [0, 3000, 3000, 3000, 3000, 3000, 3000]);
 });
+
+test("a connection that serves no stream is left, though it answers", LIMIT, async (context) => {
+  const server = new Server();
+  Object.assign(server.hello, { heartbeat: 20, connection_limit: 50_000 });
+  const { clock, uploader } = begin(context, server, { random: () => 0 });
+  const upload = uploader.add(new File([new Uint8Array(80_000)], "a.bin"));
+  await clock.pass(55_000);
+  assert.deepEqual([upload.state, server.sockets.length], ["uploading", 1]);
+  assert.ok(server.count("PING") > 1);
+  await clock.pass(20_000);
+  assert.deepEqual([upload.state, server.sockets.length], ["completed", 2]);
+});

@@ -36,6 +36,8 @@ const PATIENCE = 15;
 const SILENCES = 2;
 /** Seconds to wait for an answer where there is reason to doubt: the network changed, the machine slept. */
 const DOUBT = 5;
+/** Seconds after which a connection is given up on which the server owes a word on a stream, and says none on any. */
+const STALL = 60;
 /** Milliseconds of sending before other tasks of the page get their turn. */
 const TURN = 8;
 
@@ -78,6 +80,8 @@ export class Connection {
   #timers = new Set();
   /** No stream is opened before, ms. */
   #busyUntil = 0;
+  /** When the server said something on a stream, or owed nothing, ms. */
+  #servedAt = 0;
 
   /**
    * @param {string} url
@@ -261,6 +265,9 @@ export class Connection {
       return;
     }
     const { stream, message } = event;
+    if (stream !== 0 || message.type === "LIMIT") {
+      this.#servedAt = this.#heardAt;
+    }
     if (stream === 0) {
       this.#hear(message);
     } else {
@@ -382,8 +389,8 @@ export class Connection {
   }
 
   /**
-   * Ask when nothing was said or heard for a heartbeat; give up when there is no answer. A page in the background may get its
-   * timers late, so silence alone proves nothing: it takes a question.
+   * Ask when nothing was said or heard for a heartbeat; give up when there is no answer, or where the server answers, but
+   * serves no stream. A page in the background may get its timers late, so silence alone proves nothing: it takes a question.
    *
    * @param {number} heartbeat seconds
    */
@@ -391,6 +398,12 @@ export class Connection {
     const now = this.#environment.now();
     if (this.#askedAt !== null && now - this.#askedAt >= SILENCES * heartbeat * 1000) {
       this.#fail(new UploadError("connection_lost", { message: "The server was silent." }));
+      return;
+    }
+    if (!this.#protocol.awaits) {
+      this.#servedAt = now;
+    } else if (now - this.#servedAt >= STALL * 1000) {
+      this.#fail(new UploadError("connection_lost", { message: "The server served no upload for too long." }));
       return;
     }
     const isSilent = this.#askedAt === null && now - this.#heardAt >= heartbeat * 1000;

@@ -211,6 +211,23 @@ export class ClientProtocol {
     return Math.max(0, Math.min(entry.limit - entry.sent, this.#limit - this.#sent));
   }
 
+  /** The server owes a word on some stream: an answer, an ACK, or credit for a chunk. */
+  get awaits() {
+    return [...this.#streams.values()].some((stream) => this.#isOwed(stream));
+  }
+
+  /** @param {Stream} stream */
+  #isOwed({ id, state, sent, received, chunk }) {
+    switch (state) {
+      case "proving":
+        return false;
+      case "sending":
+        return sent > received || this.credit(id) < chunk;
+      default:
+        return true;
+    }
+  }
+
   // Receiving -------------------------------------------------------------------------------------
 
   /**
