@@ -19,7 +19,8 @@ import { within } from "./within.js";
  * @property {number} [parallel] uploads under way that are larger than a window; default 3. Smaller ones share the rest of
  *   the server's streams
  * @property {(error?: UploadError) => Promise<string | undefined>} [authenticate] a fresh ticket; called when the server
- *   wants a login, with its error, and shortly before a ticket expires, without one. undefined: look at the cookie again
+ *   wants a login, with its error, and shortly before a ticket expires, without one. undefined: look at the cookie again.
+ *   The ticket that was refused: give up
  * @property {boolean} [remember] so that a later page can go on with an upload, or post its receipt; default true
  * @property {string} [owner] who uploads, opaque: to others it is never shown
  */
