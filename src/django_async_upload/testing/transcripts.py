@@ -250,7 +250,7 @@ def run_on_client(transcript: Transcript) -> ClientProtocol:
                 _expect(bool(replies), transcript, step, "no reply")
                 frame = replies.popleft()
             else:
-                frame = _send_as_client(protocol, step)
+                frame = send_as_client(protocol, step)
             _check_sent(transcript, step, frame)
             continue
         try:
@@ -267,7 +267,8 @@ def run_on_client(transcript: Transcript) -> ClientProtocol:
     return protocol
 
 
-def _send_as_client(protocol: ClientProtocol, step: Step) -> bytes:
+def send_as_client(protocol: ClientProtocol, step: Step) -> bytes:
+    """Have a client say what a step of its own says; returns the frame."""
     match step.message if step.type is not FrameType.DATA else None:
         case None:
             return protocol.send_data(step.stream, step.payload) + step.payload
