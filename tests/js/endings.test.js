@@ -122,3 +122,44 @@ test("a connection that serves no stream is left, though it answers", LIMIT, asy
   await clock.pass(20_000);
   assert.deepEqual([upload.state, server.sockets.length], ["completed", 2]);
 });
+
+test("a ticket that was not refused is good for the next connection", LIMIT, async (context) => {
+  const server = new Server();
+  server.hello.authenticated = false;
+  const { clock, uploader } = begin(context, server, { authenticate: async () => "the only one" });
+  server.intercept = (type, stream, fields, socket) => {
+    const isFirst = server.sockets.indexOf(socket) === 0;
+    if (isFirst && type === "CREATE") {
+      socket.drop(1006);
+    }
+    return isFirst && type !== "AUTH";
+  };
+  const upload = uploader.add(new File(["x"], "a.txt"));
+  await clock.pass(20_000);
+  assert.deepEqual([upload.state, server.sockets.length, server.count("AUTH")], ["completed", 2, 2]);
+});
+
+test("uploads whose ticket ran out share one fresh one", LIMIT, async (context) => {
+  const server = new Server();
+  let given = 0;
+  const { clock, uploader } = begin(context, server, {
+    random: () => 0,
+    authenticate: async () => (given < 2 ? `ticket ${++given}` : "ticket 2"),
+  });
+  server.hello.authenticated = false;
+  const held = [];
+  server.intercept = (type, stream, fields, socket) => {
+    if (type === "FINISH" && held.length < 3) {
+      held.push(() => server.refuse(socket, stream, "ticket_expired", { retryable: true }));
+      if (held.length === 3) {
+        held.forEach((refuse) => refuse());
+      }
+      return true;
+    }
+    return false;
+  };
+  const uploads = ["a", "b", "c"].map((name) => uploader.add(new File([name], name)));
+  await clock.pass(20_000);
+  assert.deepEqual(uploads.map(({ state }) => state), Array(3).fill("completed"));
+  assert.deepEqual([server.sockets.length, server.count("AUTH")], [1, 2]);
+});

@@ -48,6 +48,8 @@ export class Line {
   #ticket;
   /** The newest that was sent. @type {string | undefined} */
   #sent;
+  /** It is not answered yet. */
+  #isAsked = false;
   #isRenewing = false;
   #isClosed = false;
   /** @type {{retry?: number, renew?: number, idle?: number}} */
@@ -118,6 +120,18 @@ export class Line {
    * @param {UploadError} error
    */
   async renew(error) {
+    if (this.#isAsked) {
+      this.#go(); // it is the answer to an older ticket: what begins now waits for that to the newer one
+      return;
+    }
+    await this.#renew(error, this.#sent);
+  }
+
+  /**
+   * @param {UploadError} error
+   * @param {string} [refused] a ticket that is not sent again
+   */
+  async #renew(error, refused) {
     if (this.#isRenewing || this.#isClosed) {
       return;
     }
@@ -129,7 +143,7 @@ export class Line {
     if (this.#isClosed) {
       return;
     }
-    if (ticket !== undefined && ticket === this.#sent) {
+    if (ticket !== undefined && ticket === refused) {
       this.#giveUp(error); // the same ticket gets the same answer
       return;
     }
@@ -141,6 +155,7 @@ export class Line {
     this.#ticket = ticket;
     const connection = this.#connection;
     this.#connection = null;
+    this.#isAsked = false;
     connection?.leave(error);
     const delay = this.#backoff.delay(error.retryAfter);
     this.#retry(error, this.#authenticate ? Math.min(delay, SIGNED_IN) : delay);
@@ -189,7 +204,7 @@ export class Line {
       this.#send(connection, this.#ticket);
       this.#ticket = undefined;
     } else if (!connection.hello.authenticated) {
-      this.renew(new UploadError("authentication_required"));
+      this.#renew(new UploadError("authentication_required"));
       return;
     }
     this.#go();
@@ -203,6 +218,7 @@ export class Line {
   /** @param {import( "../protocol/messages.js").Message} message */
   #heard(message) {
     if (message.type === "AUTHENTICATED") {
+      this.#isAsked = false;
       this.#stop("renew");
       if (message.expires_in !== undefined && this.#authenticate) {
         const delay = Math.max(1000, message.expires_in * 1000 * RENEW_AFTER);
@@ -215,6 +231,7 @@ export class Line {
   #lost(error) {
     const retryAfter = this.#connection?.retryAfter ?? error.retryAfter;
     this.#connection = null;
+    this.#isAsked = false;
     this.#stop("renew");
     this.#failures += 1;
     if (this.#failures === UNREACHABLE) {
@@ -225,7 +242,7 @@ export class Line {
       );
     }
     if (error.needsLogin) {
-      this.renew(error);
+      this.#renew(error, this.#sent);
     } else if (!error.retryable) {
       this.#giveUp(error);
     } else if (!this.#owner.hasWork()) {
@@ -277,13 +294,14 @@ export class Line {
     }
     this.#connection?.close();
     this.#connection = null;
+    this.#isAsked = false;
   }
 
   /** A ticket is about to expire. */
   async #refresh() {
     this.#timers.renew = undefined;
     const ticket = await this.#fetchTicket();
-    if (ticket !== undefined && this.#connection?.isUsable && !this.#isRenewing) {
+    if (ticket !== undefined && this.#connection?.isUsable && !this.#isRenewing && !this.#isAsked) {
       this.#send(this.#connection, ticket);
     }
   }
@@ -294,6 +312,7 @@ export class Line {
    */
   #send(connection, ticket) {
     this.#sent = ticket;
+    this.#isAsked = true;
     connection.authenticate(ticket);
   }
 
