@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asgiref.sync import iscoroutinefunction, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from asgiref.testing import ApplicationCommunicator
 from django import forms
+from django.core.asgi import get_asgi_application
 from django.core.exceptions import ValidationError
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile, UploadedFile
+from django.core.files.uploadhandler import MemoryFileUploadHandler, SkipFile
 from django.db import IntegrityError, OperationalError, connection, connections, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    JsonResponse,
+    QueryDict,
+    StreamingHttpResponse,
+)
 from django.test import AsyncClient, Client, RequestFactory
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
+from django.utils.datastructures import MultiValueDict
 from django.views.decorators.http import require_POST
 
+from django_async_upload import notices, widgets
 from django_async_upload.exceptions import AlreadyBound
 from django_async_upload.middleware import UploadMiddleware
 from django_async_upload.models import UploadSession
@@ -89,12 +101,18 @@ def hook(request: HttpRequest) -> Any:
     return hooks["view"](request)
 
 
+async def hook_async(request: HttpRequest) -> Any:
+    """Without a thread: what it does must not wait for a database."""
+    return hooks["view"](request)
+
+
 urlpatterns = [
     path("document/", document),
     path("document-async/", document_async),
     path("album/", album),
     path("fails/", in_atomic_and_fails),
     path("hook/", require_POST(hook)),
+    path("hook-async/", hook_async),
 ]
 
 
@@ -351,6 +369,7 @@ def test_while_one_request_has_it_another_is_refused_and_can_have_it_afterwards(
     inside = []
 
     def view(request: HttpRequest) -> HttpResponse:
+        assert request.FILES
         inside.append(codes(post(login, "/document/", session)))
         return HttpResponse("errors")
 
@@ -363,6 +382,7 @@ def test_whoever_lost_the_upload_while_it_was_slow_cannot_save_it(
     login: Client, session: UploadSession
 ) -> None:
     def view(request: HttpRequest) -> HttpResponse:
+        assert request.FILES
         UploadSession.objects.update(expires_at=None)  # two minutes later
         assert post(login, "/document/", session).status_code == 302
         with pytest.raises(AlreadyBound):
@@ -538,6 +558,101 @@ def test_a_junk_receipt_breaks_no_view_that_looks_at_the_files_by_itself(
     fields = {**posted(("attachment", session)), "async_upload.attachment": "junk"}
     response = run_view(login if is_signed_in else Client(), view, **fields)
     assert response.content == b"[]"
+
+
+def served(
+    login: Client, server: str, view: Callable[[HttpRequest], HttpResponse], **fields: Any
+) -> bytes:
+    """What the view answers to a posted form, over WSGI or ASGI."""
+    hooks["view"] = view
+    if server == "WSGI":
+        return bytes(login.post("/hook/", fields).content)
+    # Not Django's client for ASGI: the body that it hands over is not a server's.
+    body = encode_multipart(BOUNDARY, fields)
+    cookies = "; ".join(f"{name}={morsel.value}" for name, morsel in login.cookies.items())
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/hook-async/" if server == "ASGI, async view" else "/hook/",
+        "query_string": b"",
+        "headers": [
+            (b"content-type", MULTIPART_CONTENT.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"cookie", cookies.encode()),
+        ],
+    }
+
+    async def ask() -> bytes:
+        application = ApplicationCommunicator(get_asgi_application(), scope)
+        await application.send_input({"type": "http.request", "body": body})
+        assert (await application.receive_output(10))["status"] == 200
+        answer = await application.receive_output(10)
+        await application.wait()
+        return bytes(answer["body"])
+
+    return async_to_sync(ask)()
+
+
+SERVERS = ["WSGI", "ASGI", "ASGI, async view"]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_view_may_read_the_body_of_a_form_itself(login: Client, server: str) -> None:
+    """As a webhook does that checks a signature."""
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.body)
+
+    body = served(login, server, view, a=SimpleUploadedFile("a.txt", DATA))
+    assert DATA in body
+    assert b'filename="a.txt"' in body
+
+
+@pytest.mark.parametrize("server", SERVERS[:2])
+def test_a_view_may_set_upload_handlers_of_its_own(login: Client, server: str) -> None:
+    class Refusing(MemoryFileUploadHandler):
+        def receive_data_chunk(self, raw_data: bytes, start: int) -> bytes:
+            raise SkipFile
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.upload_handlers = [Refusing(request)]
+        return HttpResponse(str(len(request.FILES)))
+
+    assert served(login, server, view, a=SimpleUploadedFile("a.txt", DATA)) == b"0"
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("first", ["FILES", "POST", "body"])
+def test_a_view_finds_uploads_whatever_it_looks_at_first(
+    server: str, first: str, login: Client, session: UploadSession
+) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        getattr(request, first)
+        return HttpResponse(",".join(file.name or "" for file in request.FILES.values()))
+
+    assert served(login, server, view, **posted(("attachment", session))) == b"report.pdf"
+
+
+def test_a_form_that_nobody_reads_opens_nothing(login: Client, session: UploadSession) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        run_view(login, lambda request: HttpResponse(), **posted(("attachment", session)))
+    assert not [each for each in queries if "async_upload_" in each["sql"]]
+
+
+def test_a_form_without_the_middleware_leaves_a_line_in_the_log(
+    session: UploadSession, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices.forget()
+    fields = posted(("attachment", session))
+    data = QueryDict(mutable=True)
+    data.update(fields)
+    DocumentForm(data, MultiValueDict()).is_valid()
+    assert not caplog.records
+    monkeypatch.setattr(widgets, "openers", set())
+    for _ in range(2):
+        DocumentForm(data, MultiValueDict()).is_valid()
+    (line,) = caplog.records
+    assert "UploadMiddleware" in line.getMessage()
 
 
 # Which form a file was uploaded for ---------------------------------------------------------------

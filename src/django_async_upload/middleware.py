@@ -18,8 +18,9 @@ from django.utils.cache import add_never_cache_headers
 
 from .holds import let_go
 from .models import Taker
+from .notices import notice
 from .places import answering, owner_tag
-from .receipts import MOVED, PREFIX, Wanted, open_receipts, posted_field
+from .receipts import MOVED, PREFIX, Wanted, open_receipts, openers, posted_field
 from .uploaded import CompletedUpload, RefusedUpload, UploadedBytes
 
 logger = logging.getLogger("django_async_upload")
@@ -32,11 +33,12 @@ MAX_RECEIPTS: Final = 10_000
 
 
 class UploadMiddleware:
-    """Opens the receipts of a form before its view runs, and lets go of what the view did not save.
+    """Opens the receipts of a form when its view reads it, and lets go of what the view did not save.
 
     Belongs behind ``SessionMiddleware`` and ``AuthenticationMiddleware``. It looks at forms that are posted, and at
-    nothing else; those without a receipt cost nothing but that. A view that sets upload handlers of its own must
-    not have its form read before: override :meth:`reads` for it.
+    nothing else; those without a receipt cost nothing but that. A view may read the body itself, or set upload
+    handlers, as without it. Only for an ``async`` view and for REST framework's a form is read before: where these set
+    upload handlers, override :meth:`reads`.
     """
 
     sync_capable = True
@@ -46,6 +48,7 @@ class UploadMiddleware:
         self, get_response: Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
     ) -> None:
         self.get_response = get_response
+        openers.add(type(self))
         self.is_async = iscoroutinefunction(get_response)
         # Django would call a method that is not async in a thread, for every request.
         self.process_view = self._process_view_async if self.is_async else self._process_view
@@ -77,7 +80,7 @@ class UploadMiddleware:
         return response
 
     def reads(self, request: HttpRequest, view: Callable[..., Any]) -> bool:
-        """Whether the request is a form that may be read before its view runs."""
+        """Whether the request is a form that may bring receipts."""
         return request.method == "POST" and request.content_type in FORM_TYPES
 
     def _process_view(
@@ -86,7 +89,7 @@ class UploadMiddleware:
         if asks_for_token(request):
             return tell_token(request)
         if self.reads(request, view):
-            put_uploads(request)
+            put_uploads_for(request, view)
         return None
 
     async def _process_view_async(
@@ -95,7 +98,7 @@ class UploadMiddleware:
         if asks_for_token(request):
             return await sync_to_async(tell_token)(request)
         if self.reads(request, view):
-            await sync_to_async(put_uploads)(request)
+            await sync_to_async(put_uploads_for)(request, view)
         return None
 
 
@@ -114,6 +117,35 @@ def tell_token(request: HttpRequest) -> HttpResponse:
     return response
 
 
+def put_uploads_for(request: Any, view: Callable[..., Any]) -> None:
+    """Have :func:`put_uploads` done once the view reads the form, and leave a request that it does not read as it is.
+
+    ``_load_post_and_files`` is what ``request.POST`` and ``request.FILES`` call, once; it has no public name.
+    """
+    if hasattr(request, "_post"):  # the CSRF middleware, say, has read it
+        put_uploads(request)
+    elif iscoroutinefunction(view):  # where it reads the form it must not wait for a database
+        put_uploads(request)
+        _rewind(request)
+    elif hasattr(getattr(view, "cls", None), "parser_classes"):
+        put_uploads(request)  # REST framework takes a form that was read, else it reads by itself
+    else:
+        load = request._load_post_and_files
+
+        def load_and_put() -> None:
+            load()
+            put_uploads(request)
+
+        request._load_post_and_files = load_and_put
+
+
+def _rewind(request: Any) -> None:
+    """Let a view read the body itself although the form was read; under ASGI all of it is there."""
+    if not hasattr(request, "_body") and request._stream.seekable():
+        request._stream.seek(0)
+        request._read_started = False
+
+
 def put_uploads(request: HttpRequest) -> None:
     """Put what the receipts of a posted form stand for into ``request.FILES``, under the fields' names.
 
@@ -129,7 +161,12 @@ def put_uploads(request: HttpRequest) -> None:
             name = key.removeprefix(PREFIX)
             token = posted_field(request.POST, name)
             if token is None or token.taker != Taker.FORM:
-                logger.warning("Receipts for %r were posted without the token of that field", name)
+                notice(
+                    "receipt without token",
+                    logging.WARNING,
+                    "Receipts for %r were posted without the token of that field",
+                    name,
+                )
                 continue
             # Many in one value: Django takes no more than DATA_UPLOAD_MAX_NUMBER_FIELDS of them.
             for receipt in filter(None, ",".join(request.POST.getlist(key)).split(",")):
@@ -138,6 +175,7 @@ def put_uploads(request: HttpRequest) -> None:
                 wanted.append(Wanted(bare, token.name, token.endpoint, token.place, is_moved))
                 names.append(name)
     if not wanted:
+        request.FILES.__dict__["async_uploads"] = {}
         return
     if len(wanted) > MAX_RECEIPTS:
         raise TooManyFilesSent(f"The form brings more than {MAX_RECEIPTS} receipts of uploads.")

@@ -40,6 +40,8 @@ FIELD_PREFIX: Final = "async_upload_field."
 """The same for the field's token, which is posted beside receipts."""
 MOVED: Final = "moved:"
 """Stands before a posted receipt where the person took the file over from another page."""
+openers: Final[set[type]] = set()
+"""Middleware of this process that opens what forms bring; without any, a page's uploads reach no form."""
 MAX_FIELD_NAME: Final = 255
 
 MESSAGES: Final = {

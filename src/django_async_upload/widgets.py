@@ -6,6 +6,7 @@ Any ``FileField`` or ``ImageField`` takes one. What they upload is posted as a r
 from __future__ import annotations
 
 import json
+import logging
 from functools import cache
 from typing import Any, ClassVar, Final
 
@@ -25,6 +26,7 @@ from . import conf
 from .assets import page_assets
 from .exceptions import TypeRefused
 from .models import Taker
+from .notices import notice
 from .places import owner_here, place_of
 from .policies import check_accept
 from .receipts import (
@@ -34,6 +36,7 @@ from .receipts import (
     FieldToken,
     field_name,
     field_token,
+    openers,
     posted_field,
     refusal,
 )
@@ -213,6 +216,14 @@ class AsyncFileInput(FileInput):
         brought = [*posted] if several else [posted] if posted else []
         # Receipts in the order in which they were posted, those that are refused too; then plain files.
         receipts = getattr(files, "async_uploads", {}).get(name, [])
+        if data.get(PREFIX + name) and not openers:
+            notice(
+                "receipt without middleware",
+                logging.ERROR,
+                "A form brought an upload for %r, and nothing opened it. UploadMiddleware belongs in MIDDLEWARE, "
+                "behind AuthenticationMiddleware.",
+                name,
+            )
         plain = [file for file in brought if not any(file is other for other in receipts)]
         checked = [self._checked(file) for file in [*receipts, *plain]]
         # A form with errors gets its widgets rendered without what was posted: they remember it.
