@@ -48,7 +48,7 @@ VIOLATIONS: dict[str, tuple[str, Misdeed]] = {
         lambda connection, stream, data: connection.send_data(stream + 7, 0, data[:100]),
     ),
     "data on stream 0": (
-        "unknown_stream",
+        "malformed_frame",
         lambda connection, stream, data: connection.send_data(0, 0, data[:100]),
     ),
     "junk": (
@@ -253,6 +253,20 @@ def test_a_message_of_100_mib_is_refused(host: Host) -> None:
         if host.server.kind != "hypercorn":  # keeps what comes after it has said "too big"
             assert growth < 32 * MIB
         connection.close_code()  # raises where the server leaves the connection open
+
+
+def test_a_frame_of_one_byte_too_many_closes_the_connection_with_the_reason(host: Host) -> None:
+    """By the web server, or by ours where that takes larger messages."""
+    with host.connect() as connection:
+        largest = b"\x01" + bytes(MIB)
+        with contextlib.suppress(Closed):
+            connection.send_message(with_crc(largest[:12], bytes(MIB - 16 + 1)))
+        error, close_code = last_words(connection)
+        print(f"1 MiB and a byte on {host.server.kind}: {close_code}, {error}")
+        if error is not None:
+            assert (error.code, close_code) == ("malformed_frame", 4400)
+        else:  # Daphne drops the connection without a word
+            assert close_code == (None if host.server.kind == "daphne" else 1009)
 
 
 def test_streams_without_end_are_dropped_or_answered_and_cost_nothing(host: Host) -> None:
