@@ -16,10 +16,10 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # A unit imports from itself and from the layers below. Imports for type checkers only do not count.
 LAYERS: list[list[tuple[str, ...]]] = [
     [("exceptions",), ("__init__",)],
-    [("protocol",), ("conf",), ("turns",), ("pace",), ("threads",), ("notices",)],
+    [("protocol",), ("conf",), ("turns",), ("pace",), ("threads",), ("notices",), ("commits",)],
     [("signals",), ("policies",), ("credit",), ("database",), ("client",)],
     [("stores",), ("tickets",), ("admission",)],
-    [("models", "uploaded", "migrations"), ("owners",)],
+    [("models", "uploaded", "holds", "migrations"), ("owners",)],
     [("leases", "quotas"), ("places",)],
     [("service", "active", "completion", "small", "outbox"), ("cleanup",), ("receipts",)],
     [
