@@ -621,7 +621,8 @@ def test_the_tutorial_leads_to_a_document(reader: Reader) -> None:
     assert (media / "documents/manage.py").read_bytes() == (
         reader.folder / "manage.py"
     ).read_bytes()
-    assert not (media / stored_as[1]).exists(), "the file was handed over, not copied"
+    uploads = reader.folder / "media-uploads"
+    assert not (uploads / stored_as[1]).exists(), "the file was handed over, not copied"
 
     # The form, as the widget's script fills it in.
     url = f"http://127.0.0.1:{reader.port}"

@@ -96,7 +96,7 @@ def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
     assert done.returncode == 0, done.stderr
     stored_as = re.search(r"README\.md -> (\S+)", done.stdout)
     assert stored_as is not None, done.stdout
-    assert (demo.folder / "media" / stored_as[1]).read_bytes() == content
+    assert (demo.folder / "media-uploads" / stored_as[1]).read_bytes() == content
 
     demo.sign_in()
     digest = hashlib.sha256(content).hexdigest()

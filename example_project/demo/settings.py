@@ -76,7 +76,8 @@ CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
 MEDIA_URL = "media/"  # a view, which looks who asks
-MEDIA_ROOT = BASE_DIR / "media"  # unfinished uploads are kept beside it, in media-staging
+# Beside it: media-staging has unfinished uploads, and media-uploads those that no document has yet.
+MEDIA_ROOT = BASE_DIR / "media"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},

@@ -31,7 +31,7 @@ from django.utils.html import format_html
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
-from . import outbox, service
+from . import conf, outbox, service
 from .assets import page_assets
 from .exceptions import UploadError
 from .models import UploadSession, UploadSessionQuerySet
@@ -122,7 +122,7 @@ class StorageFilter(admin.SimpleListFilter):
     parameter_name = "storage"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        aliases = sorted(set(storages.backends) - {"staticfiles"})
+        aliases = sorted({*storages.backends, conf.uploads().storage} - {"staticfiles"})
         return [(alias, alias) for alias in aliases] if len(aliases) > 1 else []
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:

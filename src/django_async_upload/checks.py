@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -12,14 +13,15 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register  # noqa: A004
 from django.core.exceptions import ImproperlyConfigured
-from django.core.files.storage import FileSystemStorage, InvalidStorageError, storages
+from django.core.files.storage import FileSystemStorage, InvalidStorageError, Storage
 from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from . import conf
+from .consumers import UploadConsumer
 from .stores import publication
 from .stores.base import Store
-from .stores.configured import make_store, staging_root
+from .stores.configured import PrivateStorage, get_storage, make_store, staging_root
 from .stores.disk import existing_ancestor
 from .widgets import AsyncFileInput
 
@@ -151,7 +153,7 @@ def _check_upload_to() -> list[CheckMessage]:
 def _check_storage() -> list[CheckMessage]:
     alias = conf.uploads().storage
     try:
-        storage = storages[alias]
+        storage = get_storage(alias)
     except InvalidStorageError as error:
         return [
             Error(
@@ -160,6 +162,8 @@ def _check_storage() -> list[CheckMessage]:
                 id="async_upload.E005",
             )
         ]
+    except ImproperlyConfigured:
+        return []  # E007 says so
     if publication.overwrites(storage):
         return [
             Warning(
@@ -174,20 +178,27 @@ def _check_storage() -> list[CheckMessage]:
 
 def _check_published_files() -> list[CheckMessage]:
     """E022: finished files could not be written."""
-    with suppress(InvalidStorageError):  # E005
-        storage = storages[conf.uploads().storage]
-        if isinstance(storage, FileSystemStorage):
-            folder = existing_ancestor(str(storage.location))
+    with suppress(InvalidStorageError, ImproperlyConfigured):  # E005, E007
+        for wanted in _destinations(get_storage(conf.uploads().storage)):
+            folder = existing_ancestor(wanted)
             if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
                 return [
                     Error(
                         f"Finished files cannot be written: {folder} is not a folder that this user may write.",
-                        hint=f"Make {storage.location} (MEDIA_ROOT) for the user that the server runs as, or look "
-                        "whether its file system is mounted read-only.",
+                        hint=f"Make {wanted} for the user that the server runs as, or look whether its file system "
+                        "is mounted read-only.",
                         id="async_upload.E022",
                     )
                 ]
     return []
+
+
+def _destinations(storage: Storage) -> list[str]:
+    """The folders that finished files come into, the host's own last."""
+    found = [os.path.abspath(storage.location)] if isinstance(storage, FileSystemStorage) else []
+    if isinstance(storage, PrivateStorage) and settings.MEDIA_ROOT:
+        found.append(os.path.abspath(settings.MEDIA_ROOT))
+    return found
 
 
 def _check_store() -> list[CheckMessage]:
@@ -211,7 +222,7 @@ def _check_store() -> list[CheckMessage]:
 
 def _check_staging() -> list[CheckMessage]:
     """Where the staging folder lies in relation to what is served."""
-    storage = storages[conf.uploads().storage]
+    storage = get_storage(conf.uploads().storage)
     root = os.path.realpath(staging_root(storage))
     found: list[CheckMessage] = []
     for name in ("MEDIA_ROOT", "STATIC_ROOT"):
@@ -224,10 +235,8 @@ def _check_staging() -> list[CheckMessage]:
                     id="async_upload.E008",
                 )
             )
-    if isinstance(storage, FileSystemStorage):
-        devices = {
-            os.stat(existing_ancestor(path)).st_dev for path in (root, str(storage.location))
-        }
+    if folders := _destinations(storage):
+        devices = {os.stat(existing_ancestor(path)).st_dev for path in (root, *folders)}
         if len(devices) > 1:
             found.append(
                 Warning(
@@ -302,7 +311,49 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
                 id="async_upload.W012",
             )
         )
+    return [*found, *_check_published()]
+
+
+def _check_published() -> list[CheckMessage]:
+    """W031: finished files that can be fetched from the site before anybody has looked at them."""
+    with suppress(Exception):  # what is wrong with the application, its server tells
+        import_string(getattr(settings, "ASGI_APPLICATION", ""))  # it imports the consumers
+    found: list[CheckMessage] = []
+    consumers: list[type[UploadConsumer]] = [UploadConsumer, *_subclasses(UploadConsumer)]
+    for consumer in consumers:
+        alias = consumer.storage or conf.uploads().storage
+        with suppress(ImproperlyConfigured, InvalidStorageError):  # other checks say so
+            if _has_urls(get_storage(alias)):
+                found.append(
+                    Warning(
+                        f"{consumer.__name__} publishes uploads in the storage {alias!r}, whose files have URLs: "
+                        "whatever somebody uploads can be fetched from your site.",
+                        hint="Leave STORAGE out: finished files are private then, until an object of yours has them. "
+                        "Or serve that storage from another domain.",
+                        id="async_upload.W031",
+                    )
+                )
     return found
+
+
+def _subclasses(cls: type[UploadConsumer]) -> Iterator[type[UploadConsumer]]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _has_urls(storage: Storage) -> bool:
+    """Whether anybody may fetch a file of the storage: below ``MEDIA_URL``, or from S3 without a signature."""
+    if getattr(storage, "base_url", None) not in (None, "", "/"):
+        return True
+    if getattr(storage, "querystring_auth", True) is False:
+        return True
+    if not isinstance(storage, FileSystemStorage) or not settings.MEDIA_ROOT:
+        return False
+    served = os.path.realpath(settings.MEDIA_ROOT)
+    return settings.MEDIA_URL not in ("", "/") and _is_inside(
+        os.path.realpath(storage.location), served
+    )
 
 
 @register(Tags.database)

@@ -34,8 +34,9 @@ class UploadSettings:
     """Folder of the file-system store. None: beside the storage's own, ``<location>-staging``."""
     durability: str = "fsync"
     """What ``durable`` survives: ``fsync`` the machine's crash, ``os`` the process's only."""
-    storage: str = "default"
-    """Alias in ``STORAGES`` that finished files go to."""
+    storage: str = "async_upload"
+    """Alias in ``STORAGES`` that finished files go to. The default need not be there: it is a folder beside the
+    staging folder that no URL leads to, ``<STAGING_ROOT>-uploads`` or ``<MEDIA_ROOT>-uploads``."""
     upload_to: str | Callable[..., str] = "uploads/%Y/%m/%d/"
     """As ``FileField.upload_to``: a ``strftime`` prefix, or a callable (or its dotted path) that takes the
     session and the cleaned name and returns the name in the storage."""

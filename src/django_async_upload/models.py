@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.core.files import File
-from django.core.files.storage import Storage, storages
+from django.core.files.storage import Storage
 from django.db import models, router, transaction
 from django.db.transaction import TransactionManagementError
 from django.utils import timezone
@@ -19,6 +19,7 @@ from .commits import after_commit
 from .exceptions import AlreadyBound, NotCompleted
 from .protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 from .stores.base import Checkpoint
+from .stores.configured import get_storage
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -219,7 +220,7 @@ class UploadSession(models.Model):
         return field if isinstance(field, dict) else {}
 
     def get_storage(self) -> Storage:
-        return storages[self.storage]
+        return get_storage(self.storage)
 
     @property
     def file(self) -> File[bytes]:

@@ -34,7 +34,7 @@ from .exceptions import AlreadyBound
 from .holds import HOLD, alias, withdraw
 from .models import UploadSession
 from .protocol.state import State
-from .stores.configured import staging_root
+from .stores.configured import PRIVATE, get_storage, staging_root
 from .stores.publication import is_same_place
 
 if TYPE_CHECKING:
@@ -287,10 +287,10 @@ def abandoned_links(age: timedelta) -> Iterator[str]:
 
 def _staging_folders() -> set[str]:
     folders = set()
-    for name in storages.backends:
+    for name in {*storages.backends, PRIVATE}:
         # Not every storage can be used by every process: one for static files wants STATIC_ROOT, another a network.
         with suppress(Exception):
-            storage = storages[name]
+            storage = get_storage(name)
             if isinstance(storage, FileSystemStorage):
                 folders.add(staging_root(storage))
     return folders

@@ -108,7 +108,12 @@ class Example(Server):
     def stored(self, name: str) -> Path:
         """The finished file of the only upload of that name that has completed."""
         (row,) = [each for each in self.uploads(name) if each["stored_as"]]
-        return self.media / str(row["stored_as"])
+        return self.finished / str(row["stored_as"])
+
+    @property
+    def finished(self) -> Path:
+        """Where files lie until a form or a receiver takes them."""
+        return self.folder / "media-uploads"
 
     @property
     def media(self) -> Path:

@@ -300,7 +300,7 @@ def test_two_thousand_small_files_all_arrive(
     )
     assert sorted(each["name"] for each in found) == [path.name for path in paths]
     for each in found:
-        assert (example.media / each["stored_as"]).read_text() == each["name"] * 20
+        assert (example.finished / each["stored_as"]).read_text() == each["name"] * 20
     assert page.locator(".async-upload-file").count() <= 50
 
 
@@ -318,7 +318,7 @@ def test_two_tabs_with_the_same_file_do_not_fight(
     rows = example.uploads(middling.name)
     assert [each["state"] for each in rows] == ["completed", "completed"]
     for each in rows:
-        assert sha256(example.media / each["stored_as"]) == sha256(middling)
+        assert sha256(example.finished / each["stored_as"]) == sha256(middling)
     assert proxy.data_bytes() == 2 * middling.stat().st_size  # nothing twice
 
 
@@ -340,7 +340,7 @@ def test_a_folder_brings_all_that_is_in_it(
     for path in paths:
         row(page, path.name, "completed")
         stored = example.uploads(path.name)[-1]
-        assert (example.media / stored["stored_as"]).read_text() == f"{how} {path.name}"
+        assert (example.finished / stored["stored_as"]).read_text() == f"{how} {path.name}"
         assert f'"{path.relative_to(tmp_path)}"' in stored["metadata"]
 
 

@@ -81,11 +81,11 @@ class Host:
     # The inside -----------------------------------------------------------------------------------
 
     def path(self, stored_as: str) -> Path:
-        return self.disk / "media" / stored_as
+        return self.disk / "staging-uploads" / stored_as
 
     def files(self) -> list[Path]:
         """Every finished file."""
-        return [each for each in (self.disk / "media").rglob("*") if each.is_file()]
+        return [each for each in (self.disk / "staging-uploads").rglob("*") if each.is_file()]
 
     def parts(self) -> list[Path]:
         """Every file of an unfinished upload."""

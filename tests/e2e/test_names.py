@@ -66,7 +66,7 @@ def test_an_evil_name_is_nothing_special_to_postgresql(hosts: Callable[..., Host
 
 
 def send_evil_names(host: Host) -> None:
-    media = (host.root / "media").resolve()
+    media = (host.root / "staging-uploads").resolve()
     with SteadyUpload(host.port, host.ticket()), host.connect() as connection:
         for name in NAMES["refused"]:
             answer = send_whole(connection, {"name": name})

@@ -1,9 +1,10 @@
-"""The store that the settings ask for."""
+"""The store that the settings ask for, and where finished files lie until somebody takes them."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -12,6 +13,41 @@ from django.utils.module_loading import import_string
 
 from .. import conf
 from .base import Store
+
+PRIVATE: Final = "async_upload"
+"""Alias of the storage that finished files go to unless the settings say otherwise."""
+
+
+class PrivateStorage(FileSystemStorage):
+    """Finished files that nobody has taken yet: in a folder beside the staging folder, without a URL.
+
+    On its file system, so that they are published by a link, and a ``FileField`` on it takes them by another.
+    """
+
+    base_url = None  # type: ignore[assignment]  # Django's word for "no URL", which the stubs leave out
+
+
+def get_storage(alias: str) -> Storage:
+    """The storage of that alias in ``STORAGES``; :data:`PRIVATE` need not be there.
+
+    Raises :class:`InvalidStorageError`, and :class:`ImproperlyConfigured` where no folder is known.
+    """
+    if alias == PRIVATE and alias not in storages.backends:
+        return _private(f"{_base()}-uploads")
+    return storages[alias]
+
+
+@cache
+def _private(location: str) -> Storage:
+    return PrivateStorage(location)
+
+
+def _base() -> str:
+    """What the app's own folders are named after: ``STAGING_ROOT``, or else ``MEDIA_ROOT``."""
+    folder = conf.uploads().staging_root or settings.MEDIA_ROOT
+    if not folder:
+        raise ImproperlyConfigured("Set ASYNC_UPLOAD['STAGING_ROOT'] or MEDIA_ROOT.")
+    return os.path.abspath(folder)
 
 
 def staging_root(storage: Storage) -> str:
@@ -22,10 +58,9 @@ def staging_root(storage: Storage) -> str:
     configured = conf.uploads().staging_root
     if configured is not None:
         return os.path.abspath(configured)
-    location = storage.location if isinstance(storage, FileSystemStorage) else settings.MEDIA_ROOT
-    if not location:
-        raise ImproperlyConfigured("Set ASYNC_UPLOAD['STAGING_ROOT'] or MEDIA_ROOT.")
-    return os.path.abspath(location) + "-staging"
+    if isinstance(storage, FileSystemStorage) and not isinstance(storage, PrivateStorage):
+        return os.path.abspath(storage.location) + "-staging"
+    return f"{_base()}-staging"
 
 
 def make_store() -> Store:
@@ -34,6 +69,6 @@ def make_store() -> Store:
     store_class = import_string(configured.store)
     options: dict[str, Any] = {"durability": configured.durability, "threads": configured.threads}
     if store_class.supports_path:
-        options["root"] = staging_root(storages[configured.storage])
+        options["root"] = staging_root(get_storage(configured.storage))
     store: Store = store_class(**options)
     return store

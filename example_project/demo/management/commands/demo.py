@@ -14,7 +14,7 @@ ADDRESS = "127.0.0.1"
 WELCOME = """
 The site:      http://{address}:{port}/      sign in as demo, password demo
 The endpoint:  ws://{address}:{port}/ws/uploads/
-The files:     {media}
+The files:     {media}, and {media}-uploads until a document has them
 
 Upload a file from another terminal:
 
