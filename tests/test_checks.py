@@ -30,6 +30,12 @@ def ids(*functions: Any, **kwargs: Any) -> set[str]:
     }
 
 
+@pytest.fixture(autouse=True)
+def storages_of_a_project(settings: Any) -> None:
+    """Finished files go where they do by default."""
+    settings.STORAGES = {key: settings.STORAGES[key] for key in ("default", "staticfiles")}
+
+
 def test_nothing_is_wrong_with_the_defaults(settings: Any, media: Path) -> None:
     settings.ASYNC_UPLOAD = {}
     assert ids(checks.check_settings, checks.check_deployment) == set()
