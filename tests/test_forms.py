@@ -432,7 +432,7 @@ def test_the_admin_saves_an_object_with_its_inline(
     names = {each["name"] for each in found.all("input") if each.get("type") == "file"}
     assert {"cover", "notes", "track_set-0-sound", "track_set-__prefix__-sound"} <= names
     assert len(found.all("async-upload")) == 4
-    scripts = [each for each in found.all("script") if "widget" in (each.get("src") or "")]
+    scripts = [each for each in found.all("script") if "async-upload" in (each.get("src") or "")]
     assert [each["type"] for each in scripts] == ["module"]
 
     owner = Owner(f"user:{admin_user.pk}", admin_user)
