@@ -3,9 +3,12 @@
 //     node js/build.mjs bundle           write async-upload.min.js, its source map and the styles beside the modules
 //     node js/build.mjs bundle FOLDER    the same into another folder
 //     node js/build.mjs check            fail unless what is there is what would be written
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+//     node js/build.mjs package          make js/package, the folder that npm packs: the modules as they are, with types
+import { execFile } from "node:child_process";
+import { appendFile, copyFile, cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { build } from "esbuild";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
@@ -64,10 +67,44 @@ async function bundle() {
   return new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
 }
 
+/** What is of the pages that Django serves only. */
+const NOT_PACKED = /(^|\/)(bundle|bundled-workers|admin|.*\.min)\.(js|css|js\.map)$/;
+/** Hand-written types, and the entries that bring them along. */
+const TYPES = { "events.d.ts": ["client", "widget"], "react-elements.d.ts": ["react"] };
+
+async function makePackage() {
+  const folder = path.join(HERE, "package");
+  await rm(folder, { recursive: true, force: true });
+  await cp(SOURCES, folder, { recursive: true, filter: (name) => !NOT_PACKED.test(name) });
+  for (const name of await readdir(HERE)) {
+    if (/\.(js|d\.ts)$/.test(name)) await copyFile(path.join(HERE, name), path.join(folder, name));
+  }
+  await copyFile(path.join(HERE, "README.md"), path.join(folder, "README.md"));
+  await copyFile(path.join(HERE, "../LICENSE"), path.join(folder, "LICENSE"));
+  const { private: _private, devDependencies: _tools, ...facts } = JSON.parse(
+    await readFile(path.join(HERE, "package.json"), "utf8"),
+  );
+  facts.version = await version();
+  await writeFile(path.join(folder, "package.json"), `${JSON.stringify(facts, null, 2)}\n`);
+
+  const tsc = path.join(HERE, "node_modules/.bin/tsc");
+  await promisify(execFile)(tsc, ["--project", HERE]).catch(({ stdout }) => {
+    throw new Error(stdout);
+  });
+  for (const [types, entries] of Object.entries(TYPES)) {
+    for (const entry of entries) {
+      const line = `export type * from "./${types.replace(".d.ts", ".js")}";\n`;
+      await appendFile(path.join(folder, `${entry}.d.ts`), line);
+    }
+  }
+}
+
 const [task, folder = SOURCES] = process.argv.slice(2);
 if (task === "bundle") {
   await mkdir(folder, { recursive: true });
   for (const [name, contents] of await bundle()) await writeFile(path.join(folder, name), contents);
+} else if (task === "package") {
+  await makePackage();
 } else if (task === "check") {
   const stale = [];
   for (const [name, contents] of await bundle()) {
@@ -79,6 +116,6 @@ if (task === "bundle") {
     process.exitCode = 1;
   }
 } else {
-  console.error("Usage: node js/build.mjs bundle [FOLDER] | check");
+  console.error("Usage: node js/build.mjs bundle [FOLDER] | check | package");
   process.exitCode = 2;
 }

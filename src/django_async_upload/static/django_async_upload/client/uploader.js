@@ -58,6 +58,7 @@ const WINDOW = 8 * 1024 * 1024;
  */
 export class Uploader extends EventTarget {
   #url;
+  /** @type {Partial<UploaderOptions>} */
   #options;
   #environment;
   #reader = new Reader();

@@ -1,0 +1,66 @@
+/** Events with their types, on the client's classes, on the element and on whatever it bubbles to. */
+import type { Progress, Result, Upload, UploadError, UploadState } from "./client.js";
+import type { AsyncUploadElement } from "./widget.js";
+
+export interface UploadEvents {
+  progress: CustomEvent<Progress>;
+  state: CustomEvent<{ state: UploadState; previous: UploadState }>;
+  completed: CustomEvent<{ result: Result }>;
+  error: CustomEvent<{ error: UploadError }>;
+}
+
+export interface UploaderEvents {
+  upload: CustomEvent<{ upload: Upload }>;
+  connection: CustomEvent<{
+    state: "idle" | "connecting" | "open" | "waiting" | "closed";
+    retryIn?: number;
+    error?: UploadError;
+  }>;
+  warning: CustomEvent<{ code: string; message: string }>;
+}
+
+export interface AsyncUploadEvents {
+  "async-upload:progress": CustomEvent<{ upload: Upload; progress: Progress }>;
+  "async-upload:state": CustomEvent<{ upload: Upload; state: UploadState; previous: UploadState }>;
+  "async-upload:completed": CustomEvent<{ upload: Upload; result: Result }>;
+  "async-upload:error": CustomEvent<{ upload: Upload; error: UploadError }>;
+  "async-upload:warning": CustomEvent<{ code: string; message: string }>;
+}
+
+interface TypedEvents<Events> {
+  addEventListener<Name extends keyof Events>(
+    type: Name,
+    listener: (event: Events[Name]) => void,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<Name extends keyof Events>(
+    type: Name,
+    listener: (event: Events[Name]) => void,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+declare module "./client/upload.js" {
+  interface Upload extends TypedEvents<UploadEvents> {}
+}
+
+declare module "./client/uploader.js" {
+  interface Uploader extends TypedEvents<UploaderEvents> {}
+}
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "async-upload": AsyncUploadElement;
+  }
+  interface GlobalEventHandlersEventMap extends AsyncUploadEvents {}
+}
