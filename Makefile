@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bundle dist bench bench-browser matrix clean help
+.PHONY: demo test check docs-js messages bundle dist npm bench bench-browser matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -49,6 +49,12 @@ demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to c
 dist: $(BIN)/uv  ## Build the wheel and the sdist into dist/.
 	rm -rf dist
 	$(BIN)/uv build --quiet --out-dir dist
+
+NPM := dist
+npm: $(VENV)/.js  ## Build the npm package into dist/.
+	node js/build.mjs package
+	mkdir -p $(NPM)
+	cd js/package && npm pack --silent --pack-destination $(abspath $(NPM))
 
 test: check  ## Lint, types, and every test.
 	node --test tests/js/*.test.js

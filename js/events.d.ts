@@ -27,35 +27,54 @@ export interface AsyncUploadEvents {
   "async-upload:warning": CustomEvent<{ code: string; message: string }>;
 }
 
-interface TypedEvents<Events> {
-  addEventListener<Name extends keyof Events>(
-    type: Name,
-    listener: (event: Events[Name]) => void,
-    options?: boolean | AddEventListenerOptions,
-  ): void;
-  addEventListener(
-    type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | AddEventListenerOptions,
-  ): void;
-  removeEventListener<Name extends keyof Events>(
-    type: Name,
-    listener: (event: Events[Name]) => void,
-    options?: boolean | EventListenerOptions,
-  ): void;
-  removeEventListener(
-    type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | EventListenerOptions,
-  ): void;
-}
-
 declare module "./client/upload.js" {
-  interface Upload extends TypedEvents<UploadEvents> {}
+  interface Upload {
+    addEventListener<Name extends keyof UploadEvents>(
+      type: Name,
+      listener: (event: UploadEvents[Name]) => void,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    addEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    removeEventListener<Name extends keyof UploadEvents>(
+      type: Name,
+      listener: (event: UploadEvents[Name]) => void,
+      options?: boolean | EventListenerOptions,
+    ): void;
+    removeEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | EventListenerOptions,
+    ): void;
+  }
 }
 
 declare module "./client/uploader.js" {
-  interface Uploader extends TypedEvents<UploaderEvents> {}
+  interface Uploader {
+    addEventListener<Name extends keyof UploaderEvents>(
+      type: Name,
+      listener: (event: UploaderEvents[Name]) => void,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    addEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    removeEventListener<Name extends keyof UploaderEvents>(
+      type: Name,
+      listener: (event: UploaderEvents[Name]) => void,
+      options?: boolean | EventListenerOptions,
+    ): void;
+    removeEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | EventListenerOptions,
+    ): void;
+  }
 }
 
 declare global {

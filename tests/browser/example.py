@@ -25,6 +25,14 @@ from django.contrib.auth import get_user_model
 get_user_model().objects.create_superuser({PERSON!r}, password={PERSON!r})
 """
 
+APPS = """
+from django.urls import re_path
+from django.views.static import serve
+from django.conf import settings
+urlpatterns.append(re_path("^apps/(?P<path>.+)$", serve, {"document_root": settings.BASE_DIR / "apps"}))
+"""
+"""Applications that a test has built elsewhere, on the site's origin."""
+
 
 def prepare(folder: Path) -> None:
     """A copy of the example with a database and its person."""
@@ -35,6 +43,8 @@ def prepare(folder: Path) -> None:
     make_bundle(folder / "bundle/django_async_upload")
     with (folder / "demo/settings.py").open("a") as settings:
         settings.write('STATICFILES_DIRS = [BASE_DIR / "bundle"]\n')
+    with (folder / "demo/urls.py").open("a") as urls:
+        urls.write(APPS)
     manage(folder, "migrate", "--verbosity", "0")
     manage(folder, "collectstatic", "--verbosity", "0", "--no-input")
     manage(folder, "shell", "--command", MAKE_PERSON)

@@ -16,6 +16,8 @@ from .conftest import PATIENCE
 from .example import Example, sha256
 from .screen import FILES, row, until
 
+pytestmark = pytest.mark.parametrize("kind", ["uvicorn"], indirect=True, scope="session")
+
 NAME = r"/static/django_async_upload/async-upload\.min\.[0-9a-f]{12}\."
 
 

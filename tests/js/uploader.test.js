@@ -619,3 +619,13 @@ test("nothing to do: the connection is given back", LIMIT, async (context) => {
   await clock.pass(31_000);
   assert.deepEqual([uploader.connection, server.socket.closeCode], ["idle", 1000]);
 });
+
+test("a listener may cancel an upload in the very event that it begins", LIMIT, async (context) => {
+  const { server, uploader } = begin(context);
+  const upload = uploader.add(fileOf(LARGE));
+  upload.addEventListener("state", ({ detail }) => detail.state === "uploading" && upload.cancel());
+  await assert.rejects(upload.result, { code: "upload_over" });
+  const next = uploader.add(fileOf(1000));
+  await next.result;
+  await until(() => server.count("CANCEL"));
+});

@@ -335,8 +335,9 @@ export class Upload extends EventTarget {
     if (!this.isWaiting || this.#attachment !== null || this.#source === null) {
       return true; // an older stream is being released: its end brings us back
     }
+    let attachment;
     try {
-      const attachment = Attachment.open(
+      attachment = Attachment.open(
         connection,
         this.#source,
         this.create,
@@ -356,7 +357,7 @@ export class Upload extends EventTarget {
     this.#begunAt ??= this.#host.environment.now();
     this.#error = null;
     this.#setState("uploading");
-    this.#attachment.wake();
+    if (this.#attachment === attachment) attachment.wake(); // else a listener has cancelled or paused it
     return true;
   }
 
