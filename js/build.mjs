@@ -15,7 +15,7 @@ const HERE = path.dirname(fileURLToPath(import.meta.url));
 const APP = path.resolve(HERE, "../src/django_async_upload");
 const SOURCES = path.join(APP, "static/django_async_upload");
 /** The oldest that have what the modules use: docs/reference/browsers.md. */
-const TARGETS = ["chrome105", "firefox121", "safari16.5"];
+const TARGETS = ["chrome111", "firefox121", "safari16.4"];
 
 async function version() {
   const [, found] = /^__version__ = "(.+)"$/m.exec(await readFile(path.join(APP, "__init__.py"), "utf8"));

@@ -20,11 +20,11 @@ HEAD = """# JavaScript
 <!-- Made from the JSDoc by `make docs-js`: change that, not this page. -->
 
 {about}
-How to come by the modules, with and without a bundler: [React, Vue and other bundles](../how-to/react-and-vue.md). The
-element without any script of your own: [a page of your own](../how-to/page-without-a-form.md).
+How to come by it: on a page of Django's by an [import map](../how-to/content-security-policy.md#import-maps),
+with a bundler from [npm](../how-to/npm.md). The element without any script of your own: [a page of your
+own](../how-to/page-without-a-form.md). Which [browsers](browsers.md).
 
-Types are TypeScript's. All modules are typed by JSDoc, so `tsc` and editors know them. What is not on this page may
-change.
+Types are TypeScript's, and come with the npm package. What is not on this page may change.
 """
 
 

@@ -17,7 +17,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cache
 from http.cookiejar import CookieJar
 from inspect import Signature, iscoroutinefunction, signature
 from pathlib import Path
@@ -317,6 +316,8 @@ def test_the_css_variables_are_those_of_the_style() -> None:
     }
 
 
+NPM = ROOT / "js"
+PACKED = json.loads((NPM / "package.json").read_text())
 SCRIPTS = [
     pytest.param(block.code, id=f"{page_id(page)} {index}")
     for page in PAGES
@@ -348,20 +349,32 @@ def test_what_a_script_of_a_page_imports_is_exported(code: str) -> None:
 
 
 def entry_of(module: str) -> Path:
-    """The source of what a page, by an import map, or the npm package calls by this name."""
-    name = module.partition("/")[2] or "bundle.js"
-    (found,) = [each for each in (STATIC / name,) if each.is_file()]
+    """The source of what the npm package, and by an import map a page, calls by this name."""
+    entry = PACKED["exports"][module.replace("django-resumable-upload", ".")]
+    (found,) = [each / entry for each in (STATIC, NPM) if (each / entry).is_file()]
     return found
 
 
-@cache
 def exports(module: Path) -> set[str]:
-    code = f"import({json.dumps(module.as_uri())}).then((m) => console.log(...Object.keys(m)))"
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("needs node")
-    done = subprocess.run([node, "--eval", code], text=True, capture_output=True, check=True)
-    return set(done.stdout.split())
+    source = module.read_text()
+    found = re.findall(r"^export (?:class|const|function) (\w+)", source, re.MULTILINE)
+    lists = re.findall(r"^export \{ (.+) \} from", source, re.MULTILINE)
+    return {*found, *", ".join(lists).split(", ")}
+
+
+def test_every_entry_of_the_npm_package_is_on_its_page() -> None:
+    names = {each.replace(".", "django-resumable-upload", 1) for each in PACKED["exports"]}
+    for page in (DOCS / "how-to/npm.md", NPM / "README.md"):
+        text = page.read_text()
+        assert not {each for each in names if f"`{each}`" not in text}, page
+
+
+def test_the_oldest_browsers_are_those_that_the_script_is_built_for() -> None:
+    built = re.search(r"TARGETS = (\[.+\])", (NPM / "build.mjs").read_text())
+    assert built is not None
+    table = (DOCS / "reference/browsers.md").read_text().partition("\n\n")[2].partition("\n\n")[0]
+    versions = re.findall(r"^\| (\w+).*? \| ([\d.]+) \|", table, re.MULTILINE)
+    assert [f"{name.lower()}{version}" for name, version in versions] == json.loads(built[1])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 /**
  * The browser client: resumable, verified uploads to a Django site, over one WebSocket for any number of files.
  *
- *     const { Uploader } = await import(address); // of this module, as {% static %} gives it
+ *     import { Uploader } from "django-resumable-upload";
  *
  *     const uploader = new Uploader({ url: "/ws/uploads/" });
  *     const upload = uploader.add(input.files[0]);
