@@ -253,9 +253,11 @@ def test_e015_the_middleware_stands_behind_those_it_needs(
 def test_e016_a_widget_without_the_middleware(
     settings: Any, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rest = pytest.importorskip("django_async_upload.rest")
     settings.MIDDLEWARE = [SESSION, AUTH]
     settings.ROOT_URLCONF = "nowhere.urls"
     monkeypatch.setattr(AsyncFileInput, "is_used", False)
+    monkeypatch.setattr(rest.UploadField, "is_used", False)
     assert ids() == set()
     AsyncFileInput()
     assert ids() == {"async_upload.E016"}
