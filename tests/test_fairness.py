@@ -51,21 +51,13 @@ async def connect_bob(application: Any, bob: Any) -> Connect:
 # The connection's own credit -----------------------------------------------------------------------
 
 
-async def send_into_nowhere(uploads: UploadCommunicator, stream: int, size: int) -> None:
-    """Data that was in flight to an upload which the server has ended."""
-    offset = 0
-    while offset < size:
-        chunk = min(size - offset, uploads.hello.max_chunk)
-        await uploads.send_data(stream, offset, bytes(chunk))
-        offset += chunk
-
-
 async def test_bytes_that_were_dropped_are_given_back_to_the_connection(connect: Connect) -> None:
     async with connect() as uploads:
-        await uploads.send(m.Create(new_key(), "a/b", 100 * MIB), 1)
-        assert (await uploads.wait_for(m.Error, 1)).code == "name_refused"
-        await send_into_nowhere(uploads, 1, CONNECTION_WINDOW)
-        await uploads.wait_for(m.Limit)
+        for stream in range(1, 1 + CONNECTION_WINDOW // uploads.hello.stream_limit):
+            await uploads.send(m.Create(new_key(), "a/b", 100 * MIB), stream)
+            assert (await uploads.wait_for(m.Error, stream)).code == "name_refused"
+            # In flight to an upload that the server has ended.
+            await uploads.send_data(stream, 0, bytes(uploads.hello.stream_limit))
         completed = await uploads.upload("next.bin", b"hello")
         assert completed.size == 5
 
@@ -228,6 +220,7 @@ async def test_a_flood_of_tiny_chunks_that_cannot_be_written_is_cut_off(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Credit counts payload; each frame takes more than that."""
+    monkeypatch.setattr(pace, "SHORT_CHUNK", 0)
     written, write = threading.Event(), FileWriter.write
 
     def hang(self: FileWriter, payloads: Any) -> None:
@@ -254,17 +247,15 @@ async def test_a_flood_of_tiny_chunks_that_cannot_be_written_is_cut_off(
 async def test_frames_that_move_no_upload_are_read_only_so_fast_whatever_their_connection(
     connect: Connect, connect_bob: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data for a closed stream is allowed (it was in flight), but never more than a share of the loop's time."""
+    """They take no more than a share of the loop's time."""
     monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 0.01)
     monkeypatch.setattr(pace, "BURST_SECONDS", 10_000.0)  # a hundred frames, and then no more
     crowd = [connect(), connect()]
     for alice in crowd:
         await alice.connect()
-        await alice.send(m.Create(new_key(), "a/b", 1), 1)
-        assert (await alice.wait_for(m.Error, 1)).code == "name_refused"
     for _ in range(60):
         for alice in crowd:
-            await alice.send_data(1, 0, b"x")
+            await alice.send(m.Pong(1))
     for alice in crowd:
         await alice.send(m.Ping(1))
         assert await alice.receives_nothing(0.2)
@@ -411,3 +402,18 @@ def test_nobody_is_refused_by_an_old_count(
     UploadSession.objects.all()[0].delete()
     assert isinstance(create(), UploadSession)
     assert isinstance(create(), SessionQuotaExceeded)
+
+
+async def test_more_frames_for_a_closed_stream_than_were_in_flight_close_the_connection(
+    connect: Connect,
+) -> None:
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a/b", 100), 1)
+        assert (await alice.wait_for(m.Error, 1)).code == "name_refused"
+        for _ in range(20):
+            await alice.send_data(1, 0, b"x")
+        await alice.send(m.Ping(1))
+        await alice.wait_for(m.Pong)
+        for _ in range(20):
+            await alice.send_data(1, 0, b"x")
+        assert (await alice.wait_for(m.Error)).code == "flow_control"

@@ -33,7 +33,7 @@ UNDURABLE_BYTES: Final = WINDOW // 2
 """And when so many are not durable: at half a window, so that the sender never waits for it."""
 CHECKPOINT_SECONDS: Final = 1.0
 SLOW_BYTES: Final = 256 * 1024
-"""An upload that brought less since its last checkpoint waits twice as long for the next one."""
+"""An upload that brought less since its last checkpoint waits four times as long for the next one."""
 SLOWEST_SECONDS: Final = 32.0
 MAX_QUEUED: Final = 4096
 """Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
@@ -343,10 +343,10 @@ class ActiveUpload:
         self._wake.set()
 
     async def _run_checkpoint(self) -> None:
-        before = self._checkpoint.offset
+        is_slow = self.received - self._checkpoint.offset < SLOW_BYTES
         try:
             assert self.writer is not None
-            async with self.service.syncs(self.session.owner_key):
+            async with self.service.syncs(self.session.owner_key, is_slow=is_slow):
                 checkpoint = await self.store.run(self.writer.sync)
             await self.save(checkpoint, State.UPLOADING)
         except StorageFailed:
@@ -359,9 +359,8 @@ class ActiveUpload:
         finally:
             self._checkpointing = None
             # A thousand uploads of a byte a second must not keep the disk from syncing what others sent.
-            is_slow = self._checkpoint.offset - before < SLOW_BYTES
             self._checkpoint_seconds = (
-                min(2 * self._checkpoint_seconds, SLOWEST_SECONDS)
+                min(4 * self._checkpoint_seconds, SLOWEST_SECONDS)
                 if is_slow
                 else CHECKPOINT_SECONDS
             )

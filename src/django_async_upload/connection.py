@@ -17,7 +17,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.files import File
 
-from . import __version__, conf, policies
+from . import __version__, conf, pace, policies
 from .admission import Place, client_address, origin_is_trusted, origins, own_origin
 from .credit import FLOOR
 from .exceptions import (
@@ -331,8 +331,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 upload = self._streams[number].upload
                 if upload is not None:
                     upload.lose(reason)
-        if not _moves_an_upload(event):
-            self._behind = self._pace.delay(self._heard)
+        if cost := _cost(event):
+            self._behind = self._pace.delay(self._heard, cost)
         # Whatever became of it: bytes that were dropped have left the window, too.
         self._replenish()
 
@@ -537,14 +537,17 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._timer = loop.call_at(self._heard + seconds, self._arm)
 
 
-def _moves_an_upload(event: Event | None) -> bool:
-    """Whether a frame is of use for a file: what is not, a client may send only so fast."""
+def _cost(event: Event | None) -> int:
+    """What a frame counts as where it moves no upload: such frames a client may send only so fast."""
     match event:
         case Chunk(_number, frame):
-            return len(frame) >= SHORT_FRAME or parse_header(frame).offset == 0
+            is_short = len(frame) < SHORT_FRAME and parse_header(frame).offset
+            return pace.SHORT_CHUNK if is_short else 0
         case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
-            return True
-    return False
+            return 0
+        case Received(_number, m.Query() | m.Auth() | m.Cancel()):
+            return pace.QUESTION
+    return 1
 
 
 async def drain(retry_after: float = 1.0) -> None:

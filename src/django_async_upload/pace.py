@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-FRAMES_PER_SECOND: Final = 4000
+FRAMES_PER_SECOND: Final = 2000
 """Of one owner. A server takes some tens of microseconds for each frame, however short it is."""
+SHORT_CHUNK: Final = 4
+"""So many frames a chunk that is not worth its way to the disk counts as."""
+QUESTION: Final = 8
+"""And one that makes a task, asks the database and is answered."""
 BURST_SECONDS: Final = 0.25
 
 
@@ -15,7 +19,7 @@ class Pace:
     def __init__(self) -> None:
         self._due = 0.0
 
-    def delay(self, now: float) -> float:
-        """Count a frame; for so long its connection is not to be read."""
-        self._due = max(self._due, now - BURST_SECONDS) + 1 / FRAMES_PER_SECOND
+    def delay(self, now: float, frames: int) -> float:
+        """Count frames; for so long their connection is not to be read."""
+        self._due = max(self._due, now - BURST_SECONDS) + frames / FRAMES_PER_SECOND
         return max(0.0, self._due - now)

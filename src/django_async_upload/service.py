@@ -68,16 +68,21 @@ class UploadService:
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
-        self._syncs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._syncs: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self.small_files = SmallFiles(self)
         keep_freed_memory()
         self._watch: asyncio.Task[None] | None = None
 
-    def syncs(self, owner: str) -> asyncio.Semaphore:
-        """An owner's turns at syncing parts: half of the store's threads, so that others find one, too."""
-        most = max(1, self.store.threads // 2)
-        return self._syncs.setdefault(owner, asyncio.Semaphore(most))
+    def syncs(self, owner: str, *, is_slow: bool) -> asyncio.Semaphore:
+        """An owner's turns at syncing parts: half of the store's threads, so that others find one, too.
+
+        Those of his uploads that bring little share a single one.
+        """
+        most = 1 if is_slow else max(1, self.store.threads // 2)
+        return self._syncs.setdefault((owner, is_slow), asyncio.Semaphore(most))
 
     def pace(self, owner: str) -> Pace:
         """How fast the connections of an owner are read."""

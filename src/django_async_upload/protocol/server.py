@@ -40,6 +40,12 @@ MAX_REWINDS: Final = 8
 """Rewinds to one offset before the stream ends with ``corrupt_chunks``."""
 
 
+LEAST_DROPPED: Final = 1024
+"""Bytes that a frame which is dropped counts as at least."""
+IN_FLIGHT_SLACK: Final = 16 * 1024
+"""And what such frames of one stream may count beyond its credit: FINISH, CANCEL, and chunks that were shorter."""
+
+
 class StreamState(Enum):
     """What the server expects on a stream. A closed stream has no state: it is forgotten."""
 
@@ -121,6 +127,8 @@ class _Stream:
     expected: int = 0
     size: int | None = None
     pausing: bool = False
+    promised: int = 0
+    """The highest limit that the client was told."""
     rewound_to: int = -1
     rewinds: int = 0
 
@@ -137,6 +145,8 @@ class ServerProtocol:
         self._limit = hello.connection_limit
         self._silent = not hello.authenticated
         self._authenticating = False
+        self._in_flight = 0
+        """Bytes that may still come for streams which take none any more: see :meth:`_drop`."""
 
     @property
     def greeting(self) -> bytes:
@@ -207,9 +217,11 @@ class ServerProtocol:
         """DATA that is intact and does not fit: it was in flight, or is wrong."""
         if stream is None:
             self._require_known(header.stream, "DATA")
+            self._drop(end - header.offset)
             return None
         if not _takes_data(stream, header):
             if stream.state in DROPS:
+                self._drop(end - header.offset)
                 return None
             raise UnexpectedMessage(type="DATA", state=stream.state.name)
         if end > stream.limit:
@@ -221,6 +233,18 @@ class ServerProtocol:
             error = SizeExceeded(end=end, size=stream.size)
         stream.state = _S.ENDING
         return Broken(header.stream, error)
+
+    def _drop(self, length: int) -> None:
+        """Count a frame that was in flight when the server said that it takes no more.
+
+        No more of them can be than there was credit for, and some without payload. Raises
+        :class:`FlowControlViolation`: without an end to them a client could keep the server busy for nothing.
+        """
+        self._in_flight -= max(length, LEAST_DROPPED)
+        if self._in_flight < 0:
+            raise FlowControlViolation(
+                "More came for streams that take no data than can have been in flight."
+            )
 
     def _require_known(self, stream: int, name: str) -> None:
         if stream == 0:
@@ -246,8 +270,10 @@ class ServerProtocol:
             self._require_known(number, kind.name)
             if kind in _OPENS and kind is not _T.CANCEL:
                 raise UnexpectedMessage(type=kind.name, state="the stream id was used before")
+            self._drop(0)
             return None
         if stream.state is _S.ENDING or (kind is _T.FINISH and stream.state in DROPS):
+            self._drop(0)
             return None
         if stream.state not in ACCEPTS.get(kind, frozenset()):
             raise UnexpectedMessage(type=kind.name, state=stream.state.name)
@@ -268,7 +294,8 @@ class ServerProtocol:
             raise TooManyStreams(max_streams=self._hello.max_streams)
         size = message.size if isinstance(message, m.Create) else None
         limit = self._hello.stream_limit if kind is _T.CREATE else 0
-        self._streams[number] = _Stream(_OPENS[kind], limit, size=size)
+        self._streams[number] = _Stream(_OPENS[kind], limit, size=size, promised=limit)
+        self._in_flight += limit + IN_FLIGHT_SLACK
         self._highest = number
         return Received(number, message)
 
@@ -306,6 +333,8 @@ class ServerProtocol:
             message = replace(message, limit=min(message.limit, entry.expected))
         elif entry.state is not _S.ENDING:
             self._change(entry, message)
+            self._in_flight += max(0, entry.limit - entry.promised)
+            entry.promised = max(entry.limit, entry.promised)
         return message.to_frame(stream, self._crc)
 
     def _change(self, stream: _Stream, message: m.Message) -> None:
@@ -333,6 +362,7 @@ class ServerProtocol:
         rewinds = stream.rewinds + 1 if message.offset == stream.rewound_to else 1
         if rewinds > MAX_REWINDS:
             raise CorruptChunks(offset=message.offset, times=rewinds)
+        self._in_flight += max(0, stream.limit - message.offset)
         stream.rewinds = rewinds
         stream.rewound_to = message.offset
         stream.state = _S.REWINDING
