@@ -173,8 +173,11 @@ def events(doc: Doc, heading: str = "### Events") -> Iterator[str]:
 def states() -> Iterator[str]:
     (doc,) = [
         each
-        for each in docs_of("client/upload.js")
-        if any("UploadState" in tag for tag in each.all("typedef"))
+        for each in docs_of("client/life.js")
+        if any(
+            tag.endswith("} UploadState") or '| "cancelled"} UploadState' in tag
+            for tag in each.all("typedef")
+        )
     ]
     yield from ("### `UploadState`", "", f"`{typed(doc.one('typedef'))[0]}`", "", doc.text, "")
 

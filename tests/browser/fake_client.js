@@ -91,6 +91,7 @@ export class Uploader extends EventTarget {
   constructor(options) {
     super();
     this.options = options;
+    this.unreachable = false;
     window.uploaders.push(this);
   }
 
@@ -121,6 +122,12 @@ export class Uploader extends EventTarget {
   warn(code, message) {
     console.warn(`django-resumable-upload: ${message}`);
     this.dispatchEvent(new CustomEvent("warning", { detail: { code, message } }));
+  }
+
+  /** Whether WebSockets get through. */
+  reach(isReached) {
+    this.unreachable = !isReached;
+    this.dispatchEvent(new CustomEvent("unreachable", { detail: { unreachable: !isReached } }));
   }
 
   close() {}

@@ -708,23 +708,58 @@ def test_who_was_signed_out_signs_in_elsewhere_and_comes_back(page: Any, site: W
 
 def test_without_a_websocket_the_file_is_posted_with_the_form(page: Any, site: WidgetSite) -> None:
     show(page, site, form(LABEL + element(input_attributes='name="file" id="id_file" required')))
-    page.evaluate("""() => { window.warnings = [];
-        addEventListener("async-upload:warning", ({detail}) => warnings.push(detail.code)); }""")
     choose(page, a_file("a.pdf", 1234))
-    with page.expect_console_message(
-        lambda line: (
-            line.type == "warning" and line.text.startswith("django-resumable-upload: No WebSocket")
-        )
-    ):
-        page.evaluate("uploaders[0].warn('unreachable', 'No WebSocket connection could be opened')")
+    page.evaluate("uploaders[0].reach(false)")
     expect(page.locator(".async-upload-message")).to_have_text(
         "The file will be sent together with the form."
     )
     expect(page.locator("#id_file")).to_have_css("opacity", "1")
-    assert page.evaluate("warnings") == ["unreachable"]
     assert state(page) == "cancelled"
     page.click("button[name=save]")
     assert ("file", ("a.pdf", 1234)) in posted(page, site)
+
+
+def test_a_field_that_comes_while_no_websocket_gets_through_is_plain_too(
+    page: Any, site: WidgetSite
+) -> None:
+    show(page, site, form(LABEL + element(input_attributes='name="file" id="id_file"')))
+    page.evaluate("uploaders[0].reach(false)")
+    page.evaluate(
+        "document.querySelector('form').append("
+        "document.querySelector('async-upload').cloneNode(true))"
+    )
+    expect(page.locator("async-upload .async-upload-zone[data-plain]")).to_have_count(2)
+
+
+def test_when_websockets_get_through_again_the_file_is_uploaded(
+    page: Any, site: WidgetSite
+) -> None:
+    show(page, site, form(LABEL + element(input_attributes='name="file" id="id_file"')))
+    choose(page, a_file("a.pdf", 1234))
+    page.evaluate("uploaders[0].reach(false)")
+    expect(page.locator("#id_file")).to_have_css("opacity", "1")
+    page.evaluate("uploaders[0].reach(true)")
+    until(page, "uploads.length === 2 && uploads[1].name === 'a.pdf'")
+    expect(page.locator(".async-upload-message")).to_be_hidden()
+    assert page.evaluate("document.querySelector('#id_file').files.length") == 0
+
+
+def test_an_upload_that_waits_says_for_what_and_until_when(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element()))
+    choose(page, a_file("a.pdf", 1234))
+    page.evaluate("""() => {
+        const at = new Date();
+        at.setHours(at.getHours() + 1, 42, 0, 0);
+        Object.assign(uploads[0], { error: { code: "storage_full", retryable: true }, retryAt: at.getTime() });
+        window.expected = new Intl.DateTimeFormat("en", { timeStyle: "short" }).format(at);
+        uploads[0].go("waiting");
+    }""")
+    expect(page.locator(".async-upload-file")).to_contain_text(
+        "The server has no room at the moment. Trying again at"
+    )
+    expect(page.locator(".async-upload-file")).to_contain_text(page.evaluate("expected"))
+    page.get_by_role("button", name="Try again: a.pdf").click()
+    assert page.evaluate("uploads[0].calls") == ["retry"]
 
 
 def test_deflate_is_told_to_the_developer_only(page: Any, site: WidgetSite) -> None:

@@ -260,6 +260,8 @@ export function environmentOf(server, more = {}) {
     clearTimeout,
     random: () => 0,
     network: new EventTarget(),
+    isOnline: () => true,
+    isServed: async () => true,
     page,
     base: "https://example.org/form/",
     records: new Shelf(),

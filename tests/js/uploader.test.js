@@ -311,7 +311,7 @@ test("what a retry can mend is tried again after what the server asks for", LIMI
   });
   const upload = uploader.add(fileOf(10));
   await clock.pass(2900);
-  assert.deepEqual([upload.state, upload.error.code, server.count("CREATE")], ["queued", "busy", 1]);
+  assert.deepEqual([upload.state, upload.error.code, server.count("CREATE")], ["waiting", "busy", 1]);
   await clock.pass(200);
   assert.equal(upload.state, "completed");
 });
@@ -323,7 +323,7 @@ test("what no retry mends in five minutes has failed", LIMIT, async (context) =>
     type === "CREATE" && (server.refuse(socket, stream, "storage_full", { retryable: true }), true);
   const upload = uploader.add(fileOf(10));
   await clock.pass(290_000);
-  assert.equal(upload.state, "queued");
+  assert.equal(upload.state, "waiting");
   await clock.pass(60_000);
   assert.equal(upload.state, "failed");
   await assert.rejects(upload.result, { code: "storage_full", retryable: true });

@@ -13,7 +13,7 @@
  *
  * @typedef {import( "./client/uploader.js").UploaderOptions} UploaderOptions
  * @typedef {import( "./client/uploader.js").Remembered} Remembered
- * @typedef {import( "./client/upload.js").UploadState} UploadState
+ * @typedef {import( "./client/life.js").UploadState} UploadState
  * @typedef {import( "./client/upload.js").UploadOptions} UploadOptions
  * @typedef {import( "./client/meter.js").Progress} Progress
  * @typedef {import( "./client/upload.js").Result} Result

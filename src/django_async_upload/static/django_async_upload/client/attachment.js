@@ -1,6 +1,6 @@
 /** One upload on one connection, from CREATE to the frame that closes its stream. */
 import { errorOf } from "./connection.js";
-import { SENDS } from "../protocol/client.js";
+import { SENDS, Stream } from "../protocol/client.js";
 import { UploadError } from "../protocol/errors.js";
 import { toHex } from "../protocol/frames.js";
 
@@ -9,27 +9,14 @@ import { toHex } from "../protocol/frames.js";
 
 /** @typedef {{readonly sent: number, readonly received: number, readonly durable: number}} Place bytes from the start of the file */
 
-/**
- * The upload that is attached.
- *
- * @typedef {object} Attached
- * @property {() => Promise<Record<string, string> | undefined>} digests what CREATE promised
- * @property {(id: string) => void} identified the server named the upload
- * @property {(place: Place) => void} placed the server said where to begin, or to begin again
- * @property {(place: Place) => void} moved bytes
- * @property {() => void} finishing all was sent, FINISH too
- * @property {(phase: string, done: number, total: number) => void} checked what the server does after that
- * @property {(completed: Completed) => void} completed
- * @property {() => void} released the stream is closed, the upload stays
- * @property {(error: UploadError) => void} failed the stream, the connection or the file is lost
- */
-
 export class Attachment {
   #connection;
   #source;
   #upload;
   /** @type {import( "../protocol/client.js").Stream} */
   #stream;
+  /** Why it is being released, where nobody asked for that. @type {UploadError | null} */
+  #reason = null;
   /** Data may follow CREATE before it is answered. */
   #isFresh;
   /** So many things of the source are being computed: nothing is sent meanwhile. */
@@ -38,59 +25,55 @@ export class Attachment {
   #abort = new AbortController();
 
   /**
-   * @param {import( "./connection.js").Connection} connection
-   * @param {import( "../file/source.js").Source} source
-   * @param {import( "../protocol/client.js").Stream} stream just opened
-   * @param {Attached} upload
-   * @param {boolean} isFresh the server never saw its key
-   */
-  constructor(connection, source, stream, upload, isFresh) {
-    this.#connection = connection;
-    this.#source = source;
-    this.#stream = stream;
-    this.#upload = upload;
-    this.#isFresh = isFresh;
-  }
-
-  /**
    * Open a stream for an upload; null while the connection has none to give. It begins with the first `wake`.
    *
    * @param {import( "./connection.js").Connection} connection
    * @param {import( "../file/source.js").Source} source
-   * @param {Omit<import( "../protocol/messages.js").Create, "type">} create
-   * @param {Attached} upload
-   * @param {boolean} isFresh
+   * @param {import( "./upload.js").Upload} upload
+   * @param {boolean} isFresh the server never saw its key
    * @throws {RangeError | TypeError} where CREATE cannot be told
    */
-  static open(connection, source, create, upload, isFresh) {
-    /** @type {Attachment | null} */
-    let attachment = null;
-    const holder = {
-      step: () => attachment?.step() ?? false,
-      /** @param {Message} message */
-      received: (message) => attachment?.received(message),
-      /** @param {UploadError} error */
-      lost: (error) => attachment?.lost(error),
-    };
-    const stream = connection.open(holder, (protocol) => protocol.sendCreate(create));
-    if (stream !== null) {
-      attachment = new Attachment(connection, source, stream, upload, isFresh);
-      attachment.wake = () => connection.ready(holder);
+  static open(connection, source, upload, isFresh) {
+    const attachment = new Attachment(connection, source, upload, isFresh);
+    const stream = connection.open(attachment, (protocol) => protocol.sendCreate(upload.create));
+    if (stream === null) {
+      return null;
     }
+    attachment.#stream = stream;
     return attachment;
   }
 
+  /**
+   * @param {import( "./connection.js").Connection} connection
+   * @param {import( "../file/source.js").Source} source
+   * @param {import( "./upload.js").Upload} upload
+   * @param {boolean} isFresh
+   */
+  constructor(connection, source, upload, isFresh) {
+    this.#connection = connection;
+    this.#source = source;
+    this.#upload = upload;
+    this.#isFresh = isFresh;
+    this.#stream = new Stream(0, "closed");
+  }
+
   /** There may be something to do: bytes were read, or somebody asked. */
-  wake() {}
+  wake() {
+    if (!this.#isOver) {
+      this.#connection.ready(this);
+    }
+  }
 
   /**
    * Throw the upload away. Nothing is heard of it any longer.
    *
-   * @returns {boolean} the server has been told
+   * @param {import( "./cancellation.js").Cancellation} cancellation hears of the stream instead
+   * @returns {boolean} the server is being told on this stream
    */
-  cancel() {
+  cancel(cancellation) {
     const told = SENDS[this.#stream.state].CANCEL !== undefined;
     if (told) {
+      this.#connection.handOver(this.#stream, cancellation);
       this.#connection.say((protocol) => protocol.sendCancel(this.#stream.id));
     }
     this.#end();
@@ -100,7 +83,7 @@ export class Attachment {
   /**
    * Leave the upload as it is; `released` follows, or the end that was on its way.
    *
-   * @returns {boolean} false: all has been sent, it cannot be left
+   * @returns {boolean} false: all has been sent, or it is being left, it cannot be left
    */
   release() {
     if (SENDS[this.#stream.state].RELEASE === undefined) {
@@ -111,12 +94,18 @@ export class Attachment {
     return true;
   }
 
+  /** Leave the upload as it is. Nothing is heard of it any longer. */
+  leave() {
+    this.release();
+    this.#end();
+  }
+
   // What the connection says ----------------------------------------------------------------------
 
   step() {
     const stream = this.#stream;
     const maySend = stream.state === "sending" || (stream.state === "creating" && this.#isFresh);
-    if (this.#isOver || this.#busy > 0 || !maySend) {
+    if (this.#isOver || this.#reason !== null || this.#busy > 0 || !maySend) {
       return false;
     }
     try {
@@ -164,27 +153,31 @@ export class Attachment {
         return;
       case "ACK":
         this.#source.forget(message.durable);
-        this.#upload.moved(this.#stream);
+        this.#upload.moved(this.#stream, SENDS[this.#stream.state].RELEASE === undefined);
         return;
       case "PROGRESS":
-        this.#upload.checked(message.phase, message.done, message.total);
+        this.#upload.checked(message.phase);
         return;
       case "COMPLETED":
         this.#end();
         this.#upload.identified(message.upload);
-        this.#upload.completed(message);
+        void this.#upload.completed(message);
         return;
       case "RELEASED":
         this.#end();
-        this.#upload.released();
+        if (this.#reason === null) {
+          this.#upload.released();
+        } else {
+          this.#upload.interrupted(this.#reason);
+        }
         return;
       case "CANCELLED":
         this.#end();
-        this.#upload.failed(new UploadError("upload_over", { facts: { state: "cancelled" } }));
+        this.#upload.interrupted(new UploadError("upload_over", { facts: { state: "cancelled" } }));
         return;
       case "ERROR":
         this.#end();
-        this.#upload.failed(errorOf(message));
+        this.#upload.interrupted(errorOf(message));
     }
   }
 
@@ -192,7 +185,7 @@ export class Attachment {
   lost(error) {
     if (!this.#isOver) {
       this.#end();
-      this.#upload.failed(error);
+      this.#upload.interrupted(error);
     }
   }
 
@@ -274,27 +267,25 @@ export class Attachment {
         this.#connection.say((protocol) =>
           protocol.sendFinish(stream.id, { size, crc32c: crc, digests }),
         );
-        this.#upload.finishing();
+        this.#upload.sent();
       }
     });
   }
 
   /**
-   * The file cannot be read on. Where it has changed while it was sent nobody can complete this upload; otherwise it stays, for the
-   * right file or a better time.
+   * The file cannot be read on. The upload stays: which bytes a file has is for the proof to say, not for its reader.
    *
    * @param {unknown} error
    */
   #giveUp(error) {
-    const reason =
-      error instanceof UploadError ? error : new UploadError("file_unreadable", { cause: error });
-    if (this.#source.error?.code === "file_changed") {
-      this.cancel();
-    } else {
-      this.release();
-      this.#end();
+    if (this.#reason !== null) {
+      return;
     }
-    this.#upload.failed(reason);
+    this.#reason = error instanceof UploadError ? error : new UploadError("file_unreadable", { cause: error });
+    if (!this.release()) {
+      this.#end();
+      this.#upload.interrupted(this.#reason);
+    }
   }
 
   #end() {

@@ -7,23 +7,13 @@ import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 /** @typedef {import( "../protocol/client.js").Stream} Stream */
 
 /**
- * Who holds a stream. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may
+ * Who holds a stream: an attachment or a cancellation. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may
  * be more to do at once. `received` gets what the server says on the stream, `lost` comes at the end of the connection.
  *
  * @typedef {object} StreamHolder
  * @property {() => boolean} step
  * @property {(message: Message) => void} received
  * @property {(error: UploadError) => void} lost
- */
-
-/**
- * Whom a connection belongs to.
- *
- * @typedef {object} Owner
- * @property {() => void} opened HELLO came
- * @property {(message: Message) => void} said what the server says on stream 0
- * @property {() => void} slotFreed a stream was closed
- * @property {(error: UploadError) => void} lost it is over, and `lost` of all holders was called
  */
 
 /** What the socket may hold, in seconds of the measured rate: PONGs wait behind it, and servers give up after 20 s. */
@@ -86,11 +76,11 @@ export class Connection {
   /**
    * @param {string} url
    * @param {import( "./environment.js").Environment} environment
-   * @param {Owner} owner
+   * @param {import( "./line.js").Line} line
    */
-  constructor(url, environment, owner) {
+  constructor(url, environment, line) {
     this.#environment = environment;
-    this.#owner = owner;
+    this.#line = line;
     /** Why it is over. @type {UploadError | null} */
     this.error = null;
     /** Seconds, where the server said when to come back. @type {number | undefined} */
@@ -109,7 +99,7 @@ export class Connection {
   }
 
   #environment;
-  #owner;
+  #line;
   #socket;
 
   /** HELLO came, and it is not over. */
@@ -161,6 +151,16 @@ export class Connection {
     this.#holders.set(stream.id, holder);
     this.#write(frame);
     return stream;
+  }
+
+  /**
+   * Somebody else hears what comes on a stream from now on.
+   *
+   * @param {Stream} stream
+   * @param {StreamHolder} holder
+   */
+  handOver(stream, holder) {
+    this.#holders.set(stream.id, holder);
   }
 
   /**
@@ -284,7 +284,7 @@ export class Connection {
         this.#ready.add(holder);
       }
       if (isClosed) {
-        this.#owner.slotFreed();
+        this.#line.slotFreed();
       }
     }
     this.#measure();
@@ -294,7 +294,7 @@ export class Connection {
   /** @param {number} seconds */
   #waitWhileBusy(seconds) {
     this.#busyUntil = Math.max(this.#busyUntil, this.#environment.now() + seconds * 1000);
-    this.#after(seconds, () => this.#owner.slotFreed());
+    this.#after(seconds, () => this.#line.slotFreed());
   }
 
   /** @param {Message} message */
@@ -304,7 +304,7 @@ export class Connection {
         if (message.heartbeat > 0) {
           this.#beat(message.heartbeat);
         }
-        this.#owner.opened();
+        this.#line.opened();
         return;
       case "LIMIT":
         this.#holders.forEach((holder) => this.#ready.add(holder));
@@ -313,14 +313,14 @@ export class Connection {
         this.retryAfter = message.retry_after;
         // The server closes; one that forgets to is left after some grace.
         this.#after(message.retry_after + PATIENCE, () => this.#fail(new UploadError("draining")));
-        this.#owner.said(message);
+        this.#line.heard(message);
         return;
       case "ERROR":
         // Here the meaning of a code that is known goes before `retryable`.
         this.#fail(errorOf(CODES.has(message.code) ? { ...message, retryable: undefined } : message));
         return;
       default:
-        this.#owner.said(message);
+        this.#line.heard(message);
     }
   }
 
@@ -444,7 +444,7 @@ export class Connection {
       const holders = [...this.#holders.values()];
       this.#end(error);
       holders.forEach((holder) => holder.lost(error));
-      this.#owner.lost(error);
+      this.#line.lost(error);
     }
   }
 

@@ -9,6 +9,8 @@ import { Records } from "./records.js";
  * @property {(timer: number) => void} clearTimeout
  * @property {() => number} random 0 to 1
  * @property {EventTarget} network dispatches `online`
+ * @property {() => boolean} isOnline false: there is certainly no network
+ * @property {(url: string) => Promise<boolean>} isServed whether HTTP gets through to a server that works
  * @property {EventTarget & {visibilityState: string}} page dispatches `visibilitychange`
  * @property {string} base what a relative URL is relative to
  * @property {Pick<Records, "put" | "delete" | "all" | "close">} records
@@ -23,8 +25,24 @@ export function browser() {
     clearTimeout: (timer) => clearTimeout(timer),
     random: Math.random,
     network: window,
+    isOnline: () => navigator.onLine,
+    isServed,
     page: document,
     base: location.href,
     records: new Records(),
   };
+}
+
+/**
+ * Any answer will do but that of a proxy that misses its server.
+ *
+ * @param {string} url
+ */
+async function isServed(url) {
+  try {
+    const { status } = await fetch(url, { method: "HEAD", cache: "no-store", redirect: "manual" });
+    return status < 500;
+  } catch {
+    return false;
+  }
 }

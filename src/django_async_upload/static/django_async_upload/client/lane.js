@@ -78,6 +78,13 @@ export class Lane {
     this.#turns.delete(upload);
   }
 
+  /** @param {(upload: Upload) => void} call */
+  eachTurn(call) {
+    for (const upload of this.#turns.keys()) {
+      call(upload);
+    }
+  }
+
   *waiting() {
     yield* this.#begun;
     yield* this.#fresh;

@@ -1,6 +1,7 @@
 /** The line to the server: one connection, opened again when it is lost, and who is at this end of it. */
 import { Backoff } from "./backoff.js";
 import { Connection } from "./connection.js";
+import { Reach } from "./reach.js";
 import { UploadError } from "../protocol/errors.js";
 
 /**
@@ -11,21 +12,6 @@ import { UploadError } from "../protocol/errors.js";
  * @typedef {"idle" | "connecting" | "open" | "waiting" | "closed"} LineState
  */
 
-/**
- * Whom it serves.
- *
- * @typedef {object} Owner
- * @property {() => boolean} hasWork whether a connection is wanted
- * @property {() => void} opened uploads may begin
- * @property {() => void} slotFreed a stream was closed
- * @property {(state: "offline" | "unauthenticated", error: UploadError) => void} waits for what uploads wait now
- * @property {(error: UploadError) => void} failed nothing can be uploaded
- * @property {(state: LineState, detail: {retryIn?: number, error?: UploadError}) => void} changed `retryIn` in seconds
- * @property {(code: "deflate" | "unreachable", message: string) => void} warned for the developer; each code once
- */
-
-/** Connections that failed in a row without one word of the server: it is said aloud. */
-const UNREACHABLE = 3;
 /** Milliseconds without anything to do after which the connection is closed. */
 const IDLE = 30_000;
 /** Of the time to a ticket's end, after which a new one is fetched. */
@@ -37,13 +23,14 @@ export class Line {
   #url;
   #environment;
   #authenticate;
-  #owner;
+  #turns;
+  #page;
+  #reach;
   /** @type {Connection | null} */
   #connection = null;
   /** @type {LineState} */
   #state = "idle";
   #backoff;
-  #failures = 0;
   /** For the next connection. @type {string | undefined} */
   #ticket;
   /** The newest that was sent. @type {string | undefined} */
@@ -61,18 +48,25 @@ export class Line {
   /**
    * @param {string} url `ws:` or `wss:`
    * @param {((error?: UploadError) => Promise<string | undefined>) | undefined} authenticate
-   * @param {import( "./environment.js").Environment} environment
-   * @param {Owner} owner
+   * @param {import( "./turns.js").Turns} turns
+   * @param {EventTarget} page gets `connection`, `unreachable` and `warning`
    */
-  constructor(url, authenticate, environment, owner) {
+  constructor(url, authenticate, turns, page) {
+    const { environment } = turns;
     this.#url = url;
     this.#authenticate = authenticate;
     this.#environment = environment;
-    this.#owner = owner;
+    this.#turns = turns;
+    this.#page = page;
+    this.#reach = new Reach(url, environment, () => this.#setUnreachable(true));
     this.#backoff = new Backoff({ random: environment.random });
     const { signal } = this.#listening;
     const hurry = () => this.#hurry();
-    environment.network.addEventListener("online", hurry, { signal });
+    const online = () => {
+      this.#reach.forget(); // what failed before says nothing
+      hurry();
+    };
+    environment.network.addEventListener("online", online, { signal });
     environment.page.addEventListener(
       "visibilitychange",
       () => environment.page.visibilityState === "visible" && hurry(),
@@ -82,6 +76,11 @@ export class Line {
 
   get state() {
     return this.#state;
+  }
+
+  /** HTTP gets through, and no WebSocket does. It goes on trying. */
+  get isUnreachable() {
+    return this.#reach.isLost;
   }
 
   /** On which uploads may begin; null while there is none. */
@@ -94,10 +93,11 @@ export class Line {
     if (this.#isClosed) {
       return;
     }
-    if (this.#owner.hasWork()) {
+    if (this.#isWanted) {
       this.#stop("idle");
       this.#connect();
     } else if (this.#timers.retry !== undefined) {
+      this.#reach.forget();
       this.#disconnect();
       this.#setState("idle");
     } else if (this.#connection !== null) {
@@ -107,6 +107,11 @@ export class Line {
         this.#setState("idle");
       }, IDLE);
     }
+  }
+
+  /** What was given up as unreachable is tried, even where nothing waits for it. */
+  get #isWanted() {
+    return this.#turns.hasWork || this.#reach.isLost;
   }
 
   /** The server took something: the next failure is the first. */
@@ -137,7 +142,7 @@ export class Line {
     }
     this.#isRenewing = true;
     this.#setState("waiting", { error });
-    this.#owner.waits("unauthenticated", error);
+    this.#turns.wait("login", error);
     const ticket = await this.#fetchTicket(error);
     this.#isRenewing = false;
     if (this.#isClosed) {
@@ -163,6 +168,7 @@ export class Line {
 
   close() {
     this.#isClosed = true;
+    this.#reach.forget();
     this.#listening.abort();
     this.#disconnect();
     this.#setState("closed");
@@ -176,23 +182,25 @@ export class Line {
     }
     this.#setState("connecting");
     try {
-      this.#connection = new Connection(this.#url, this.#environment, {
-        opened: () => this.#opened(),
-        said: (message) => this.#heard(message),
-        slotFreed: () => this.#owner.slotFreed(),
-        lost: (error) => this.#lost(error),
-      });
+      this.#connection = new Connection(this.#url, this.#environment, this);
     } catch (error) {
       // An address that is none, or ws: on a page of https:.
       const { message } = /** @type {Error} */ (error);
       this.#warn("unreachable", `${this.#url} cannot be opened: ${message}`);
+      this.#reach.isLost = true;
+      this.#setUnreachable(true);
       this.#giveUp(new UploadError("connection_refused", { message, cause: error }));
     }
   }
 
-  #opened() {
+  // What the connection says ------------------------------------------------------------------------
+
+  /** HELLO came. */
+  opened() {
     const connection = /** @type {Connection} */ (this.#connection);
-    this.#failures = -Infinity; // it can be reached
+    if (this.#reach.found()) {
+      this.#setUnreachable(false);
+    }
     if (connection.extensions.includes("permessage-deflate")) {
       this.#warn(
         "deflate",
@@ -212,11 +220,16 @@ export class Line {
 
   #go() {
     this.#setState("open");
-    this.#owner.opened();
+    this.#turns.opened();
   }
 
-  /** @param {import( "../protocol/messages.js").Message} message */
-  #heard(message) {
+  /** A stream was closed, or the server is busy no longer. */
+  slotFreed() {
+    this.#turns.soon();
+  }
+
+  /** What the server says on stream 0. @param {import( "../protocol/messages.js").Message} message */
+  heard(message) {
     if (message.type === "AUTHENTICATED") {
       this.#isAsked = false;
       this.#stop("renew");
@@ -227,25 +240,21 @@ export class Line {
     }
   }
 
-  /** @param {UploadError} error */
-  #lost(error) {
+  /** It is over, and all who held a stream have heard. @param {UploadError} error */
+  lost(error) {
     const retryAfter = this.#connection?.retryAfter ?? error.retryAfter;
     this.#connection = null;
     this.#isAsked = false;
     this.#stop("renew");
-    this.#failures += 1;
-    if (this.#failures === UNREACHABLE) {
-      this.#warn(
-        "unreachable",
-        `No WebSocket to ${this.#url} could be opened. The page may be served without an ASGI server, the path may have no ` +
-          "upload endpoint, its Origin may not be trusted, or a proxy on the way may not pass WebSockets on.",
-      );
+    if (error.code === "connection_lost" && this.#isWanted) {
+      this.#reach.missed();
     }
     if (error.needsLogin) {
       this.#renew(error, this.#sent);
     } else if (!error.retryable) {
       this.#giveUp(error);
-    } else if (!this.#owner.hasWork()) {
+    } else if (!this.#isWanted) {
+      this.#reach.forget();
       this.#setState("idle");
     } else if (!this.#isRenewing) {
       this.#retry(error, this.#backoff.delay(retryAfter));
@@ -263,7 +272,7 @@ export class Line {
       this.#connect();
     }, delay);
     this.#setState("waiting", { retryIn: delay / 1000, error });
-    this.#owner.waits(error.needsLogin ? "unauthenticated" : "offline", error);
+    this.#turns.wait(error.needsLogin ? "login" : "offline", error);
   }
 
   /** The network is back, or somebody looks: nothing is gained by waiting longer. */
@@ -285,7 +294,7 @@ export class Line {
   #giveUp(error) {
     this.#disconnect();
     this.#setState("closed", { error });
-    this.#owner.failed(error);
+    this.#turns.giveUp(error);
   }
 
   #disconnect() {
@@ -342,7 +351,7 @@ export class Line {
   #setState(state, detail = {}) {
     if (state !== this.#state || detail.error) {
       this.#state = state;
-      this.#owner.changed(state, detail);
+      this.#dispatch("connection", { state, ...detail });
     }
   }
 
@@ -353,7 +362,28 @@ export class Line {
   #warn(code, message) {
     if (!this.#warned.has(code)) {
       this.#warned.add(code);
-      this.#owner.warned(code, message);
+      console.warn(`django-resumable-upload: ${message}`);
+      this.#dispatch("warning", { code, message });
     }
+  }
+
+  /** @param {boolean} unreachable */
+  #setUnreachable(unreachable) {
+    if (unreachable) {
+      this.#warn(
+        "unreachable",
+        `No WebSocket to ${this.#url} could be opened. The page may be served without an ASGI server, the path may have no upload ` +
+          "endpoint, its Origin may not be trusted, or a proxy on the way may not pass WebSockets on.",
+      );
+    }
+    this.#dispatch("unreachable", { unreachable });
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} detail
+   */
+  #dispatch(type, detail) {
+    this.#page.dispatchEvent(new CustomEvent(type, { detail }));
   }
 }

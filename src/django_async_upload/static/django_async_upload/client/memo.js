@@ -1,27 +1,35 @@
 /** What is remembered of one upload, so that a later page can go on with it; and the claim that keeps other tabs from doing so. */
-import { claim } from "./tabs.js";
-import { within } from "./within.js";
+import { fingerprint } from "../file/source.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
-/** @typedef {{record: UploadRecord, unclaim: () => void}} Claim an unfinished upload that this tab alone drives */
+/** @typedef {import( "./shelf.js").Claim} Claim */
+
+/** Bytes, and milliseconds since it began: what is smaller and was quicker is as soon sent again as remembered. */
+const SIZE = 1024 * 1024;
+const AFTER = 5_000;
 
 export class Memo {
-  #environment;
-  #records;
+  #shelf;
+  #upload;
+  #wanted;
   /** @type {UploadRecord | null} */
   #record = null;
   /** @type {(() => void) | null} */
   #unclaim = null;
-  #live;
+  /** @type {Promise<void> | null} */
+  #remembering = null;
+  /** It was not that file: others are not guessed either. */
+  #wasWrong = false;
 
   /**
-   * @param {import( "./environment.js").Environment} environment
-   * @param {Map<string, Memo>} live what this page remembers and is at, by key
+   * @param {import( "./shelf.js").Shelf} shelf
+   * @param {import( "./upload.js").Upload} upload
+   * @param {boolean} wanted false: nothing of it is ever kept
    */
-  constructor(environment, live) {
-    this.#environment = environment;
-    this.#records = environment.records;
-    this.#live = live;
+  constructor(shelf, upload, wanted) {
+    this.#shelf = shelf;
+    this.#upload = upload;
+    this.#wanted = wanted;
   }
 
   /** null: nothing is remembered (yet). */
@@ -37,29 +45,61 @@ export class Memo {
   adopt({ record, unclaim }) {
     this.#record = record;
     this.#unclaim = unclaim;
-    this.#live.set(record.key, this);
+    this.#shelf.live.set(record.key, this);
   }
 
   /**
-   * Claim the upload, and have it on the disk, as far as the browser does that without delay.
+   * Before the server hears of an upload: find what an earlier page began with the file, or note that it begins.
    *
-   * @param {UploadRecord} record of an upload that begins
+   * @param {Blob} file
+   * @returns {Promise<void>} rejects with an UploadError where the file cannot be read
    */
-  async keep(record) {
-    this.#record ??= record;
-    this.#live.set(record.key, this);
-    this.#unclaim ??= await within(this.#environment, claim(record.key), null, (unclaim) => unclaim?.());
-    if (this.#record !== null) {
-      await this.#write(this.#records.put(this.#record));
-    }
-    if (this.#record?.key !== record.key) {
-      this.#write(this.#records.delete(record.key)); // it was over meanwhile
+  async begin(file) {
+    if (this.#wanted && file.size >= SIZE) {
+      await (this.#remembering ??= this.#remember(file));
     }
   }
 
-  /** @param {Promise<boolean>} change of the disk; that it fails is no matter */
-  #write(change) {
-    return within(this.#environment, change, false);
+  /**
+   * What turns out to take long is remembered, too.
+   *
+   * @param {number} age ms since it began
+   * @returns {Promise<void> | null} null: there is nothing to wait for
+   */
+  grow(age) {
+    const { file } = this.#upload;
+    if (this.#wanted && age > AFTER && file !== null) {
+      // It goes on without, where that fails.
+      this.#remembering ??= this.#remember(file).catch(() => undefined);
+    }
+    return this.#remembering;
+  }
+
+  /** @param {Blob} file */
+  async #remember(file) {
+    const upload = this.#upload;
+    const mark = this.#record?.fingerprint || (await fingerprint(file));
+    if (this.#record === null && !upload.hasBegun && !this.#wasWrong) {
+      const found = await this.#shelf.recall(upload, mark);
+      if (found !== null) {
+        upload.adopt(found, true);
+      }
+    }
+    if (upload.isOver) {
+      return;
+    }
+    this.#record = { ...upload.record(file), ...this.#record, ...upload.belongs, fingerprint: mark };
+    const { key } = this.#record;
+    this.#shelf.live.set(key, this);
+    this.#unclaim ??= await this.#shelf.lock(key);
+    // It may be over, or finished, meanwhile.
+    const record = this.record;
+    if (record?.key === key) {
+      await this.#shelf.put(record);
+    }
+    if (this.record?.key !== key) {
+      await this.#shelf.delete(key);
+    }
   }
 
   /**
@@ -74,21 +114,21 @@ export class Memo {
     }
     const { handle: _handle, fingerprint: _fingerprint, ...record } = this.#record;
     this.#record = { ...record, durable: result.size, result };
-    this.#write(this.#records.put(this.#record));
+    this.#shelf.put(this.#record);
   }
 
   /** @param {Partial<UploadRecord>} news */
   note(news) {
     if (this.#record !== null) {
       this.#record = { ...this.#record, ...news };
-      this.#write(this.#records.put(this.#record));
+      this.#shelf.put(this.#record);
     }
   }
 
   /** No page will ask for it: it is over, or its receipt was sent. */
   forget() {
     if (this.#record !== null) {
-      this.#write(this.#records.delete(this.#record.key));
+      this.#shelf.delete(this.#record.key);
       this.leave();
     }
   }
@@ -96,13 +136,19 @@ export class Memo {
   /** Another tab may drive it from now on. */
   release() {
     this.#unclaim?.();
-    this.#unclaim = null;
-    this.#live.delete(this.#record?.key ?? "");
+    this.#unclaim = this.#remembering = null;
+    this.#shelf.live.delete(this.#record?.key ?? "");
   }
 
   /** It stays remembered, but this is not about it. */
   leave() {
     this.release();
     this.#record = null;
+  }
+
+  /** It turned out to be another file than the one that was recognised. */
+  disown() {
+    this.#wasWrong = true;
+    this.leave();
   }
 }

@@ -48,6 +48,15 @@ export class Meter {
   }
 
   /**
+   * Time has passed, in which perhaps nothing has arrived.
+   *
+   * @param {number} now ms
+   */
+  tick(now) {
+    this.#rate.tick(this.#place.received, now);
+  }
+
+  /**
    * Up to here the file is on the server, and for how long it took nobody asks.
    *
    * @param {number} offset

@@ -53,7 +53,7 @@ export class Rate {
   }
 
   /**
-   * Call it when something has arrived, and about once a second when nothing has.
+   * Something has arrived.
    *
    * @param {number} done bytes that have arrived up to now; where it is lower than before, bytes were lost
    *   and the sample is dropped
@@ -75,6 +75,18 @@ export class Rate {
     this.#second = this.#second * keep + (this.#first / sum) * (1 - keep);
     this.#done = done;
     this.#at = now;
+  }
+
+  /**
+   * As `update`, where nothing may have arrived; a bout that has ended is not begun again.
+   *
+   * @param {number} done bytes that have arrived up to now
+   * @param {number} now milliseconds
+   */
+  tick(done, now) {
+    if (this.#running) {
+      this.update(done, now);
+    }
   }
 
   /** Bytes per second; 0 while nothing is known. */

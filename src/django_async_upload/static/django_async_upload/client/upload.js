@@ -1,26 +1,18 @@
 /** One upload as the page sees it: a handle that lives through lost connections, pauses and reloads. */
 import { Attachment } from "./attachment.js";
 import { Backoff } from "./backoff.js";
+import { Cancellation } from "./cancellation.js";
+import { canGoOn, eventOf, isKept, isOver, next, shown, wantsTurn } from "./life.js";
 import { Memo } from "./memo.js";
 import { Meter } from "./meter.js";
 import { UploadError } from "../protocol/errors.js";
 import { toHex } from "../protocol/frames.js";
-import { fingerprint } from "../file/source.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
-
-/** @typedef {import( "./memo.js").Claim} Claim */
+/** @typedef {import( "./shelf.js").Claim} Claim */
 /** @typedef {import( "./meter.js").Progress} Progress */
-
-/**
- * - `queued`: waits for its turn
- * - `offline`: waits for the network, and goes on by itself
- * - `unauthenticated`: waits for a login or a ticket, and goes on by itself
- * - `finishing`: all was sent; the server verifies and publishes
- *
- * @typedef {"queued" | "uploading" | "paused" | "offline" | "unauthenticated" | "finishing" | "completed" | "failed"
- *   | "cancelled"} UploadState
- */
+/** @typedef {import( "./life.js").UploadState} UploadState */
+/** @typedef {import( "./life.js").LifeEvent} LifeEvent */
 
 /**
  * @typedef {object} Result
@@ -45,57 +37,28 @@ import { fingerprint } from "../file/source.js";
  * @property {number} [receiptMaxAge] seconds for which a finished upload is remembered; default a day
  */
 
-/**
- * What an upload needs of its uploader.
- *
- * @typedef {object} Host
- * @property {string} url
- * @property {Map<string, Memo>} memos what this page remembers and is at, by key
- * @property {import( "./environment.js").Environment} environment
- * @property {import( "../file/reader.js").Reader} reader
- * @property {(upload: Upload) => void} enqueue it wants a turn
- * @property {(upload: Upload) => void} dequeue it wants none any longer
- * @property {(upload: Upload) => void} sent all was sent: others may use what its turn takes
- * @property {(upload: Upload) => void} left its turn is over
- * @property {() => void} progressed the server took something
- * @property {(error: UploadError) => void} renew the server wants a fresh login
- * @property {(id: string) => void} abandon tell the server to throw an upload away
- * @property {(upload: Upload, fingerprint: string) => Promise<Claim | null>} recall what an earlier page began with this file
- */
-
 /** Files up to here are read as a whole before their turn begins, so that they can go out in one breath. */
 export const IN_MEMORY = 64 * 1024;
-/** Bytes, and milliseconds since it began: what is smaller and was quicker is as soon sent again as remembered. */
-const REMEMBERED = 1024 * 1024;
-const REMEMBERED_AFTER = 5_000;
 /** Milliseconds between `progress` events, and between notes of `durable`. */
 const PROGRESS_EVERY = 100;
 const NOTE_EVERY = 2000;
-/** Milliseconds without any progress in which errors of the server other than a lost connection are tried again. */
-const PATIENCE = 5 * 60 * 1000;
-
-/** Failures after which the upload is still there, for this or another file, tab or time. */
-const KEPT = new Set(["file_changed", "file_unreadable", "taken_over"]);
-
-const OVER = new Set(["completed", "failed", "cancelled"]);
 
 /**
  * One file on its way to the server, made by {@link import( "./uploader.js").Uploader.add}. Its properties say how it stands; its
  * events, whose `detail` is given here, say what changed.
  *
- * @fires progress a `Progress`: at most ten times a second, and with each new state
+ * @fires progress a `Progress`: at most ten times a second, at least once a second while it is uploaded, and with each new state
  * @fires state `{state, previous}`: it is in another state now
  * @fires completed `{result}`: the server has verified and published the file
  * @fires error `{error}`: it has failed; not where it was cancelled
  */
 export class Upload extends EventTarget {
-  #host;
+  #turns;
   #options;
   /** @type {File | Blob | null} */
   #file = null;
   #handle;
-  /** @type {UploadState} */
-  #state = "queued";
+  #phase = /** @type {import( "./life.js").Phase} */ ("queued");
   #memo;
   /** What it goes on with. @type {UploadRecord | null} */
   #adopted = null;
@@ -104,16 +67,10 @@ export class Upload extends EventTarget {
   #isGuess = false;
   /** What an earlier page began, and the server has not gone on with yet. */
   #isFromBefore = false;
-  /** It was not that file: others are not guessed either. */
-  #wasWrong = false;
   /** Made when somebody asks, as the outcome is. */
   #key = "";
-  /** The server may know the key. */
-  #isKnown = false;
-  /** @type {Promise<void> | null} */
-  #remembering = null;
-  /** When it got its first stream, ms. @type {number | null} */
-  #begunAt = null;
+  /** What the server was told of it first, and may know since. @type {ReturnType<Upload["facts"]> | null} */
+  #told = null;
   /** @type {string | undefined} */
   #id;
   /** @type {import( "../file/source.js").Source | null} */
@@ -126,6 +83,8 @@ export class Upload extends EventTarget {
   #attachment = null;
   #reportedAt = -Infinity;
   #notedAt = -Infinity;
+  /** When it got its first stream, ms. @type {number | null} */
+  #begunAt = null;
   /** @type {UploadError | null} */
   #error = null;
   #backoff;
@@ -133,47 +92,33 @@ export class Upload extends EventTarget {
   #gainedAt = 0;
   /** @type {number | null} */
   #timer = null;
+  /** @type {number | null} */
+  #retryAt = null;
   /** @type {ReturnType<typeof deferred> | null} */
   #deferred = null;
 
   /**
-   * @param {Host} host
-   * @param {File | Blob | FileSystemFileHandle} what
+   * @param {import( "./turns.js").Turns} turns
+   * @param {import( "./shelf.js").Shelf} shelf
+   * @param {File | Blob | FileSystemFileHandle | null} what null: the server has it
    * @param {UploadOptions} options
-   * @param {Claim} [unfinished] what it goes on with
+   * @param {Claim} [claim] what it goes on with
    */
-  constructor(host, what, options, unfinished) {
+  constructor(turns, shelf, what, options, claim) {
     super();
-    this.#host = host;
+    this.#turns = turns;
     this.#options = options;
-    this.#memo = new Memo(host.environment, host.memos);
-    this.#backoff = new Backoff({ random: host.environment.random });
-    this.#gainedAt = host.environment.now();
+    this.#memo = new Memo(shelf, this, options.remember !== false);
+    this.#backoff = new Backoff({ random: turns.environment.random });
+    this.#gainedAt = turns.environment.now();
     if (what instanceof Blob) {
       this.#file = what;
-    } else {
+    } else if (what !== null) {
       this.#handle = what;
     }
-    if (unfinished) {
-      this.#adopt(unfinished);
+    if (claim) {
+      this.adopt(claim, false);
     }
-  }
-
-  /**
-   * A finished upload of an earlier page, as this page gets it back: it was `completed` before anybody could listen.
-   *
-   * @param {Host} host
-   * @param {Claim} finished
-   * @internal
-   */
-  static finished(host, finished) {
-    const { name, type, lastModified, result } = finished.record;
-    const upload = new Upload(host, new File([], name, { type, lastModified }), {}, finished);
-    upload.#file = null;
-    upload.#state = "completed";
-    upload.#meter.set(finished.record.size);
-    upload.#outcome.resolve(/** @type {Result} */ (result));
-    return upload;
   }
 
   /** Random, 32 hex digits; the same after a reload. @returns {string} */
@@ -186,7 +131,7 @@ export class Upload extends EventTarget {
     return this.#id;
   }
 
-  /** What is uploaded; null until a file handle was opened. @returns {File | Blob | null} */
+  /** What is uploaded; null until a file handle was opened, and where an earlier page uploaded it. @returns {File | Blob | null} */
   get file() {
     return this.#file;
   }
@@ -209,7 +154,7 @@ export class Upload extends EventTarget {
 
   /** Where it stands. @returns {UploadState} */
   get state() {
-    return this.#state;
+    return shown(this.#phase);
   }
 
   /** What it waits for or failed with; null while all is well. @returns {UploadError | null} */
@@ -217,9 +162,24 @@ export class Upload extends EventTarget {
     return this.#error;
   }
 
+  /** When it is tried again, milliseconds since 1970; null unless it is `waiting`. @returns {number | null} */
+  get retryAt() {
+    return this.#retryAt;
+  }
+
   /** How far it is and how fast. @returns {Progress} */
   get progress() {
-    return this.#meter.read(this.size, this.#state, this.#host.environment.now());
+    return this.#meter.read(this.size, this.state, this.#now());
+  }
+
+  /** Completed, failed or cancelled. @returns {boolean} */
+  get isOver() {
+    return isOver(this.#phase);
+  }
+
+  /** The token of the form's field that it belongs to; `""` without one. @returns {string} */
+  get field() {
+    return this.#memo.record?.field ?? this.#adopted?.field ?? this.#options.field ?? "";
   }
 
   /**
@@ -236,75 +196,79 @@ export class Upload extends EventTarget {
     return (this.#deferred ??= deferred());
   }
 
-  /** Stop until {@link resume}. What was sent to the last byte cannot be paused. @returns {void} */
+  /** Stop until {@link resume}. What the server has to the last byte cannot be paused. @returns {void} */
   pause() {
-    if (OVER.has(this.#state) || this.#state === "paused" || this.#state === "finishing") {
-      return;
-    }
-    if (this.#attachment?.release() === false) {
-      return;
-    }
-    this.#stopWaiting();
-    this.#leave();
-    this.#setState("paused");
+    const isHeld = this.#phase === "uploading" && this.#attachment?.release() === false;
+    this.#go(isHeld ? "hold" : "pause");
   }
 
   /** Go on with a paused upload. @returns {void} */
   resume() {
-    if (this.#state === "paused") {
-      this.#gainedAt = this.#host.environment.now();
-      this.#queue();
-    }
+    this.#gainedAt = this.#now();
+    this.#go("resume");
   }
 
   /** Throw the upload away, here and on the server. @returns {void} */
   cancel() {
-    if (OVER.has(this.#state) && this.#state !== "failed") {
+    if (next(this.#phase, "cancel") === this.#phase) {
       return;
     }
-    const attachment = this.#attachment;
+    const isGone = this.#phase === "failed" && this.#error !== null && !isKept(this.#error);
+    if (this.#told !== null && !isGone) {
+      const cancellation = new Cancellation(this.#turns, this.#told, this.#id);
+      if (!this.#attachment?.cancel(cancellation)) {
+        this.#turns.abandon(cancellation);
+      }
+    }
     this.#attachment = null;
-    if (!attachment?.cancel() && this.#id !== undefined && this.#isKnown) {
-      this.#host.abandon(this.#id);
-    }
     this.#memo.forget();
-    this.#settle("cancelled", new UploadError("upload_over", { facts: { state: "cancelled" } }));
+    this.#settle("cancel", new UploadError("upload_over", { facts: { state: "cancelled" } }));
   }
 
-  /** Try a failed or cancelled upload again; what the server still has is not sent again. @returns {void} */
+  /** Try a failed, cancelled or waiting upload again at once; what the server still has is not sent again. @returns {void} */
   retry() {
-    if (this.#state !== "failed" && this.#state !== "cancelled") {
+    if (next(this.#phase, "retry") === this.#phase) {
       return;
     }
-    const canGoOn =
-      this.#state === "failed" &&
-      (this.#error?.retryable || this.#error?.code === "taken_over" || this.#error?.code === "file_unreadable");
-    if (!canGoOn) {
-      this.#beginAnew();
+    if (this.isOver) {
+      if (!canGoOn(this.#error)) {
+        this.#beginAnew();
+      }
+      this.#deferred = null;
     }
-    if (this.#handle) {
-      this.#file = null; // what is behind the handle may have changed
-      this.#closeSource();
-    }
-    this.#deferred = null;
+    this.#lookAgain();
     this.#backoff.reset();
-    this.#gainedAt = this.#host.environment.now();
-    this.#queue();
+    this.#gainedAt = this.#now();
+    this.#go("retry");
   }
 
-  // What the uploader says ------------------------------------------------------------------------
+  /**
+   * Let go of it: it ends here as `failed`, and stays on the server and remembered, for another page or element.
+   *
+   * @returns {void}
+   */
+  leave() {
+    if (next(this.#phase, "leave") === this.#phase) {
+      return;
+    }
+    this.#attachment?.leave();
+    this.#attachment = null;
+    this.#settle("leave", new UploadError("connection_lost", { message: "The page has left this upload." }));
+  }
+
+  // What turns say ----------------------------------------------------------------------------------
 
   /**
    * Look at what is behind the handle.
    *
-   * @returns {Promise<boolean>} false: it cannot be read, and the upload has failed
+   * @returns {Promise<boolean>} false: it cannot be read now
    * @internal
    */
   async load() {
     try {
       this.#file ??= (await this.#handle?.getFile()) ?? null;
     } catch (error) {
-      this.#cannotRead(error);
+      this.#failed(unreadable(error));
     }
     return this.isWaiting;
   }
@@ -328,22 +292,17 @@ export class Upload extends EventTarget {
    * Take a stream of the connection.
    *
    * @param {import( "./connection.js").Connection} connection
-   * @returns {boolean} false: it has none to give, or the upload wants none any longer
+   * @returns {boolean} false: it has none to give
    * @internal
    */
   attach(connection) {
     if (!this.isWaiting || this.#attachment !== null || this.#source === null) {
-      return true; // an older stream is being released: its end brings us back
+      return true; // it wants none any longer
     }
-    let attachment;
+    const isFresh = this.#told === null;
+    const facts = this.facts();
     try {
-      attachment = Attachment.open(
-        connection,
-        this.#source,
-        this.create,
-        this.#attached(),
-        !this.#isKnown,
-      );
+      const attachment = Attachment.open(connection, this.#source, this, isFresh);
       if (attachment === null) {
         return false;
       }
@@ -353,25 +312,24 @@ export class Upload extends EventTarget {
       this.#fail(new UploadError("metadata_invalid", { message, facts: { reason: message } }));
       return true;
     }
-    this.#isKnown = true;
-    this.#begunAt ??= this.#host.environment.now();
-    this.#error = null;
-    this.#setState("uploading");
-    if (this.#attachment === attachment) attachment.wake(); // else a listener has cancelled or paused it
+    this.#told ??= facts;
+    this.#begunAt ??= this.#now();
+    this.#go("start");
+    this.#attachment?.wake(); // unless a listener has cancelled it
     return true;
   }
 
   /**
-   * It has to wait, with others, for the network or a login.
+   * It has to wait, with others, for the network or a login, or no longer.
    *
-   * @param {"offline" | "unauthenticated" | "queued"} state
+   * @param {"offline" | "login" | "online"} event
    * @param {UploadError | null} error
    * @internal
    */
-  wait(state, error) {
-    if (this.isWaiting && this.#timer === null) {
+  wait(event, error) {
+    if (this.isWaiting) {
       this.#error = error;
-      this.#setState(state);
+      this.#go(event, error);
     }
   }
 
@@ -382,25 +340,23 @@ export class Upload extends EventTarget {
    * @internal
    */
   giveUp(error) {
-    if (!OVER.has(this.#state) && this.#state !== "paused") {
+    if (next(this.#phase, "fail") !== this.#phase) {
       this.#fail(error);
     }
   }
 
   /**
-   * The page needs no uploader any longer: the upload stays on the server.
+   * A second has passed, in which perhaps nothing has arrived.
    *
    * @internal
    */
-  close() {
-    if (!OVER.has(this.#state)) {
-      this.#attachment?.release();
-      this.#attachment = null;
-      this.#settle("failed", new UploadError("connection_lost", { message: "The uploader was closed." }));
+  tick() {
+    const now = this.#now();
+    this.#meter.tick(now);
+    if (this.#phase === "uploading" && now - this.#reportedAt >= PROGRESS_EVERY) {
+      this.#report();
     }
   }
-
-  // -----------------------------------------------------------------------------------------------
 
   /**
    * The fields of CREATE: for one key always the same.
@@ -408,7 +364,15 @@ export class Upload extends EventTarget {
    * @internal
    */
   get create() {
-    const kept = this.#memo.record;
+    return this.#told ?? this.facts();
+  }
+
+  /**
+   * @internal
+   *
+   */
+  facts() {
+    const kept = this.#memo.record ?? this.#adopted;
     const { metadata = {}, digest } = kept ?? this.#options;
     return {
       key: this.key,
@@ -422,17 +386,7 @@ export class Upload extends EventTarget {
 
   /** It wants a turn, or has one and waits for a stream. @internal */
   get isWaiting() {
-    return this.#state === "queued" || this.#state === "offline" || this.#state === "unauthenticated";
-  }
-
-  /** Completed, failed or cancelled. @returns {boolean} */
-  get isOver() {
-    return OVER.has(this.#state);
-  }
-
-  /** The token of the form's field that it belongs to; `""` without one. @returns {string} */
-  get field() {
-    return this.#memo.record?.field ?? this.#options.field ?? "";
+    return wantsTurn(this.#phase);
   }
 
   /** Who began it; `""` for nobody in particular. @internal */
@@ -442,225 +396,318 @@ export class Upload extends EventTarget {
 
   /** The server may know it: it goes on before others begin. @internal */
   get hasBegun() {
-    return this.#isKnown;
+    return this.#told !== null;
   }
 
-  /** @returns {import( "./attachment.js").Attached} */
-  #attached() {
-    const { key } = this;
-    /** @type {(run: () => void) => void} */
-    const ours = (run) => {
-      if (this.key === key && !OVER.has(this.#state)) {
-        run();
-      }
-    };
+  // What its memo asks ------------------------------------------------------------------------------
+
+  /**
+   * @param {Blob} file
+   * @returns {UploadRecord}
+   * @internal
+   */
+  record(file) {
+    const { key, name, size, content_type: type, metadata, digest } = this.create;
+    const { lastModified, webkitRelativePath: path } = file instanceof File ? file : new File([], "");
+    const { field, owner } = this;
+    const { receiptMaxAge } = this.#options;
     return {
-      digests: () => this.#digests(),
-      identified: (id) => ours(() => this.#identified(id)),
-      placed: (place) => ours(() => this.#placed(place)),
-      moved: (place) => ours(() => this.#moved(place)),
-      finishing: () => ours(() => this.#finishing()),
-      checked: (phase) => ours(() => this.#checked(phase)),
-      completed: (completed) => {
-        this.#attachment = null;
-        ours(() => this.#completed(completed));
-      },
-      released: () => {
-        this.#attachment = null;
-        ours(() => this.#state !== "paused" && this.#queue());
-      },
-      failed: (error) => {
-        this.#attachment = null;
-        ours(() => this.#interrupted(error));
-      },
+      ...{ key, url: this.#turns.url, owner, name, size, type, lastModified, path, field, metadata, digest },
+      ...{ upload: this.#id, durable: 0, receiptMaxAge },
     };
   }
 
-  /** @param {string} id */
-  #identified(id) {
+  /** What a record gets from this page, whoever began it. @internal */
+  get belongs() {
+    const { place } = this.#options;
+    return { ...(place === undefined ? {} : { place }), ...(this.#handle === undefined ? {} : { handle: this.#handle }) };
+  }
+
+  /**
+   * @param {Claim} claim
+   * @param {boolean} isGuess nobody said that it is this one
+   * @internal
+   */
+  adopt(claim, isGuess) {
+    const { record } = claim;
+    this.#memo.adopt(claim);
+    this.#adopted = record;
+    this.#isGuess = isGuess;
+    this.#key = record.key;
+    this.#id = record.upload;
+    this.#meter.set(record.durable ?? 0);
+    if (record.result === undefined) {
+      this.#isFromBefore = true;
+      this.#told = this.facts();
+    } else {
+      // It was `completed` before anybody could listen.
+      this.#phase = "completed";
+      this.#outcome.resolve(record.result);
+    }
+  }
+
+  // What its attachment says ------------------------------------------------------------------------
+
+  /**
+   * What CREATE promised: computed once, however often FINISH is sent.
+   *
+   * @internal
+   */
+  async digests() {
+    const source = this.#source;
+    if (this.create.digest === undefined || source === null) {
+      return undefined;
+    }
+    this.#digest ??= source.digest();
+    return { "sha-256": await this.#digest };
+  }
+
+  /**
+   * The server named the upload.
+   *
+   * @param {string} id
+   * @internal
+   */
+  identified(id) {
     if (this.#id !== id) {
       this.#id = id;
       this.#memo.note({ upload: id });
     }
   }
 
-  /** @param {import( "./attachment.js").Place} place */
-  #placed(place) {
+  /**
+   * The server said where to begin, or to begin again.
+   *
+   * @param {import( "./attachment.js").Place} place
+   * @internal
+   */
+  placed(place) {
     this.#isFromBefore = false;
-    this.#meter.start(place, this.#host.environment.now());
+    if (this.#phase === "holding" && this.#attachment?.release()) {
+      this.#go("pause");
+    }
+    this.#go("rewound");
+    this.#meter.start(place, this.#now());
     this.#report();
   }
 
-  /** @param {import( "./attachment.js").Place} place */
-  #moved(place) {
-    const now = this.#host.environment.now();
+  /**
+   * The server has more than before, or has it safer.
+   *
+   * @param {import( "./attachment.js").Place} place
+   * @param {boolean} isFinal FINISH was said
+   * @internal
+   */
+  moved(place, isFinal) {
+    const now = this.#now();
     if (this.#meter.move(place, now)) {
       this.#gained(now);
     }
-    this.#rememberLate(now);
+    void this.#memo.grow(now - (this.#begunAt ?? now));
     if (place.durable > 0 && now - this.#notedAt >= NOTE_EVERY) {
       this.#notedAt = now;
       this.#memo.note({ durable: place.durable });
+    }
+    if (isFinal && place.received === this.size) {
+      this.#go("arrived");
     }
     if (now - this.#reportedAt >= PROGRESS_EVERY) {
       this.#report();
     }
   }
 
+  /**
+   * All was sent: others may use what its turn takes.
+   *
+   * @internal
+   */
+  sent() {
+    if (this.size > IN_MEMORY) {
+      this.#turns.share(this);
+    }
+  }
+
+  /**
+   * What the server does after it has all bytes.
+   *
+   * @param {string} phase
+   * @internal
+   */
+  checked(phase) {
+    this.#gained(this.#now());
+    this.#meter.phase = phase;
+    this.#meter.set(this.size);
+    this.#go("arrived");
+    this.#report();
+  }
+
+  /**
+   * @param {import( "../protocol/messages.js").Completed} completed
+   *
+   * @internal
+   */
+  async completed(completed) {
+    const { upload: id, name, size, crc32c, stored_as: storedAs, digests, receipt } = completed;
+    this.#attachment = null;
+    this.#gained(this.#now());
+    this.#go("arrived");
+    this.#turns.leave(this);
+    const { key } = this;
+    /** @type {UploadError | null} */
+    let error = null;
+    try {
+      // Asked again, a server answers with the result at once: it has to be that of this very file.
+      const crc = this.#source && size === this.size ? toHex(await this.#source.crcAt(size)) : "";
+      await this.#memo.grow(this.#now() - (this.#begunAt ?? this.#now()));
+      if (crc !== crc32c) {
+        error = new UploadError(this.#isGuess ? "file_changed" : "digest_mismatch");
+      }
+    } catch (cause) {
+      error = unreadable(cause);
+    }
+    if (this.isOver || key !== this.key) {
+      return; // cancelled meanwhile
+    }
+    if (error !== null) {
+      this.#failed(error);
+      return;
+    }
+    this.#meter.set(size);
+    const result = { id, name, size, crc32c, storedAs, digests, receipt };
+    this.#memo.finish(result);
+    this.#settle("complete", result);
+  }
+
+  /**
+   * The stream was given back; the upload stays.
+   *
+   * @internal
+   */
+  released() {
+    this.#attachment = null;
+    this.#go("released");
+  }
+
+  /**
+   * The stream, the connection or the file is lost.
+   *
+   * @param {UploadError} error
+   * @internal
+   */
+  interrupted(error) {
+    this.#attachment = null;
+    this.#failed(error);
+  }
+
+  // -----------------------------------------------------------------------------------------------
+
+  #now() {
+    return this.#turns.environment.now();
+  }
+
   /** @param {number} now */
   #gained(now) {
     this.#gainedAt = now;
     this.#backoff.reset();
-    this.#host.progressed();
+    this.#turns.progressed();
   }
 
-  #finishing() {
-    if (this.#state === "uploading") {
-      if (this.size > IN_MEMORY) {
-        this.#host.sent(this);
-      }
-      this.#setState("finishing");
-    }
-  }
-
-  /** @param {string} phase */
-  #checked(phase) {
-    this.#gained(this.#host.environment.now());
-    this.#meter.phase = phase;
-    this.#meter.set(this.size);
-    this.#finishing();
-    this.#report();
-  }
-
-  /** @param {import( "../protocol/messages.js").Completed} completed */
-  async #completed(completed) {
-    const { upload: id, name, size, crc32c, stored_as: storedAs, digests, receipt } = completed;
-    this.#gained(this.#host.environment.now());
-    this.#finishing();
-    this.#leave();
-    const { key } = this;
-    try {
-      // Asked again, a server answers with the result at once: it has to be that of this very file.
-      const crc = this.#source && size === this.size ? toHex(await this.#source.crcAt(size)) : "";
-      this.#rememberLate(this.#host.environment.now());
-      await this.#remembering;
-      if (OVER.has(this.#state) || key !== this.key) {
-        return;
-      }
-      if (crc !== crc32c) {
-        this.#interrupted(new UploadError(this.#isGuess ? "file_changed" : "digest_mismatch"));
-        return;
-      }
-    } catch (error) {
-      this.#fail(new UploadError("file_unreadable", { cause: error }));
-      return;
-    }
-    this.#meter.set(size);
-    this.#error = null;
-    const result = { id, name, size, crc32c, storedAs, digests, receipt };
-    this.#memo.finish(result);
-    this.#settle("completed", result);
-  }
-
-  /**
-   * The stream has ended before the upload.
-   *
-   * @param {UploadError} error
-   */
-  #interrupted(error) {
-    if (this.#state === "paused") {
-      return;
-    }
-    if (error.code === "file_changed" && this.#isGuess) {
-      // Another file with the same head and tail: the unfinished one stays for the right file.
-      this.#wasWrong = true;
-      this.#beginAnew();
-      this.#queue();
-    } else if (error.code === "upload_over" && this.#isFromBefore) {
-      this.#memo.forget(); // it has expired, and the file is still here
-      this.#beginAnew();
-      this.#queue();
-    } else if (error.needsLogin) {
-      this.#queue("unauthenticated", error);
-      this.#host.renew(error);
-    } else if (error.code === "connection_lost" || error.code === "draining") {
-      this.#queue("offline", error);
-    } else if (error.retryable && this.#host.environment.now() - this.#gainedAt < PATIENCE) {
-      this.#leave();
-      this.#error = error;
-      this.#setState("queued");
-      this.#timer = this.#host.environment.setTimeout(
-        () => {
-          this.#timer = null;
-          this.#queue("queued", error);
-        },
-        this.#backoff.delay(error.retryAfter),
-      );
-    } else {
+  /** It cannot go on as it is. @param {UploadError} error */
+  #failed(error) {
+    const isFromBefore = this.#isFromBefore;
+    const event = eventOf(error, { isGuess: this.#isGuess, isFromBefore, stuck: this.#now() - this.#gainedAt });
+    if (event === "fail") {
       this.#fail(error);
+      return;
     }
-  }
-
-  /**
-   * Ask for a turn.
-   *
-   * @param {"queued" | "offline" | "unauthenticated"} [state]
-   * @param {UploadError | null} [error]
-   */
-  #queue(state = "queued", error = null) {
-    this.#stopWaiting();
-    this.#host.left(this);
-    this.#error = error;
-    this.#meter.phase = undefined;
-    this.#setState(state);
-    this.#host.enqueue(this);
-  }
-
-  /** @param {unknown} error */
-  #cannotRead(error) {
-    this.#fail(error instanceof UploadError ? error : new UploadError("file_unreadable", { cause: error }));
-  }
-
-  /** Give the turn up. */
-  #leave() {
-    this.#host.dequeue(this);
-    this.#host.left(this);
-  }
-
-  #stopWaiting() {
-    if (this.#timer !== null) {
-      this.#host.environment.clearTimeout(this.#timer);
-      this.#timer = null;
+    if (event === "anew") {
+      if (error.code === "file_changed") {
+        this.#memo.disown(); // the unfinished one stays for the right file
+      } else {
+        this.#memo.forget();
+      }
+      this.#beginAnew();
+    }
+    if (error.code === "file_unreadable") {
+      this.#lookAgain();
+    }
+    this.#go(event, event === "anew" ? null : error);
+    if (event === "login" && this.#phase === "unauthenticated") {
+      this.#turns.renew(error);
     }
   }
 
   /** @param {UploadError} error */
   #fail(error) {
-    if (!error.retryable && !KEPT.has(error.code)) {
+    if (!isKept(error)) {
       this.#memo.forget();
     }
-    this.#settle("failed", error);
+    this.#settle("fail", error);
+  }
+
+  /**
+   * Something happened; do what follows from the phase that it leads to.
+   *
+   * @param {LifeEvent} event
+   * @param {UploadError | null} [error] what it waits for
+   */
+  #go(event, error = null) {
+    const [from, to] = [this.#phase, next(this.#phase, event)];
+    if (from === to && !(event === "anew" && wantsTurn(to))) {
+      return;
+    }
+    this.#phase = to;
+    this.#stopWaiting();
+    this.#error = error;
+    if (to !== "uploading") {
+      this.#meter.stop();
+    }
+    if (to !== "finishing") {
+      this.#meter.phase = undefined;
+    }
+    // Whoever sends or finishes has a turn, and who has waited already is in a lane.
+    if (wantsTurn(to) && !(wantsTurn(from) && event !== "anew")) {
+      this.#turns.leave(this);
+      this.#turns.enqueue(this);
+    } else if (!wantsTurn(to) && to !== "uploading" && to !== "finishing" && to !== "holding") {
+      this.#turns.dequeue(this);
+      this.#turns.leave(this);
+    }
+    if (to === "waiting") {
+      const delay = this.#backoff.delay(error?.retryAfter);
+      this.#retryAt = Date.now() + delay;
+      this.#timer = this.#turns.environment.setTimeout(() => this.#go("due"), delay);
+    }
+    if (shown(from) !== shown(to)) {
+      this.#dispatch("state", { state: shown(to), previous: shown(from) });
+      this.#report();
+    }
+  }
+
+  #stopWaiting() {
+    this.#retryAt = null;
+    if (this.#timer !== null) {
+      this.#turns.environment.clearTimeout(this.#timer);
+      this.#timer = null;
+    }
   }
 
   /**
    * It is over, one way or another.
    *
-   * @param {"completed" | "failed" | "cancelled"} state
+   * @param {"complete" | "fail" | "cancel" | "leave"} event
    * @param {Result | UploadError} outcome
    */
-  #settle(state, outcome) {
-    this.#stopWaiting();
-    this.#leave();
+  #settle(event, outcome) {
     this.#closeSource();
-    if (state !== "completed") {
+    if (event !== "complete") {
       this.#memo.release(); // a finished one stays this page's, until its receipt was sent
     }
-    this.#meter.phase = undefined;
-    this.#error = outcome instanceof UploadError ? outcome : null;
-    this.#setState(state);
+    this.#go(event, outcome instanceof UploadError ? outcome : null);
+    this.#turns.over(this);
     if (outcome instanceof UploadError) {
       this.#outcome.reject(outcome);
-      if (state === "failed") {
+      if (this.#phase === "failed") {
         this.#dispatch("error", { error: outcome });
       }
     } else {
@@ -672,17 +719,15 @@ export class Upload extends EventTarget {
   /** @param {Blob} file */
   async #prepare(file) {
     try {
-      if (this.#memo.record !== null && this.#memo.record.size !== file.size) {
+      if (this.#told !== null && this.#told.size !== file.size) {
         throw new UploadError("file_changed", { facts: { offset: file.size } });
       }
-      if (file.size >= REMEMBERED && this.#options.remember !== false) {
-        await (this.#remembering = this.#remember(file));
-      }
+      await this.#memo.begin(file);
       if (this.isWaiting) {
         await this.#open(file);
       }
     } catch (error) {
-      this.#cannotRead(error);
+      this.#failed(unreadable(error));
     }
   }
 
@@ -694,7 +739,7 @@ export class Upload extends EventTarget {
   async #open(file) {
     const { digest } = this.create;
     await new Promise((resolve) => {
-      const source = this.#host.reader.open(file, {
+      const source = this.#turns.reader.open(file, {
         wake: () => {
           resolve(undefined);
           this.#attachment?.wake();
@@ -713,14 +758,12 @@ export class Upload extends EventTarget {
     }
   }
 
-  /** What CREATE promised: computed once, however often FINISH is sent. */
-  async #digests() {
-    const source = this.#source;
-    if (this.create.digest === undefined || source === null) {
-      return undefined;
+  /** What is behind the handle may have changed, and what could not be read may be readable. */
+  #lookAgain() {
+    if (this.#handle) {
+      this.#file = null;
     }
-    this.#digest ??= source.digest();
-    return { "sha-256": await this.#digest };
+    this.#closeSource();
   }
 
   #closeSource() {
@@ -732,87 +775,18 @@ export class Upload extends EventTarget {
   /** Another key: for the server it is another upload. */
   #beginAnew() {
     this.#memo.leave();
-    this.#adopted = null;
+    this.#adopted = this.#told = this.#begunAt = null;
     this.#isGuess = this.#isFromBefore = false;
-    this.#remembering = null;
     this.#key = "";
-    this.#isKnown = false;
     this.#id = undefined;
     this.#meter.set(0);
     this.#closeSource();
   }
 
-  // Surviving a reload ----------------------------------------------------------------------------
-
-  /**
-   * Find what an earlier page began with this file, or note that it begins; on the disk before the server hears of it.
-   *
-   * @param {Blob} file
-   */
-  async #remember(file) {
-    const mark = this.#memo.record?.fingerprint || (await fingerprint(file));
-    if (this.isOver) {
-      return;
-    }
-    if (this.#memo.record === null && !this.#isKnown && !this.#wasWrong) {
-      const found = await this.#host.recall(this, mark);
-      if (found !== null) {
-        this.#isGuess = true;
-        this.#adopt(found);
-      }
-    }
-    const { key, name, size, content_type: type, metadata, digest } = this.create;
-    const { lastModified, webkitRelativePath: path } = file instanceof File ? file : new File([], "");
-    const { field } = this;
-    const { owner } = this;
-    const { place, receiptMaxAge } = this.#options;
-    await this.#memo.keep({
-      ...{ key, url: this.#host.url, owner, place, receiptMaxAge, name, size, type, lastModified, path, field, metadata, digest },
-      ...{ fingerprint: mark, upload: this.#id, durable: 0, handle: this.#handle },
-    });
-  }
-
-  /**
-   * What turns out to take long is remembered, too.
-   *
-   * @param {number} now ms
-   */
-  #rememberLate(now) {
-    const isSlow = this.#begunAt !== null && now - this.#begunAt > REMEMBERED_AFTER;
-    if (isSlow && this.#remembering === null && this.#options.remember !== false && this.#file !== null) {
-      // It has begun, and goes on without.
-      this.#remembering = this.#remember(this.#file).catch(() => undefined);
-    }
-  }
-
-  /** @param {Claim} claim */
-  #adopt(claim) {
-    const { key, upload, durable = 0 } = (this.#adopted = claim.record);
-    this.#memo.adopt(claim);
-    this.#key = key;
-    this.#id = upload;
-    this.#isKnown = this.#isFromBefore = true;
-    this.#meter.set(durable);
-  }
-
   // Telling the page ------------------------------------------------------------------------------
 
-  /** @param {UploadState} state */
-  #setState(state) {
-    const previous = this.#state;
-    if (state === previous) {
-      return;
-    }
-    this.#state = state;
-    if (state !== "uploading") {
-      this.#meter.stop();
-    }
-    this.#dispatch("state", { state, previous });
-    this.#report();
-  }
-
   #report() {
-    this.#reportedAt = this.#host.environment.now();
+    this.#reportedAt = this.#now();
     this.#dispatch("progress", this.progress);
   }
 
@@ -823,6 +797,14 @@ export class Upload extends EventTarget {
   #dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
+}
+
+/**
+ * @param {unknown} error
+ * @returns {UploadError}
+ */
+function unreadable(error) {
+  return error instanceof UploadError ? error : new UploadError("file_unreadable", { cause: error });
 }
 
 /** 128 random bits. */

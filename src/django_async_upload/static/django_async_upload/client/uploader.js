@@ -1,13 +1,10 @@
-/** Many uploads on one line to the server: who has a turn, and what earlier pages left. */
+/** Any number of uploads on one line to the server, and what earlier pages left. */
 import { browser } from "./environment.js";
-import { Lane } from "./lane.js";
-import { Line } from "./line.js";
+import { Cancellation } from "./cancellation.js";
 import { UploadError } from "../protocol/errors.js";
-import { Reader } from "../file/reader.js";
-import { inSlices } from "./slices.js";
-import { claim, claimed } from "./tabs.js";
+import { Shelf } from "./shelf.js";
+import { Turns } from "./turns.js";
 import { Upload } from "./upload.js";
-import { within } from "./within.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
 /** @typedef {import( "./upload.js").UploadOptions} UploadOptions */
@@ -44,41 +41,22 @@ import { within } from "./within.js";
  * @property {() => Promise<void>} discard throw it away, here and, where it is not finished, on the server
  */
 
-/** Bytes: what fits is pipelined with others. */
-const WINDOW = 8 * 1024 * 1024;
-
 /**
  * Uploads any number of files over one WebSocket, which it opens when there is something to do and opens again when it is lost.
  *
  * @fires upload `{upload}`: one was added, or goes on from an earlier page
  * @fires connection `{state, retryIn, error}`: `connection` has changed. Where it waits, `retryIn` are the seconds until
  *   it tries again, and `error` says why
+ * @fires unreachable `{unreachable}`: the property has changed
  * @fires warning `{code, message}`: something that a developer should know, said in the console, too. `deflate`: the server
- *   compresses what is sent, which costs most of the speed. `unreachable`: no WebSocket gets through
+ *   compresses what is sent, which costs most of the speed. `unreachable`: why that may be
  */
 export class Uploader extends EventTarget {
-  #url;
   /** @type {Partial<UploaderOptions>} */
   #options;
-  #environment;
-  #reader = new Reader();
-  /** @type {Upload[]} */
-  #uploads = [];
-  /** Files up to a window: as many as have their bytes within one. */
-  #small = new Lane(WINDOW, (upload) => upload.size);
-  #large;
-  /** Have a turn and all they need but a stream. @type {Set<Upload>} */
-  #prepared = new Set();
-  /** Server ids of uploads to be thrown away. @type {Set<string>} */
-  #abandoned = new Set();
-  #line;
-  /** What uploads that join the waiting wait for. */
-  #waits = /** @type {{state: "offline" | "unauthenticated", error: UploadError} | null} */ (null);
-  /** What this page remembers and is at, by key. @type {Map<string, import( "./memo.js").Memo>} */
-  #memos = new Map();
+  #shelf;
+  #turns;
   #isClosed = false;
-  #isScheduled = false;
-  #host;
 
   /**
    * @param {UploaderOptions} options
@@ -88,37 +66,9 @@ export class Uploader extends EventTarget {
     super();
     const address = new URL(url, environment.base);
     address.protocol = address.protocol.replace("http", "ws");
-    this.#url = address.href;
     this.#options = { field, remember, owner };
-    this.#large = new Lane(parallel, () => 1);
-    this.#environment = environment;
-    /** @type {import( "./upload.js").Host} */
-    this.#host = {
-      url: address.href,
-      memos: this.#memos,
-      environment,
-      reader: this.#reader,
-      enqueue: (upload) => this.#enqueue(upload),
-      dequeue: (upload) => this.#lanes.forEach((lane) => lane.dequeue(upload)),
-      sent: (upload) => this.#shareTurn(upload),
-      left: (upload) => this.#left(upload),
-      progressed: () => this.#line.progressed(),
-      renew: (error) => this.#line.renew(error),
-      abandon: (id) => this.#abandon(id),
-      recall: (upload, fingerprint) => this.#recall(upload, fingerprint),
-    };
-    this.#line = new Line(address.href, authenticate, environment, {
-      hasWork: () => this.#hasWork,
-      opened: () => this.#opened(),
-      slotFreed: () => this.#soon(),
-      waits: (state, error) => this.#wait(state, error),
-      failed: (error) => void inSlices([...this.#waiting()], (upload) => upload.giveUp(error)),
-      changed: (state, detail) => this.#dispatch("connection", { state, ...detail }),
-      warned: (code, message) => {
-        console.warn(`django-resumable-upload: ${message}`);
-        this.#dispatch("warning", { code, message });
-      },
-    });
+    this.#shelf = new Shelf(address.href, environment);
+    this.#turns = new Turns(address.href, environment, parallel, authenticate, this);
   }
 
   /**
@@ -129,12 +79,12 @@ export class Uploader extends EventTarget {
    * @returns {Upload}
    */
   add(what, options = {}) {
-    return this.#start(new Upload(this.#host, what, { ...this.#options, ...options }));
+    return this.#start(new Upload(this.#turns, this.#shelf, what, { ...this.#options, ...options }));
   }
 
-  /** All that were added, in this order. @returns {readonly Upload[]} */
+  /** Those that are not completed, failed or cancelled, in the order of their addition. @returns {readonly Upload[]} */
   get uploads() {
-    return this.#uploads;
+    return [...this.#turns.uploads];
   }
 
   /**
@@ -144,7 +94,17 @@ export class Uploader extends EventTarget {
    * @returns {"idle" | "connecting" | "open" | "waiting" | "closed"}
    */
   get connection() {
-    return this.#line.state;
+    return this.#turns.line.state;
+  }
+
+  /**
+   * HTTP gets through to the server, and no WebSocket does: a proxy, or no ASGI server. It is true only after 30 seconds, never
+   * while the browser is offline, and false again as soon as a WebSocket is opened, which is tried on and on.
+   *
+   * @returns {boolean}
+   */
+  get unreachable() {
+    return this.#turns.line.isUnreachable;
   }
 
   /**
@@ -155,10 +115,7 @@ export class Uploader extends EventTarget {
    * @returns {Promise<Remembered[]>}
    */
   async remembered(owner = this.#options.owner ?? "") {
-    const records = await this.#records();
-    const taken = await this.#taken();
-    const own = records.filter((record) => (record.owner ?? "") === owner && !taken.has(record.key));
-    return own.map((record) => this.#offer(record));
+    return (await this.#shelf.free(owner)).map((record) => this.#offer(record));
   }
 
   /**
@@ -168,8 +125,7 @@ export class Uploader extends EventTarget {
    * @returns {Promise<void>} when it is gone from the disk
    */
   async forget(key) {
-    this.#memos.get(key)?.forget();
-    await within(this.#environment, this.#environment.records.delete(key), false);
+    await this.#shelf.forget(key);
   }
 
   /**
@@ -179,9 +135,7 @@ export class Uploader extends EventTarget {
    * @returns {Promise<void>} when the rest is gone from the disk
    */
   async forgetOthers(owner = this.#options.owner ?? "") {
-    const records = await this.#records();
-    const others = records.filter((record) => (record.owner ?? "") !== owner);
-    await Promise.all(others.map(({ key }) => this.forget(key)));
+    await this.#shelf.forgetOthers(owner);
   }
 
   /** Stop. What is not finished stays on the server, for a later page. @returns {void} */
@@ -190,20 +144,9 @@ export class Uploader extends EventTarget {
       return;
     }
     this.#isClosed = true;
-    this.#uploads.forEach((upload) => upload.close());
-    this.#line.close();
-    this.#reader.close();
-    this.#environment.records.close();
-  }
-
-  // Turns -----------------------------------------------------------------------------------------
-
-  get #lanes() {
-    return [this.#large, this.#small];
-  }
-
-  get #hasWork() {
-    return !this.#large.isEmpty || !this.#small.isEmpty || this.#abandoned.size > 0;
+    this.uploads.forEach((upload) => upload.leave());
+    this.#turns.close();
+    this.#shelf.close();
   }
 
   /** @param {Upload} upload */
@@ -211,163 +154,9 @@ export class Uploader extends EventTarget {
     if (this.#isClosed) {
       throw new TypeError("The uploader is closed.");
     }
-    this.#uploads.push(upload);
-    this.#enqueue(upload);
-    this.#dispatch("upload", { upload });
+    this.#turns.enqueue(upload);
+    this.dispatchEvent(new CustomEvent("upload", { detail: { upload } }));
     return upload;
-  }
-
-  /** @param {Upload} upload */
-  #enqueue(upload) {
-    if (upload.file === null) {
-      void upload.load().then((isWaiting) => isWaiting && this.#join(upload));
-    } else {
-      this.#join(upload);
-    }
-  }
-
-  /** @param {Upload} upload */
-  #join(upload) {
-    (upload.size > WINDOW ? this.#large : this.#small).enqueue(upload);
-    if (this.#waits !== null) {
-      upload.wait(this.#waits.state, this.#waits.error);
-    }
-    this.#soon();
-  }
-
-  /** @param {Upload} upload */
-  #shareTurn(upload) {
-    this.#lanes.forEach((lane) => lane.share(upload));
-    this.#soon();
-  }
-
-  /** @param {Upload} upload */
-  #left(upload) {
-    this.#lanes.forEach((lane) => lane.leave(upload));
-    this.#prepared.delete(upload);
-    this.#soon();
-  }
-
-  /** Give turns when this task is over: thousands of files are added in one. */
-  #soon() {
-    if (!this.#isScheduled) {
-      this.#isScheduled = true;
-      queueMicrotask(() => {
-        this.#isScheduled = false;
-        this.#giveTurns();
-      });
-    }
-  }
-
-  #giveTurns() {
-    if (this.#isClosed) {
-      return;
-    }
-    this.#line.attend();
-    const { connection } = this.#line;
-    if (connection !== null) {
-      this.#abandonAll(connection);
-      void inSlices(this.#turns(connection.hello.max_streams), (upload) => void this.#prepare(upload));
-      this.#attach();
-    }
-  }
-
-  /**
-   * Those whose turn it is now.
-   *
-   * @param {number} streams that the server allows
-   */
-  *#turns(streams) {
-    for (const lane of this.#lanes) {
-      // A stream for each who has a turn; what is left for the small ones is at least one.
-      while (lane.turns < streams - (lane === this.#large ? 1 : this.#large.turns)) {
-        const upload = lane.take();
-        if (upload === null) {
-          break;
-        }
-        yield upload;
-      }
-    }
-  }
-
-  /** @param {Upload} upload */
-  async #prepare(upload) {
-    if (await upload.prepare()) {
-      this.#prepared.add(upload);
-      this.#attach();
-    }
-  }
-
-  /** Give streams to those who are prepared, as far as there are any. */
-  #attach() {
-    const { connection } = this.#line;
-    void inSlices(this.#prepared, (upload) => {
-      if (connection === null || connection !== this.#line.connection || !upload.attach(connection)) {
-        return false;
-      }
-      return this.#prepared.delete(upload);
-    });
-  }
-
-  #opened() {
-    this.#waits = null;
-    this.#giveTurns();
-    this.#tellWaiting("queued", null);
-  }
-
-  /**
-   * @param {"offline" | "unauthenticated"} state
-   * @param {UploadError} error
-   */
-  #wait(state, error) {
-    this.#waits = { state, error };
-    this.#tellWaiting(state, error);
-  }
-
-  /**
-   * @param {"offline" | "unauthenticated" | "queued"} state
-   * @param {UploadError | null} error
-   */
-  #tellWaiting(state, error) {
-    const waits = this.#waits;
-    void inSlices(this.#waiting(), (upload) => {
-      upload.wait(state, error);
-      return this.#waits === waits;
-    });
-  }
-
-  *#waiting() {
-    for (const lane of this.#lanes) {
-      yield* lane.waiting();
-    }
-    yield* this.#prepared;
-  }
-
-  // Uploads of earlier pages, and those that nobody wants -------------------------------------------
-
-  async #records() {
-    const { records } = this.#environment;
-    return within(this.#environment, records.all(this.#url), /** @type {UploadRecord[]} */ ([]));
-  }
-
-  /** Keys of uploads that this or another tab is at. */
-  async #taken() {
-    const taken = await within(this.#environment, claimed(), new Set());
-    return new Set([...taken, ...this.#memos.keys()]);
-  }
-
-  /**
-   * @param {UploadRecord} record
-   * @returns {Promise<import( "./upload.js").Claim>}
-   * @throws {UploadError} `taken_over`
-   */
-  async #claim(record) {
-    const nobody = () => undefined;
-    const unclaim = await within(this.#environment, claim(record.key), nobody, (late) => late?.());
-    if (unclaim === null || this.#memos.has(record.key)) {
-      throw new UploadError("taken_over", { message: "Another tab goes on with this upload." });
-    }
-    return { record, unclaim };
   }
 
   /**
@@ -382,78 +171,26 @@ export class Uploader extends EventTarget {
       canContinue: isFinished || handle !== undefined,
       continue: async () => {
         if (isFinished) {
-          return Upload.finished(this.#host, await this.#claim(record));
+          return new Upload(this.#turns, this.#shelf, null, {}, await this.#shelf.claim(record));
         }
         if (handle === undefined || !(await mayRead(handle))) {
           throw new UploadError("file_unreadable", { message: "The file has to be chosen again." });
         }
-        return this.#start(new Upload(this.#host, handle, {}, await this.#claim(record)));
+        return this.#start(new Upload(this.#turns, this.#shelf, handle, {}, await this.#shelf.claim(record)));
       },
       discard: async () => {
         await this.forget(key);
-        if (record.upload && !isFinished) {
-          this.#abandon(record.upload);
+        if (!isFinished) {
+          this.#turns.abandon(new Cancellation(this.#turns, createOf(record), record.upload));
         }
       },
     };
   }
+}
 
-  /**
-   * @param {Upload} upload
-   * @param {string} fingerprint
-   * @returns {Promise<import( "./upload.js").Claim | null>}
-   */
-  async #recall(upload, fingerprint) {
-    const { digest, metadata } = upload.create;
-    const taken = await this.#taken();
-    for (const record of await this.#records()) {
-      const isSame =
-        record.result === undefined &&
-        record.fingerprint === fingerprint &&
-        (record.owner ?? "") === upload.owner &&
-        (record.digest || undefined) === digest &&
-        JSON.stringify(record.metadata ?? {}) === JSON.stringify(metadata);
-      if (isSame && !taken.has(record.key)) {
-        try {
-          return await this.#claim(record);
-        } catch {
-          continue; // another tab was faster
-        }
-      }
-    }
-    return null;
-  }
-
-  /** @param {string} id */
-  #abandon(id) {
-    if (!this.#isClosed) {
-      this.#abandoned.add(id);
-      this.#soon();
-    }
-  }
-
-  /** @param {import( "./connection.js").Connection} connection */
-  #abandonAll(connection) {
-    for (const id of this.#abandoned) {
-      const holder = {
-        step: () => false,
-        received: () => {},
-        lost: () => this.#abandon(id),
-      };
-      if (connection.open(holder, (protocol) => protocol.sendCancelOf(id)) === null) {
-        return;
-      }
-      this.#abandoned.delete(id);
-    }
-  }
-
-  /**
-   * @param {string} type
-   * @param {unknown} detail
-   */
-  #dispatch(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
-  }
+/** The fields of CREATE, as they were told. @param {UploadRecord} record */
+function createOf({ key, name, size, type, digest, metadata = {} }) {
+  return { key, name, size, content_type: type, digest: digest || undefined, metadata };
 }
 
 /**

@@ -36,21 +36,19 @@ export const AHEAD = 4 * 1024 * 1024;
  *   | {type: "not-done", id: number, job: number, error: Failure}
  * )} Answer
  */
-/** @typedef {{code: "file_changed" | "file_unreadable", message: string}} Failure */
+/** @typedef {{message: string}} Failure why a file cannot be read, for the developer */
 /** @typedef {{postMessage(message: unknown, transfer: Transferable[]): void}} Port */
 
 /**
- * What went wrong with a file that can no longer be read.
+ * What went wrong with a file that cannot be read. Whether it has changed, its bytes have to say: File API, "Error steps", has
+ * NotReadableError for a file that differs from its snapshot, be it only in its time, as for one that is locked or may not be read.
  *
  * @param {unknown} error
  * @returns {Failure}
  */
 export function failure(error) {
   const { name, message } = /** @type {Error} */ (error);
-  // File API, "Error steps": a file that differs from its snapshot is NotReadableError, as is one without permission;
-  // one that is gone is NotFoundError.
-  const changed = name === "NotReadableError" || name === "ShortFile";
-  return { code: changed ? "file_changed" : "file_unreadable", message };
+  return { message: `${name}: ${message}` };
 }
 
 /**
@@ -122,9 +120,7 @@ class Input {
 
   /** @returns {never} */
   #tooShort() {
-    const error = new Error("The file became shorter while it was being read.");
-    error.name = "ShortFile";
-    throw error;
+    throw new RangeError("The file became shorter while it was being read.");
   }
 
   cancel() {

@@ -30,8 +30,8 @@ import { Sha256 } from "./sha256.js";
 export const SMALL = 64 * 1024;
 
 /** @param {Failure} failure */
-function asError({ code, message }) {
-  return new UploadError(code, { facts: { reason: message } });
+function asError({ message }) {
+  return new UploadError("file_unreadable", { facts: { reason: message } });
 }
 
 /**
@@ -86,7 +86,7 @@ export class Source {
    *
    * @param {number} maximum bytes; 0 only makes the reading begin
    * @returns {Chunk | null} null: not read yet (`wake` follows), less than a grain was asked for, or nothing is left
-   * @throws {UploadError} `file_changed`, `file_unreadable`
+   * @throws {UploadError} `file_unreadable`
    */
   take(maximum) {
     if (this.error !== null) {
@@ -162,7 +162,7 @@ export class Source {
       return known;
     }
     if (offset > this.size) {
-      throw asError({ code: "file_changed", message: "The file is shorter than what was sent." });
+      throw new UploadError("file_changed", { facts: { reason: "The file is shorter than what was sent." } });
     }
     let from = 0;
     for (const mark of this.#marks.keys()) {
@@ -190,19 +190,6 @@ export class Source {
     const hash = new Sha256();
     hash.update(await this.#read());
     return hash.digest();
-  }
-
-  /**
-   * Is it still there, and the same?
-   *
-   * @returns {Promise<void>} rejects with an UploadError, `file_changed` or `file_unreadable`
-   */
-  async check() {
-    try {
-      await this.file.slice(0, 1).arrayBuffer();
-    } catch (error) {
-      throw asError(failure(error));
-    }
   }
 
   /** Read no more. What {@link crcAt} and {@link digest} have promised rejects with an `AbortError`. */
@@ -252,7 +239,7 @@ export class Source {
         this.#jobs.get(answer.job)?.reject(asError(answer.error));
         break;
       case "lost":
-        this.#fail({ code: "file_unreadable", message: answer.message });
+        this.#fail({ message: answer.message });
         for (const job of this.#jobs.values()) {
           job.reject(this.error);
         }

@@ -25,6 +25,8 @@ const SILENCE = 300; // ms in which a folder may be read without a word
 const UNDO = 5000; // ms in which what was taken away can be brought back
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
 const NO_WEBSOCKET = { code: "unreachable", message: "This browser has no WebSocket" };
+/** Bytes; servers and proxies that take more in one POST are rare, and it begins anew at each interruption. */
+const MOST_IN_A_POST = 1024 ** 3;
 
 const previews = new Previews();
 
@@ -178,17 +180,21 @@ export class UploadField {
 
   #enter() {
     this.uploader.addEventListener("warning", this.#onWarning);
+    this.uploader.addEventListener("unreachable", this.#onReach);
     this.zone.connect();
     window.addEventListener("pagehide", this.#onHide);
     this.#observer.observe(this.input, { attributeFilter: OBSERVED });
     guard(this);
     this.#follow();
     this.#change(true);
-    this.zone.takeChosen();
+    const isReachable = "WebSocket" in window && !this.uploader.unreachable;
+    if (isReachable) this.zone.takeChosen();
     if (!("WebSocket" in window)) {
       console.warn(`django-resumable-upload: ${NO_WEBSOCKET.message}.`);
       this.#warn(NO_WEBSOCKET);
-    } else if (this.#many) void this.selection.offer(Infinity);
+    }
+    if (!isReachable) this.#onLost();
+    else if (this.#many) void this.selection.offer(Infinity);
     else if (!this.selection.items.length) void this.selection.offer(1);
   }
 
@@ -204,6 +210,7 @@ export class UploadField {
     this.zone.disconnect();
     window.removeEventListener("pagehide", this.#onHide);
     this.uploader.removeEventListener("warning", this.#onWarning);
+    this.uploader.removeEventListener("unreachable", this.#onReach);
     if (this.#form?.isConnected) this.selection.clear(({ upload }) => !!upload);
     else this.selection.abandon();
     unguard(this);
@@ -416,24 +423,46 @@ export class UploadField {
    */
   #warn({ code, message }) {
     this.#tellPage("warning", { code, message });
-    if (code !== "unreachable") return;
+  }
+
+  #onReach = () => {
+    if (this.uploader.unreachable) this.#onLost();
+    else this.#comeBack();
+  };
+
+  #onLost() {
     if (this.form) this.#fallBack();
     else this.#tellPerson(this.texts.errorUnreachable);
   }
 
-  /** No upload gets through from here: the input is a plain one again, and holds the files that were chosen. */
+  /**
+   * No upload gets through from here: the input is a plain one again, and holds the files that were chosen. Those that no POST can
+   * carry go on waiting.
+   */
   #fallBack() {
     if (this.#plain) return;
     this.#plain = this.zone.plain = true;
     const files = new DataTransfer();
-    for (const { file, state } of this.selection.items) {
-      if (file && state !== "completed") files.items.add(file);
+    /** @param {Item} item */
+    const isTooLarge = ({ size, busy }) => busy && size > MOST_IN_A_POST;
+    for (const item of this.selection.items) {
+      if (item.file && item.state !== "completed" && !isTooLarge(item)) files.items.add(item.file);
     }
-    this.selection.clear(({ state }) => state !== "completed" && state !== "unfinished");
+    this.selection.clear((item) => item.state !== "completed" && item.state !== "unfinished" && !isTooLarge(item));
+    if (this.selection.items.some(isTooLarge)) this.#tellPerson(this.texts.errorUnreachable);
     if (files.files.length) {
       this.input.files = files.files;
       this.#tellPerson(this.texts.withForm, "note");
     }
+    this.#change(true);
+  }
+
+  /** Uploads get through after all: what the plain input holds is uploaded. */
+  #comeBack() {
+    this.#tellPerson("");
+    if (!this.#plain) return;
+    this.#plain = this.zone.plain = false;
+    this.zone.takeChosen();
     this.#change(true);
   }
 

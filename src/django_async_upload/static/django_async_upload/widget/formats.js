@@ -83,6 +83,15 @@ export class Formats {
   }
 
   /**
+   * A time of day; with seconds where it is less than a minute away.
+   * @param {number} at milliseconds since 1970
+   */
+  clock(at) {
+    const timeStyle = at - Date.now() < 60_000 ? "medium" : "short";
+    return new Intl.DateTimeFormat(this.language, { timeStyle }).format(at);
+  }
+
+  /**
    * @param {string} unit
    * @param {number} amount
    * @param {number} [digits] after the point

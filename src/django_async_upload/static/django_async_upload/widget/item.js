@@ -2,7 +2,7 @@
  * One file in the list of an `<async-upload>`: an upload, or a file that was refused before it began, or a receipt that the server
  * sent with the page, or an upload that an earlier page did not finish.
  */
-import { mayRetry, reason } from "./reasons.js";
+import { mayRetry, reason, waitsFor } from "./reasons.js";
 import { fill, join } from "./texts.js";
 
 /** @typedef {import( "./reasons.js").Texts} Texts */
@@ -18,7 +18,7 @@ import { fill, join } from "./texts.js";
  */
 
 /** Something is still to come of these by itself. */
-const BUSY = new Set(["queued", "uploading", "offline", "unauthenticated", "finishing"]);
+const BUSY = new Set(["queued", "uploading", "offline", "unauthenticated", "waiting", "finishing"]);
 /** A person has to do something about these. */
 const BROKEN = new Set(["failed", "refused", "cancelled"]);
 
@@ -82,6 +82,7 @@ const MAIN = Object.freeze({
   queued: "pause",
   uploading: "pause",
   offline: "pause",
+  waiting: "retry",
   paused: "resume",
   unauthenticated: "continue",
 });
@@ -99,7 +100,7 @@ export function describe(item, texts, formats) {
   const amounts = { sent: formats.size(arrived), size: formats.size(size) };
   const left = progress?.remaining === undefined ? "" : fill(texts.left, { time: formats.time(progress.remaining) });
   const moving = state === "uploading" || state === "finishing";
-  const bar = state === "paused" || state === "offline" || state === "unauthenticated" || state === "queued";
+  const bar = ["paused", "offline", "unauthenticated", "waiting", "queued"].includes(state);
   const fraction = size ? arrived / size : moving ? 1 : 0;
   const percent = formats.percent(fraction);
   return {
@@ -121,6 +122,11 @@ export function describe(item, texts, formats) {
       case "offline":
       case "unauthenticated":
         return texts[state];
+      case "waiting": {
+        const { error, retryAt } = /** @type {Upload} */ (upload);
+        const again = retryAt ? fill(texts.tryingAgain, { time: formats.clock(retryAt) }) : "";
+        return error ? join([waitsFor(error, texts), again], " ") : texts.queued;
+      }
       case "paused":
         return join([texts.paused, percent, fill(texts.sentOf, amounts)]);
       case "uploading":

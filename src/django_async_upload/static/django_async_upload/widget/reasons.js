@@ -67,6 +67,18 @@ export function reason(error, file, texts, formats) {
   return key ? texts[key] : fill(texts.errorOther, { message: error.message });
 }
 
+/** @type {Readonly<Record<string, keyof Texts>>} */
+const TEXT_OF_WAIT = Object.freeze({ storage_full: "waitRoom", busy: "waitBusy", file_unreadable: "waitFile" });
+
+/**
+ * What an upload waits for that is tried again by itself.
+ * @param {{code: string}} error
+ * @param {Texts} texts
+ */
+export function waitsFor({ code }, texts) {
+  return texts[TEXT_OF_WAIT[code] ?? "waitServer"];
+}
+
 /** Whether a person may press "Try again". @param {{code: string, retryable: boolean}} error */
 export function mayRetry(error) {
   return error.retryable || AGAIN.has(error.code);
