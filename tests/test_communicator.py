@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +74,9 @@ async def test_upload_follows_credit_rewinds_and_resumes(
 
 
 async def test_silence_ends_in_a_timeout(connect: Any) -> None:
-    client = connect(timeout=0.05)
+    client = connect()
     await client.connect()
+    client.timeout = 0.05
     assert await client.receives_nothing()
     with pytest.raises(TimeoutError):
         await client.receive()
@@ -82,3 +86,13 @@ async def test_a_handshake_that_is_refused_is_told(connect: Any) -> None:
     with pytest.raises(ConnectionLost):
         async with connect(cookies=None, headers=[(b"origin", b"https://evil.com")]):
             pass
+
+
+def test_it_needs_no_server() -> None:
+    """Channels' own communicator imports Daphne."""
+    program = (
+        "import sys; sys.modules['daphne'] = None; import django_async_upload.testing.communicator"
+    )
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    setup = "import django; django.setup(); "
+    subprocess.run([sys.executable, "-c", setup + program], env=environment, check=True)

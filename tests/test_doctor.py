@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
+from django_async_upload import doctor
+from django_async_upload.probe import Patient
+from django_async_upload.protocol import messages as m
+
 from .e2e import servers
 from .e2e.hosts import Host, hosting, prepare
 from .e2e.servers import APPLICATION, ROOT, free_port
@@ -63,6 +67,7 @@ def test_a_server_with_the_documented_flags_is_healthy(host: Host) -> None:
     wrong = {subject: words for subject, words in found.items() if words.startswith("bad")}
     assert (status, wrong) == (0, {})
     assert found["deflate"].startswith("ok")
+    assert found["address"].startswith("ok The server sees this machine as 127.0.0.1.")
     assert found["larger message"].startswith("ok")
     assert "HTTP 403" in found["origin"]
     assert "authentication_required" in found["authentication"]
@@ -80,6 +85,35 @@ def test_what_is_known_of_a_server_is_said_where_it_cannot_be_seen(host: Host) -
     assert found["backpressure"].startswith("unknown")
     assert "Daphne does not" in found["backpressure"]
     assert found["upload"].startswith("unknown")
+
+
+@pytest.mark.parametrize("host", ["hypercorn"], indirect=True)
+def test_a_server_that_compresses_whatever_one_says_is_not_healthy(host: Host) -> None:
+    status, found = examine(host)
+
+    assert status == 1
+    assert found["deflate"].startswith("bad")
+    assert "unpacks whatever comes" in found["deflate"]
+    assert "nginx in front" in found["deflate"]
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "peer", "verdict"),
+    [
+        ("wss://example.com/", "192.0.2.7", "198.51.100.1", "ok"),
+        ("wss://example.com/", "127.0.0.1", "198.51.100.1", "bad"),
+        ("wss://example.com/", "198.51.100.1", "198.51.100.1", "bad"),
+        ("wss://example.com/", None, "198.51.100.1", "warning"),
+        ("ws://localhost/", "127.0.0.1", "127.0.0.1", "ok"),
+    ],
+)
+def test_an_address_that_is_a_proxys_is_not_taken_for_the_clients(
+    url: str, address: str | None, peer: str, verdict: str
+) -> None:
+    hello = m.Hello(1, 1, 1, address=address)
+    found = doctor._address(Patient(url), hello, peer)
+    assert found.verdict == verdict
+    assert verdict == "ok" or "NUM_PROXIES" in found.advice
 
 
 @pytest.mark.parametrize("host", ["granian"], indirect=True)
@@ -134,6 +168,8 @@ def test_what_is_no_endpoint_is_said(host: Host) -> None:
     status, found = examine(host, url=host.url(path="/nowhere/"))
     assert status == 1
     assert list(found) == ["connection"]
+    assert "404" in found["connection"]
+    assert "No route of asgi.py" in found["connection"]
 
 
 class WithoutWebsockets:

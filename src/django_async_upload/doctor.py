@@ -65,6 +65,7 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
         async with talk(patient) as connection:
             hello = await connection.receive(m.Hello)
             server, compresses = connection.server, connection.compresses
+            peer = connection.peer
     except (OSError, TimeoutError, InvalidURI, InvalidHandshake, ConnectionClosed) as error:
         yield Finding(
             "connection", Verdict.BAD, f"{patient.url}: {error}", _why_no_handshake(error)
@@ -74,9 +75,10 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
         yield Finding("connection", Verdict.BAD, f"{patient.url} is no upload endpoint: {error}")
         return
     if not isinstance(hello, m.Hello):
-        yield Finding("connection", Verdict.BAD, f"HELLO did not come: {_told(hello)}.")
+        yield Finding("connection", Verdict.BAD, f"HELLO did not come: {_told(hello)}")
         return
     yield _encryption(patient, server)
+    yield _address(patient, hello, peer)
     yield _deflate(server, compresses=compresses)
     examinations: list[Callable[[], Awaitable[Finding]]] = [
         lambda: _subprotocol(patient),
@@ -110,9 +112,12 @@ def _why_no_handshake(error: Exception) -> str:
         case 403:
             return (
                 "The Origin must equal the Host that Django sees, or stand in CSRF_TRUSTED_ORIGINS. Behind "
-                "nginx: proxy_set_header Host $http_host. Where the Host is right, no route of asgi.py has this path."
+                "nginx: proxy_set_header Host $http_host; with TLS, SECURE_PROXY_SSL_HEADER. The server's log says "
+                "which origin it expected. Where it says nothing, no route of asgi.py has this path."
             )
-        case 200 | 301 | 302 | 400 | 404 | 426:
+        case 404:
+            return "No route of asgi.py has this path, or the consumer is not mounted there."
+        case 200 | 301 | 302 | 400 | 426:
             return (
                 "This was answered as HTTP. Mount the consumer in asgi.py; behind nginx: proxy_http_version 1.1 "
                 "and the headers Upgrade and Connection."
@@ -121,7 +126,9 @@ def _why_no_handshake(error: Exception) -> str:
 
 
 def _told(message: m.Message) -> str:
-    return f"{message.code}, {message.message}" if isinstance(message, m.Error) else repr(message)
+    if isinstance(message, m.Error):
+        return f"{message.code}, {message.message}"
+    return f"{message!r}."
 
 
 def _encryption(patient: Patient, server: str) -> Finding:
@@ -137,6 +144,32 @@ def _encryption(patient: Patient, server: str) -> Finding:
     )
 
 
+def _address(patient: Patient, hello: m.Hello, peer: str) -> Finding:
+    """What the server counts by, as far as one can see from here whether that is right."""
+    advice = (
+        "Set NUM_PROXIES to the number of proxies that write X-Forwarded-For (docs/deployment.md)."
+    )
+    if hello.address is None:
+        return Finding(
+            "address",
+            Verdict.WARNING,
+            "The server knows no address of this machine: nothing is counted by address.",
+            advice,
+        )
+    text = f"The server sees this machine as {hello.address}."
+    host = urlsplit(patient.url).hostname or ""
+    if _is_loopback(host):
+        return Finding("address", Verdict.OK, f"{text} Look again from another machine.")
+    if _is_loopback(hello.address) or hello.address == peer:
+        return Finding(
+            "address",
+            Verdict.BAD,
+            f"{text} That is a proxy's: everybody shares its quotas.",
+            advice,
+        )
+    return Finding("address", Verdict.OK, f"{text} Is that right?")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -147,10 +180,13 @@ def _is_loopback(host: str) -> bool:
 def _deflate(server: str, *, compresses: bool) -> Finding:
     if not compresses:
         return Finding("deflate", Verdict.OK, "permessage-deflate was offered and not taken.")
+    text = "permessage-deflate was taken: browsers will compress every upload, at a thirtieth of the speed."
+    if server == "hypercorn":
+        text += " And Hypercorn unpacks whatever comes, without a limit: 63 KiB become 199 MiB."
     return Finding(
         "deflate",
         Verdict.BAD,
-        "permessage-deflate was taken: browsers will compress every upload, at a thirtieth of the speed.",
+        text,
         f"Switch it off. {_options(NO_DEFLATE, server)}",
     )
 

@@ -58,6 +58,11 @@ class Talk:
         """The first word of the Server header: ``uvicorn``, ``nginx``, ... or nothing."""
 
     @property
+    def peer(self) -> str:
+        """The address at the other end: the server's, or that of the proxy before it."""
+        return str(self.connection.remote_address[0])
+
+    @property
     def compresses(self) -> bool:
         return bool(self.connection.protocol.extensions)
 

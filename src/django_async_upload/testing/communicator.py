@@ -1,4 +1,4 @@
-"""A client for a host's own tests: Channels' communicator, in the frames and messages of the protocol.
+"""A client for a host's own tests: an ASGI connection, in the frames and messages of the protocol.
 
 ::
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from http.cookies import SimpleCookie
 from typing import Any, NamedTuple, Self, TypeVar
 
-from channels.testing import WebsocketCommunicator
+from asgiref.testing import ApplicationCommunicator
 from crc32c import crc32c
 
 from ..exceptions import ConnectionLost, from_code
@@ -61,8 +61,16 @@ class UploadCommunicator:
         if cookies is not None:
             cookie = "; ".join(f"{name}={morsel.value}" for name, morsel in cookies.items())
             sent += [(b"cookie", cookie.encode()), (b"origin", b"http://testserver")]
-        self.socket = WebsocketCommunicator(application, path, sent, list(subprotocols))
-        self.socket.scope["client"] = [address, 0]
+        scope = {
+            "type": "websocket",
+            "path": path,
+            "query_string": b"",
+            "headers": sent,
+            "subprotocols": list(subprotocols),
+            "client": [address, 0],
+        }
+        # Not Channels' communicator: to import that, Daphne must be installed.
+        self.socket: Any = ApplicationCommunicator(application, scope)  # type: ignore[no-untyped-call]
         self.timeout = timeout
         self.hello: m.Hello
         self.close_code: int | None = None
