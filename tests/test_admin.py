@@ -401,7 +401,7 @@ def test_signals_are_sent_again_under_their_own_id(
 ) -> None:
     then = timezone.now() - timedelta(days=1)
     done, never, going = publish(owner), publish(owner), unfinished(owner, "")
-    event = CompletionEvent.objects.create(session=done, delivered_at=then, claimed_until=then)
+    event = CompletionEvent.objects.create(session=done, delivered_at=then, due_at=then)
     due = CompletionEvent.objects.create(session=never)
     page = act(site, "send_again", done, never, going).content.decode()
     assert "Uploads concerned: 2" in page
@@ -414,11 +414,38 @@ def test_signals_are_sent_again_under_their_own_id(
     assert said(site) == "Uploads whose signals were sent again: 2."
 
 
+def test_signals_that_fail_and_that_were_given_up_are_found_and_sent_again(
+    site: Client, owner: Owner, heard: Heard
+) -> None:
+    fine, failing, given_up = (publish(owner, name=f"{name}.bin") for name in ("fine", "failing", "given"))
+    now, later = timezone.now(), timezone.now() + timedelta(hours=1)
+    CompletionEvent.objects.create(session=fine, delivered_at=now)
+    CompletionEvent.objects.create(session=failing, attempts=3, error="receiver: no", due_at=later)
+    CompletionEvent.objects.create(
+        session=given_up, attempts=20, error="receiver: never", given_up_at=now
+    )
+    listed = {
+        value: {
+            name
+            for name in ("fine.bin", "failing.bin", "given.bin")
+            if f">{name}<" in site.get(f"{LIST}?signals={value}").content.decode()
+        }
+        for value in ("failing", "given_up")
+    }
+    assert listed == {"failing": {"failing.bin"}, "given_up": {"given.bin"}}
+    page = site.get(f"{LIST}{given_up.pk}/change/").content.decode()
+    assert "Given up after 20 attempts: receiver: never" in page
+    page = site.get(f"{LIST}{failing.pk}/change/").content.decode()
+    assert "Attempts that failed so far: 3. receiver: no" in page
+    act(site, "send_again", failing, given_up, post="yes")
+    assert {each["session"].pk for each in heard.named("completed")} == {failing.pk, given_up.pk}
+
+
 def test_signals_that_are_being_sent_are_not_sent_again(
     site: Client, owner: Owner, heard: Heard
 ) -> None:
     busy = timezone.now() + timedelta(seconds=10)
-    event = CompletionEvent.objects.create(session=publish(owner), claimed_until=busy)
+    event = CompletionEvent.objects.create(session=publish(owner), due_at=busy)
     act(site, "send_again", event.session, post="yes")
     assert not heard
     assert said(site) == "Uploads whose signals were sent again: 0."

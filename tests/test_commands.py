@@ -12,6 +12,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
+from django_async_upload import signals
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.owners import Owner
 from django_async_upload.protocol.state import State
@@ -105,8 +106,35 @@ def test_the_purge_tells_more_when_asked(owner: Owner, staging: Path) -> None:
 def test_signals_are_delivered_that_nobody_has(owner: Owner, media: Path, heard: Heard) -> None:
     event = CompletionEvent.objects.create(session=publish(owner))
     CompletionEvent.objects.create(
-        session=publish(owner), claimed_until=timezone.now() + timedelta(minutes=1)
+        session=publish(owner), due_at=timezone.now() + timedelta(minutes=1)
     )
     assert call("deliver_upload_signals") == "Delivered 1 completions.\n"
     assert [each["event_id"] for each in heard.named("completed")] == [event.pk]
     assert call("deliver_upload_signals") == "Delivered 0 completions.\n"
+
+
+def test_what_was_given_up_is_sent_again_where_that_is_asked_for(
+    owner: Owner, media: Path, heard: Heard, capsys: Any
+) -> None:
+    event = CompletionEvent.objects.create(
+        session=publish(owner), given_up_at=timezone.now(), attempts=20, error="broken"
+    )
+    assert call("deliver_upload_signals") == "Delivered 0 completions.\n"
+    assert "1 are given up" in capsys.readouterr().err
+    assert call("deliver_upload_signals", "--given-up") == "Delivered 1 completions.\n"
+    assert [each["event_id"] for each in heard.named("completed")] == [event.pk]
+
+
+def test_the_command_tells_of_receivers_that_fail(
+    owner: Owner, media: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def receiver(**kwargs: Any) -> None:
+        raise ValueError("broken")
+
+    signals.upload_completed.connect(receiver)
+    try:
+        CompletionEvent.objects.create(session=publish(owner))
+        assert call("deliver_upload_signals") == "Delivered 0 completions.\n"
+    finally:
+        signals.upload_completed.disconnect(receiver)
+    assert "1 failed and will be tried again" in capsys.readouterr().err

@@ -451,7 +451,7 @@ def test_a_completion_writes_its_event_in_the_same_breath(owner: Owner, heard: H
     kept = CompletionEvent.objects.get(session=session)
     assert kept.pk == event.pk
     assert kept.delivered_at is None
-    assert timezone.now() < kept.claimed_until <= timezone.now() + leases.CLAIM
+    assert timezone.now() < kept.due_at <= timezone.now() + leases.CLAIM
 
 
 def test_a_completion_that_nobody_listens_to_is_delivered_already(owner: Owner) -> None:

@@ -140,11 +140,13 @@ def event(owner: Owner, **fields: Any) -> CompletionEvent:
 
 
 def test_events_are_due_until_they_are_delivered_or_claimed(owner: Owner) -> None:
-    now = timezone.now()
     fresh = event(owner)
-    lapsed = event(owner, claimed_until=now - timedelta(seconds=1))
-    event(owner, claimed_until=now + timedelta(seconds=5))
+    now = timezone.now()
+    lapsed = event(owner, due_at=now - timedelta(seconds=1))
+    event(owner, due_at=now + timedelta(seconds=5))
     event(owner, delivered_at=now)
+    given_up = event(owner, given_up_at=now)
+    assert list(CompletionEvent.objects.given_up()) == [given_up]
     assert set(CompletionEvent.objects.due(now)) == {fresh, lapsed}
 
 
@@ -154,7 +156,7 @@ def test_an_event_is_claimed_once(owner: Owner) -> None:
     assert CompletionEvent.objects.claim([due.pk, uuid.uuid4()], until) == [due]
     assert CompletionEvent.objects.claim([due.pk], until) == []
     due.refresh_from_db()
-    assert due.claimed_until == until
+    assert (due.due_at, due.attempts) == (until, 1)
     assert str(due) == str(due.pk)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 from django.db import OperationalError
+from django.utils import timezone
 
 from django_async_upload import active, leases, service
 from django_async_upload.active import ActiveUpload
@@ -856,7 +857,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
             await asyncio.sleep(0.01)
     assert [path.read_bytes() for path in (media / "uploads").iterdir()] == [b"data"]
     assert await CompletionEvent.objects.acount() == 1
-    await CompletionEvent.objects.filter(delivered_at=None).aupdate(claimed_until=None)
+    await CompletionEvent.objects.filter(delivered_at=None).aupdate(due_at=timezone.now())
     await again.outbox.join()
     await again.outbox.deliver_due()
     while not heard.named("completed"):  # the watch may have claimed it first

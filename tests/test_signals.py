@@ -142,9 +142,17 @@ async def test_a_sync_receivers_connection_is_closed(
     listen(signals.upload_started, receiver)
     await signals.send(signals.upload_started, SESSION)
     assert opened[0].connection is None
-    listen(signals.upload_started, raise_cancelled)
+
+    async def cancelled(**kwargs: Any) -> None:
+        while len(opened) < 2:
+            await asyncio.sleep(0.001)
+        raise asyncio.CancelledError
+
+    listen(signals.upload_started, cancelled)
     await signals.send(signals.upload_started, SESSION)
-    assert opened[1].connection is None
+    async with asyncio.timeout(10):
+        while opened[1].connection is not None:
+            await asyncio.sleep(0.001)
 
 
 async def test_every_chunk_is_told_in_order_after_it_was_written(

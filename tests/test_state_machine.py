@@ -22,6 +22,7 @@ from crc32c import crc32c
 from django.contrib.auth import get_user_model
 from django.db import connections
 from django.test import override_settings
+from django.utils import timezone
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -475,7 +476,7 @@ boots = ["boot 0"]
 
 def let_claims_lapse(items: Sequence[None]) -> list[None]:
     """Of processes that died: as if ten seconds had passed."""
-    CompletionEvent.objects.filter(delivered_at=None).update(claimed_until=None)
+    CompletionEvent.objects.filter(delivered_at=None).update(due_at=timezone.now())
     return [None for _ in items]
 
 

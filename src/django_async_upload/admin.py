@@ -34,7 +34,7 @@ from django.utils.translation import gettext_lazy as _
 from . import conf, outbox, service
 from .assets import page_assets
 from .exceptions import UploadError
-from .models import UploadSession, UploadSessionQuerySet
+from .models import CompletionEvent, UploadSession, UploadSessionQuerySet
 from .protocol.state import ACTIVE, State
 from .responses import upload_response
 from .widgets import AsyncClearableFileInput
@@ -129,12 +129,29 @@ class StorageFilter(admin.SimpleListFilter):
         return queryset.filter(storage=self.value()) if self.value() else queryset
 
 
+class SignalsFilter(admin.SimpleListFilter):
+    """What became of ``upload_completed``, where it did not simply succeed."""
+
+    title = _("signals")
+    parameter_name = "signals"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("failing", _("failed, tried again")), ("given_up", _("given up"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        failed = queryset.filter(completion__error__gt="", completion__delivered_at=None)
+        if self.value() in ("failing", "given_up"):
+            failing = self.value() == "failing"
+            return failed.filter(completion__given_up_at__isnull=failing)
+        return queryset
+
+
 @admin.register(UploadSession)
 class UploadSessionAdmin(ModelAdmin):
     """Uploads can be looked at, ended and deleted; what they are is between the client and the server."""
 
     list_display = ("name", "progress", "total", "owner_shown", "created")
-    list_filter = ("state", "taker", EndpointFilter, StorageFilter, "created_at")
+    list_filter = ("state", "taker", SignalsFilter, EndpointFilter, StorageFilter, "created_at")
     list_select_related = ("owner",)
     list_per_page = PER_PAGE
     list_max_show_all = PER_PAGE
@@ -270,8 +287,14 @@ class UploadSessionAdmin(ModelAdmin):
 
     @admin.display(description=_("signals sent"))
     def delivered(self, session: UploadSession) -> str:
-        event = getattr(session, "completion", None)
-        return self._shown(event and event.delivered_at)
+        event: CompletionEvent | None = getattr(session, "completion", None)
+        if event is None or event.delivered_at is not None or not event.error:
+            return self._shown(event and event.delivered_at)
+        if event.given_up_at is not None:
+            text = _("Given up after %(attempts)s attempts: %(error)s")
+        else:
+            text = _("Attempts that failed so far: %(attempts)s. %(error)s")
+        return text % {"attempts": number_format(event.attempts), "error": event.error}
 
     def _shown(self, value: Any) -> str:
         return display_for_value(value, self.get_empty_value_display())

@@ -81,6 +81,8 @@ class UploadSettings:
     """Bytes that clients may have been promised credit for in one process, all uploads together."""
     max_streams: int = 256
     """Uploads at once on one connection."""
+    receiver_timeout: float = 60.0
+    """Seconds that the receivers of one signal may take; afterwards they count as failed."""
     threads: int = 8
     """Threads of the store's pool; as many for copies into other storages."""
 
@@ -98,6 +100,7 @@ _POSITIVE = {
     "ticket_max_age",
     "receipt_max_age",
     "idle_timeout",
+    "receiver_timeout",
     "max_streams",
     "threads",
 }

@@ -87,6 +87,15 @@ class Trouble:
     error: UploadError
 
 
+@dataclass(frozen=True, slots=True)
+class TakeUp:
+    """Publications that a process which died left behind are wanted."""
+
+    seconds: float
+    """For so long there was no sign of life."""
+    most: int
+
+
 def expiry() -> Any:
     """When an upload that gives a sign of life now will have expired."""
     return timezone.now() + timedelta(seconds=conf.uploads().expire_after)
@@ -250,14 +259,31 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
     return over(session) if session.state in OVER else TakenOver()
 
 
-def stuck(items: Sequence[float]) -> list[list[UploadSession]]:
-    """Uploads in ``finalizing`` for that many seconds."""
-    finalizing = UploadSession.objects.filter(state=State.FINALIZING)
+def take_up(items: Sequence[TakeUp]) -> list[list[UploadSession]]:
+    """Uploads in ``finalizing`` whose process gives no sign of life, for each caller: those that waited longest.
+
+    What is given to one caller is not given to another one for ``seconds``.
+    """
+    return [_take_up(item) for item in items]
+
+
+def _take_up(item: TakeUp) -> list[UploadSession]:
     now = timezone.now()
+    lifeless = UploadSession.objects.filter(
+        state=State.FINALIZING, updated_at__lt=now - timedelta(seconds=item.seconds)
+    )
     return [
-        list(finalizing.filter(updated_at__lt=now - timedelta(seconds=seconds))[:20])
-        for seconds in items
+        session
+        for session in lifeless.order_by("updated_at")[: item.most]
+        if lifeless.filter(pk=session.pk, updated_at=session.updated_at).update(updated_at=now)
     ]
+
+
+def touch(items: Sequence[uuid.UUID]) -> list[None]:
+    """A sign of life for uploads that are being published."""
+    finalizing = UploadSession.objects.filter(pk__in=items, state=State.FINALIZING)
+    finalizing.update(updated_at=timezone.now())
+    return [None] * len(items)
 
 
 def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadError]:
@@ -273,7 +299,11 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
     delivered = None if signals.upload_completed.has_listeners(UploadSession) else now
     events = {
         session.pk: CompletionEvent(
-            session=session, created_at=now, claimed_until=now + CLAIM, delivered_at=delivered
+            session=session,
+            created_at=now,
+            due_at=now + CLAIM,
+            attempts=1 if delivered is None else 0,
+            delivered_at=delivered,
         )
         for session in items
     }

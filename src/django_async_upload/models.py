@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import Storage
 from django.db import models, router, transaction
+from django.db.models import F
 from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -23,6 +24,8 @@ from .stores.configured import get_storage
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+Row = TypeVar("Row", bound=models.Model)
 
 STATE_CHOICES = [
     (State.CREATED.value, _("created")),
@@ -50,7 +53,15 @@ MAX_ERROR_MESSAGE = 255
 """Characters of an error's message that are kept."""
 
 
-class UploadSessionQuerySet(models.QuerySet["UploadSession"]):
+class CurrentQuerySet(models.QuerySet[Row]):
+    """Reads where rows are written: a replica that is behind would deny an upload that was just made."""
+
+    @property
+    def db(self) -> str:
+        return self._db or router.db_for_write(self.model, **self._hints)  # type: ignore[attr-defined]  # not in the stubs
+
+
+class UploadSessionQuerySet(CurrentQuerySet["UploadSession"]):
     """The questions a host asks."""
 
     def for_user(self, user: AbstractBaseUser | AnonymousUser) -> UploadSessionQuerySet:
@@ -259,7 +270,7 @@ class UploadSession(models.Model):
             raise TransactionManagementError("bind() belongs into the host's transaction.atomic().")
         # Not by the state in memory: it is as it was left by a transaction that was rolled back.
         if not UploadSession.objects.using(using).transition([self.pk], State.BOUND):
-            self.refresh_from_db(fields=["state"])
+            self.refresh_from_db(using=using, fields=["state"])
             self._require_unbound()
         file = CompletedUpload(self)
         after_commit(using, file.forget)
@@ -273,15 +284,24 @@ class UploadSession(models.Model):
             raise NotCompleted(state=str(self.state))
 
 
-class CompletionEventQuerySet(models.QuerySet["CompletionEvent"]):
+class CompletionEventQuerySet(CurrentQuerySet["CompletionEvent"]):
     def due(self, now: datetime) -> CompletionEventQuerySet:
-        """Not delivered, and not being delivered by a process that still lives."""
-        return self.filter(delivered_at=None).exclude(claimed_until__gte=now)
+        """To be delivered, and neither resting after a failure nor in the hands of a process that lives."""
+        return self.filter(delivered_at=None, given_up_at=None, due_at__lte=now)
+
+    def given_up(self) -> CompletionEventQuerySet:
+        """Not delivered, after as many attempts as are made: they wait for a person to send them again."""
+        return self.exclude(given_up_at=None)
 
     def claim(self, ids: Iterable[uuid.UUID], until: datetime) -> list[CompletionEvent]:
-        """Take events to deliver them; those that somebody else took meanwhile are left out."""
-        now = timezone.now()
-        claimed = [pk for pk in ids if self.due(now).filter(pk=pk).update(claimed_until=until)]
+        """Take events to deliver them, which counts as an attempt.
+
+        Those that another process took meanwhile are left out.
+        """
+        due = self.due(timezone.now())
+        claimed = [
+            pk for pk in ids if due.filter(pk=pk).update(due_at=until, attempts=F("attempts") + 1)
+        ]
         return list(self.filter(pk__in=claimed).select_related("session"))
 
 
@@ -293,8 +313,13 @@ class CompletionEvent(models.Model):
         UploadSession, verbose_name=_("upload"), on_delete=models.CASCADE, related_name="completion"
     )
     created_at = models.DateTimeField(_("created"), default=timezone.now)
-    claimed_until = models.DateTimeField(_("claimed until"), null=True, blank=True)
+    due_at = models.DateTimeField(
+        _("due"), default=timezone.now, help_text=_("From then on any process may deliver it.")
+    )
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    error = models.CharField(_("error"), max_length=500, blank=True)
     delivered_at = models.DateTimeField(_("delivered"), null=True, blank=True)
+    given_up_at = models.DateTimeField(_("given up"), null=True, blank=True)
 
     objects = CompletionEventQuerySet.as_manager()
 
@@ -302,7 +327,7 @@ class CompletionEvent(models.Model):
         verbose_name = _("completion event")
         verbose_name_plural = _("completion events")
         indexes: ClassVar[list[models.Index]] = [
-            models.Index(fields=["delivered_at", "created_at"], name="async_upload_outbox")
+            models.Index(fields=["delivered_at", "due_at"], name="async_upload_outbox")
         ]
 
     def __str__(self) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from asgiref.sync import async_to_sync
@@ -34,9 +34,11 @@ from .exceptions import (
     StorageFull,
     TakenOver,
     UploadError,
+    UploadFailed,
 )
-from .leases import Claim, Creation, Ending, Trouble
+from .leases import Claim, Creation, Ending, TakeUp, Trouble
 from .models import UploadSession
+from .notices import notice
 from .outbox import Outbox
 from .owners import Owner
 from .pace import Pace
@@ -47,11 +49,18 @@ from .small import SmallFiles
 from .stores.base import Store, Writer
 from .stores.configured import make_store
 from .stores.disk import most_descriptors
+from .threads import DaemonExecutor
 
 logger = logging.getLogger("django_async_upload")
 
 STUCK_SECONDS: Final = 60.0
 """After so long in ``finalizing`` an upload is looked at: its process may have died."""
+RECOVERIES: Final = 4
+"""Publications of processes that died that one process goes on with at the same time."""
+LONGEST_REST: Final = 3600.0
+"""Seconds until an upload whose publication fails again and again is tried once more."""
+CLOSE_SECONDS: Final = 10.0
+"""For how long :meth:`UploadService.close` waits for uploads, and then for receivers."""
 EVICTION_SECONDS: Final = 0.4
 """How long the newest connection waits for an older one of this process to let go of the file."""
 
@@ -75,6 +84,12 @@ class UploadService:
         self.small_files = SmallFiles(self)
         keep_freed_memory()
         self._watch: asyncio.Task[None] | None = None
+        self._publishing: set[uuid.UUID] = set()
+        """Publications that this process has taken up: those whose writer ended with its process."""
+        self._taking_up: asyncio.Task[None] | None = None
+        self._recovering: dict[uuid.UUID, asyncio.Task[Any]] = {}
+        self._resting: dict[uuid.UUID, tuple[float, int]] = {}
+        """Uploads whose publication failed: until when (monotonic) they rest, and how often that was."""
 
     def syncs(self, owner: str, *, is_slow: bool) -> asyncio.Semaphore:
         """An owner's turns at syncing parts: half of the store's threads, so that others find one, too.
@@ -94,49 +109,106 @@ class UploadService:
         return None if descriptors is None else descriptors // 2
 
     @cached_property
-    def copies(self) -> ThreadPoolExecutor:
-        """Threads for copies into storages that cannot be linked into: never the chunks' threads."""
-        return ThreadPoolExecutor(
-            conf.uploads().threads, thread_name_prefix="async-upload-publication"
-        )
+    def copies(self) -> DaemonExecutor:
+        """Threads for copies into storages that cannot be linked into: never the chunks' threads.
+
+        One that hangs does not keep the process from ending: another one goes on with what it published.
+        """
+        return DaemonExecutor(conf.uploads().threads, "async-upload-publication")
 
     def start(self) -> None:
-        """Deliver what a process that died left behind; at the first connection or by lifespan."""
-        if self._watch is None:
+        """Look after what processes that died left behind; at the first connection or by lifespan."""
+        if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._look_after())
 
     async def _look_after(self) -> None:
-        """Take up, again and again, what processes that died left behind."""
+        """Every ten seconds, begin to deliver completions and to go on with publications that nobody is at.
+
+        Waits for neither: one slow copy or receiver delays only itself.
+        """
         while True:
-            try:
-                await self.outbox.deliver_due()
-                for session in await self.database.call(leases.stuck, STUCK_SECONDS):
-                    await self._take_up(session)
-            except UploadError as error:
-                logger.warning("What was left behind could not be read: %s", error)
+            await self._survive(self.outbox.take_up)
+            await self._survive(self._give_sign_of_life)
+            if self._taking_up is None or self._taking_up.done():
+                self._taking_up = asyncio.create_task(self._survive(self._take_up))
             await asyncio.sleep(leases.CLAIM.total_seconds())
 
-    async def _take_up(self, session: UploadSession) -> None:
+    async def _survive(self, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await look()
+        except UploadError as error:
+            notice("look after", logging.WARNING, "What was left could not be read: %s", error)
+        except Exception:  # a bug, or the database's: the next look is another matter
+            logger.exception("Looking after what was left behind failed")
+
+    async def _give_sign_of_life(self) -> None:
+        """Have other processes leave alone what this one publishes."""
+        if busy := {*self._results, *self._publishing}:
+            await self.database.call_many(leases.touch, list(busy))
+
+    async def _take_up(self) -> None:
+        old = time.monotonic() - 2 * LONGEST_REST  # tried long ago and not again: no longer there
+        self._resting = {pk: rest for pk, rest in self._resting.items() if rest[0] > old}
+        while True:
+            while (room := RECOVERIES - len(self._recovering)) <= 0:
+                await asyncio.wait(self._recovering.values(), return_when=asyncio.FIRST_COMPLETED)
+            wanted = TakeUp(STUCK_SECONDS, room)
+            sessions = await self.database.call(leases.take_up, wanted)
+            for session in sessions:
+                if self._resting.get(session.pk, (0.0, 0))[0] <= time.monotonic():
+                    task = asyncio.create_task(self._recover(session))
+                    self._recovering[session.pk] = task
+            if len(sessions) < room:
+                return
+
+    async def _recover(self, session: UploadSession) -> None:
+        """Go on with a publication; after a failure the upload rests, each time twice as long."""
         try:
             await self.result(session, lambda progress: None)
-        except UploadError as error:
-            logger.warning("Upload %s could not be finished: %s", session.pk, error)
-            await self.note(session, error)
-        except Exception:  # of the host's storage: the next one is another matter
-            logger.exception("Upload %s could not be finished", session.pk)
+        except Busy:  # another process lives, and is at it
+            logger.debug("Upload %s is published by another process", session.pk)
+        except UploadFailed as error:
+            logger.error("Upload %s is over: %s", session.pk, error)
+        except Exception as error:  # of the host's storage, too: the others are another matter
+            failures = self._resting.get(session.pk, (0.0, 0))[1] + 1
+            rest = min(STUCK_SECONDS * 2**failures, LONGEST_REST)
+            self._resting[session.pk] = (time.monotonic() + rest, failures)
+            logger.error(
+                "Upload %s could not be published, and is tried again in %.0f s: %r",
+                session.pk,
+                rest,
+                error.__cause__ or error,
+                exc_info=None if isinstance(error, UploadError) else error,
+            )
+            if isinstance(error, UploadError):
+                await self.note(session, error)
+        else:
+            self._resting.pop(session.pk, None)
+        finally:
+            del self._recovering[session.pk]
 
     async def close(self) -> None:
-        """Let go of every upload, deliver what was claimed, end the threads."""
-        for upload in list(self.active.values()):
+        """Let go of every upload, deliver what was claimed, end the threads; what hangs is not waited for long."""
+        for watching in (self._watch, self._taking_up):
+            if watching is not None:
+                watching.cancel()
+        held = list(self.active.values())
+        for upload in held:
             upload.release()
-            await upload.closed.wait()
-        if self._watch is not None:
-            self._watch.cancel()
-        await self.outbox.join()
-        self.store.close()
-        self.database.close()
+        ending = [asyncio.create_task(upload.closed.wait()) for upload in held]
+        ending += self._recovering.values()
+        if ending:
+            _ended, late = await asyncio.wait(ending, timeout=CLOSE_SECONDS)
+            if late:
+                logger.warning("Uploads that were still at work at the end: %d", len(late))
+            for task in late:
+                task.cancel()
+        await self.outbox.close(CLOSE_SECONDS)
         if "copies" in self.__dict__:
-            self.copies.shutdown()
+            self.copies.shutdown(wait=False, cancel_futures=True)
+        closing = DaemonExecutor(1, "async-upload-close").submit(self.store.close)
+        await asyncio.wait({asyncio.wrap_future(closing)}, timeout=CLOSE_SECONDS)
+        self.database.close()
 
     def open(self, listener: Listener, owner: str, *, held: int = 0) -> ActiveUpload:
         """A queue for an upload that is about to be created or attached; ``owner`` is whose credit it uses.
@@ -291,17 +363,26 @@ class UploadService:
                 raise leases.over(session)
             if session.state != State.FINALIZING:  # what ran was interrupted
                 raise Busy(retry_after=1.0)
+            self._publishing.add(session.pk)
             try:
-                writer = await self.store.run(self._open_whole, session)
-            except DataLost as error:
-                ended = await self.end(session, State.FAILED, error=error)
-                if ended.state in PUBLISHED:  # by another process, a moment ago
-                    return ended
-                raise
-            try:
-                event = await Publisher(self, session, writer, report).go_on()
+                return await self._go_on(session, report)
             finally:
-                await self.store.run(writer.close)
+                self._publishing.discard(session.pk)
+
+    async def _go_on(
+        self, session: UploadSession, report: Callable[[m.Progress], None]
+    ) -> UploadSession:
+        try:
+            writer = await self.store.run(self._open_whole, session)
+        except DataLost as error:
+            ended = await self.end(session, State.FAILED, error=error)
+            if ended.state in PUBLISHED:  # by another process, a moment ago
+                return ended
+            raise
+        try:
+            event = await Publisher(self, session, writer, report).go_on()
+        finally:
+            await self.store.run(writer.close)
         self.outbox.deliver(event)
         return session
 

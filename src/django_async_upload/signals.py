@@ -1,7 +1,7 @@
 """The signals a host subscribes to. They observe: no receiver can change or break an upload.
 
 All are sent with ``sender=UploadSession`` and ``session``, the :class:`~.models.UploadSession`. Receivers
-may be sync or async. One that raises is logged with the session's id.
+may be sync or async. One that raises is logged with the session's id; so is one that takes too long.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ import asyncio
 import logging
 from typing import Any
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import connections
 from django.dispatch import Signal
+
+from . import conf
+from .threads import DaemonExecutor
 
 logger = logging.getLogger("django_async_upload")
 
@@ -31,8 +34,8 @@ Sent for every chunk, in order, at most once; a slow receiver slows its own uplo
 upload_completed = Signal()
 """The file is published. Arguments: ``event_id``, a UUID.
 
-Sent after the commit, at least once: a receiver that ran before a crash runs again with the same
-``event_id``.
+Sent after the commit, at least once: all receivers are called again, with the same ``event_id``, until none of them
+raises or takes too long. After :data:`.outbox.ATTEMPTS` that is given up, loudly; the admin can send it again.
 """
 
 upload_failed = Signal()
@@ -45,35 +48,66 @@ upload_expired = Signal()
 """Nothing came for too long and the upload was purged, or somebody in the admin did not wait for that."""
 
 
-async def send(signal: Signal, session: Any, **arguments: Any) -> None:
-    """Call the receivers, each sync one in a thread that nothing else waits for; log what they raise.
+async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
+    """Call the receivers, each sync one in a thread that nothing else waits for.
 
-    Returns when all have ended. Costs nothing without receivers.
+    Returns when all have ended, or after ``RECEIVER_TIMEOUT``: what failed, and was logged, one text for each. Costs
+    nothing without receivers.
     """
     if not signal.has_listeners(type(session)):
-        return
+        return []
+    seconds = conf.uploads().receiver_timeout
     # A task of its own: a receiver that cancels "its" task cancels this one, not the upload's.
     sending = asyncio.create_task(_send(signal, session, arguments))
     try:
-        await asyncio.wait({sending})
+        ended, _late = await asyncio.wait({sending}, timeout=seconds)
     except asyncio.CancelledError:
         sending.cancel()
         raise
+    if not ended:
+        # An async receiver ends now; a sync one cannot be stopped, and keeps nothing but its own thread.
+        sending.cancel()
+        failure = f"a receiver did not end within {seconds:g} s"
+        logger.error("Signal for upload %s: %s", session.pk, failure)
+        return [failure]
     if sending.cancelled():
         logger.error("A receiver for upload %s was cancelled", session.pk)
-    elif error := sending.exception():
+        return ["a receiver was cancelled"]
+    if error := sending.exception():
         logger.error("Receivers for upload %s failed", session.pk, exc_info=error)
+        return [repr(error)]
+    return sending.result()
 
 
-async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> None:
+async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list[str]:
     # Seen: sync receivers in the shared thread delayed another upload's UPDATE by a second.
-    async with ThreadSensitiveContext() as context:
-        try:
-            responses = await signal.asend_robust(type(session), session=session, **arguments)
-        finally:
-            if context in SyncToAsync.context_to_thread_executor:  # a sync receiver made the thread
-                await sync_to_async(connections.close_all)()
+    async with _OwnThread():
+        responses = await signal.asend_robust(type(session), session=session, **arguments)
+    failures = []
     for receiver, response in responses:
         if isinstance(response, Exception):
             name = getattr(receiver, "__qualname__", repr(receiver))
             logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
+            failures.append(f"{name}: {response!r}")
+    return failures
+
+
+class _OwnThread(ThreadSensitiveContext):
+    """A thread for the sync receivers of one signal. Unlike asgiref's own, it is not waited for where one hangs."""
+
+    async def __aenter__(self) -> _OwnThread:
+        await super().__aenter__()  # type: ignore[no-untyped-call]  # asgiref's
+        self._thread = DaemonExecutor(1, "async-upload-receiver")
+        SyncToAsync.context_to_thread_executor[self] = self._thread
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        SyncToAsync.context_to_thread_executor.pop(self, None)
+        await super().__aexit__(*exc)  # type: ignore[no-untyped-call]  # asgiref's
+        try:
+            if self._thread.is_alive:
+                closing = self._thread.submit(connections.close_all)
+                if exc[0] is None:
+                    await asyncio.wrap_future(closing)
+        finally:
+            self._thread.shutdown(wait=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -25,14 +26,25 @@ class Turns(Generic[Item]):
         self._queues.setdefault(owner, deque()).append(item)
         self._length += 1
 
+    def next(self, skip: Container[str] = ()) -> Item | None:
+        """The item that is to be served next, of an owner who is not in ``skip``; None where there is none."""
+        for owner, queue in self._queues.items():
+            if owner not in skip:
+                item = queue.popleft()
+                del self._queues[owner]
+                if queue:
+                    self._queues[owner] = queue  # to the end: the others come first
+                self._length -= 1
+                return item
+        return None
+
+    def waiting(self, owner: str) -> int:
+        """How many items of an owner wait."""
+        return len(self._queues.get(owner, ()))
+
     def take(self, most: int) -> list[Item]:
         """At most ``most`` items, in the order in which they are to be served."""
         taken: list[Item] = []
-        while self._queues and len(taken) < most:
-            owner = next(iter(self._queues))
-            queue = self._queues.pop(owner)
-            taken.append(queue.popleft())
-            if queue:
-                self._queues[owner] = queue  # to the end: the others come first
-        self._length -= len(taken)
+        while len(taken) < most and (item := self.next()) is not None:
+            taken.append(item)
         return taken

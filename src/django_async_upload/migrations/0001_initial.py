@@ -182,12 +182,22 @@ class Migration(migrations.Migration):
                     models.DateTimeField(default=django.utils.timezone.now, verbose_name="created"),
                 ),
                 (
-                    "claimed_until",
-                    models.DateTimeField(blank=True, null=True, verbose_name="claimed until"),
+                    "due_at",
+                    models.DateTimeField(
+                        default=django.utils.timezone.now,
+                        help_text="From then on any process may deliver it.",
+                        verbose_name="due",
+                    ),
                 ),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
+                ("error", models.CharField(blank=True, max_length=500, verbose_name="error")),
                 (
                     "delivered_at",
                     models.DateTimeField(blank=True, null=True, verbose_name="delivered"),
+                ),
+                (
+                    "given_up_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="given up"),
                 ),
                 (
                     "session",
@@ -232,6 +242,6 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="completionevent",
-            index=models.Index(fields=["delivered_at", "created_at"], name="async_upload_outbox"),
+            index=models.Index(fields=["delivered_at", "due_at"], name="async_upload_outbox"),
         ),
     ]

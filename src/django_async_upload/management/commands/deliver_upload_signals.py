@@ -1,25 +1,29 @@
-"""``manage.py deliver_upload_signals``: for hosts whose receivers do not run in the ASGI server."""
+"""``manage.py deliver_upload_signals``: what a running server does by itself, and what was given up."""
 
 from typing import Any
 
-from asgiref.sync import async_to_sync
-from django.core.management.base import BaseCommand
-from django.db import router
+from django.core.management.base import BaseCommand, CommandParser
 
-from django_async_upload.database import Database
-from django_async_upload.models import UploadSession
-from django_async_upload.outbox import Outbox
+from django_async_upload import outbox
+from django_async_upload.models import CompletionEvent
 
 
 class Command(BaseCommand):
-    help = "Sends upload_completed for every completion that was not delivered yet."
+    help = "Sends upload_completed for every completion that is due: not delivered, and not being delivered."
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        self.stdout.write(f"Delivered {async_to_sync(self._deliver)()} completions.")
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--given-up",
+            action="store_true",
+            help="Send those again, too, that were given up because receivers failed too often.",
+        )
 
-    async def _deliver(self) -> int:
-        database = Database(router.db_for_write(UploadSession))
-        try:
-            return await Outbox(database).deliver_due()
-        finally:
-            database.close()
+    def handle(self, *args: Any, given_up: bool, **options: Any) -> None:
+        delivered = outbox.deliver_due(given_up=given_up)
+        self.stdout.write(f"Delivered {delivered} completions.")
+        waiting = CompletionEvent.objects.filter(delivered_at=None)
+        failed = waiting.filter(given_up_at=None).exclude(error="").count()
+        if failed:
+            self.stderr.write(f"{failed} failed and will be tried again: see the log.")
+        if count := waiting.given_up().count():
+            self.stderr.write(f"{count} are given up: --given-up sends them again.")
