@@ -417,7 +417,9 @@ def test_signals_are_sent_again_under_their_own_id(
 def test_signals_that_fail_and_that_were_given_up_are_found_and_sent_again(
     site: Client, owner: Owner, heard: Heard
 ) -> None:
-    fine, failing, given_up = (publish(owner, name=f"{name}.bin") for name in ("fine", "failing", "given"))
+    fine, failing, given_up = (
+        publish(owner, name=f"{name}.bin") for name in ("fine", "failing", "given")
+    )
     now, later = timezone.now(), timezone.now() + timedelta(hours=1)
     CompletionEvent.objects.create(session=fine, delivered_at=now)
     CompletionEvent.objects.create(session=failing, attempts=3, error="receiver: no", due_at=later)

@@ -15,6 +15,7 @@ from django.db import connections
 from django.dispatch import Signal
 
 from . import conf
+from .exceptions import AlreadyBound
 from .threads import DaemonExecutor
 
 logger = logging.getLogger("django_async_upload")
@@ -85,8 +86,10 @@ async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list
         responses = await signal.asend_robust(type(session), session=session, **arguments)
     failures = []
     for receiver, response in responses:
-        if isinstance(response, Exception):
-            name = getattr(receiver, "__qualname__", repr(receiver))
+        name = getattr(receiver, "__qualname__", repr(receiver))
+        if isinstance(response, AlreadyBound):  # by an earlier attempt, or another taker: no later one can help
+            logger.info("%s found upload %s bound already", name, session.pk)
+        elif isinstance(response, Exception):
             logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
             failures.append(f"{name}: {response!r}")
     return failures
