@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from django_async_upload import leases, outbox, service, signals
@@ -136,6 +137,29 @@ async def test_a_receiver_that_raises_is_called_again_until_it_does_not(
     assert (kept.attempts, kept.error) == (3, "")
     assert kept.delivered_at is not None
     assert called == [event.pk] * 3
+
+
+async def test_a_receiver_that_binds_is_done_when_another_one_makes_it_be_called_again(
+    uploads: UploadService, owner: Owner, listen: Listen
+) -> None:
+    attempts: list[str] = []
+
+    def bind(session: Any, **kwargs: Any) -> None:
+        with transaction.atomic():
+            session.bind()
+
+    def fail_once(**kwargs: Any) -> None:
+        attempts.append("attempt")
+        if len(attempts) == 1:
+            raise ValueError("once")
+
+    listen(bind)
+    listen(fail_once)
+    event = await run(left_behind, owner)
+    assert await uploads.outbox.deliver_due() == 0
+    await make_due()
+    assert await uploads.outbox.deliver_due() == 1
+    assert (await reload(event)).delivered_at is not None
 
 
 async def test_the_server_tries_again_by_itself(

@@ -87,7 +87,9 @@ async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list
     failures = []
     for receiver, response in responses:
         name = getattr(receiver, "__qualname__", repr(receiver))
-        if isinstance(response, AlreadyBound):  # by an earlier attempt, or another taker: no later one can help
+        if isinstance(
+            response, AlreadyBound
+        ):  # by an earlier attempt, or another taker: no later one can help
             logger.info("%s found upload %s bound already", name, session.pk)
         elif isinstance(response, Exception):
             logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
