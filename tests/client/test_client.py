@@ -678,6 +678,25 @@ async def test_a_paused_upload_sends_nothing_until_it_is_resumed(
     assert server.contents == [LARGE]
 
 
+async def test_a_paused_upload_whose_stream_the_server_takes_away_waits_until_it_is_resumed(
+    server: ScriptedServer,
+) -> None:
+    async with server.client(patience=0.2) as client:
+        upload = client.start(io.BytesIO(LARGE), name="name")
+        await eventually(lambda: server.payload_bytes > 10_000)
+        upload.pause()
+        (session,) = server.sessions
+        (stream,) = session.streams
+        session.say(m.Error("busy", "others need it", True, retry_after=0.01), stream)
+        await eventually(lambda: not client._connection.protocol.streams)
+        await asyncio.sleep(0.3)  # patience is not what it lacks
+        assert len(session.of(m.Create)) == 1
+        upload.resume()
+        await upload
+    assert server.contents == [LARGE]
+    assert len(session.of(m.Create)) == 2
+
+
 async def test_a_cancelled_upload_is_thrown_away_on_the_server(
     server: ScriptedServer, what: Path
 ) -> None:

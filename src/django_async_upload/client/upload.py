@@ -116,6 +116,8 @@ class Upload:
         self._resumed = False
         self._news: asyncio.Future[None] = self._loop.create_future()
         self.paused = False
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
         self.cancelled = False
         self.id: str | None = None
         """The server's id; None until it has answered."""
@@ -147,15 +149,19 @@ class Upload:
     def pause(self) -> None:
         """Send no more until :meth:`resume`; what is under way arrives."""
         self.paused = True
+        self._goes_on.clear()
 
     def resume(self) -> None:
         self.paused = False
+        self._backoff.reset()
+        self._goes_on.set()
         self._wake()
 
     async def cancel(self) -> bool:
         """Throw the upload away, here and on the server. Awaiting the upload then raises
         :class:`UploadOver`. False: it was too late, or had ended otherwise."""
         self.cancelled = True
+        self._goes_on.set()
         self._wake()
         await asyncio.wait({self.task})
         if self.task.cancelled():
@@ -342,6 +348,9 @@ class Upload:
                 return await conversation.run()
             except UploadError as error:
                 await self._wait_to_retry(error, connection, ticket)
+                await (
+                    self._goes_on.wait()
+                )  # paused, it needs no stream, and a server takes idle ones away
             finally:
                 self._conversation = None
                 self._sent += conversation.bytes_sent
