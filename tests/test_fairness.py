@@ -23,6 +23,7 @@ from django_async_upload.exceptions import (
     ByteQuotaExceeded,
     NotFound,
     SessionQuotaExceeded,
+    StorageFull,
 )
 from django_async_upload.leases import Claim
 from django_async_upload.models import UploadSession
@@ -30,6 +31,7 @@ from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.service import UploadService
+from django_async_upload.stores import disk
 from django_async_upload.stores.filesystem import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 
@@ -417,3 +419,36 @@ async def test_more_frames_for_a_closed_stream_than_were_in_flight_close_the_con
         for _ in range(20):
             await alice.send_data(1, 0, b"x")
         assert (await alice.wait_for(m.Error)).code == "flow_control"
+
+
+# The disk ------------------------------------------------------------------------------------------
+
+
+async def test_a_margin_of_the_disk_is_left_whatever_is_asked_for(
+    connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "MIN_FREE_SPACE": 100 * MIB}
+    monkeypatch.setattr(disk, "free_space", lambda fd: 120 * MIB)
+    async with connect() as alice:
+        await alice.send(m.Create(new_key(), "a.bin", 21 * MIB), 1)
+        assert (await alice.wait_for(m.Error, 1)).code == "storage_full"
+        assert await opens(alice, 30) == 30  # none of them takes anything before it sends
+        assert (await alice.upload("b.bin", bytes(MIB))).size == MIB
+        monkeypatch.setattr(disk, "free_space", lambda fd: 100 * MIB)
+        with pytest.raises(StorageFull):
+            await alice.upload("c.bin", bytes(MIB))
+
+
+async def test_what_the_disk_had_no_room_for_does_not_count_against_its_owner(
+    connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 10 * MIB}
+    key, data = new_key(), bytes(6 * MIB)
+    async with connect() as alice:
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "free_space", lambda fd: 0)
+            for _ in range(3):
+                with pytest.raises(StorageFull):
+                    await alice.upload("a.bin", data, key=key)
+        assert not await UploadSession.objects.aexists()
+        assert (await alice.upload("a.bin", data, key=key)).size == len(data)

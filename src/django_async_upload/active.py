@@ -209,7 +209,12 @@ class ActiveUpload:
 
         Its name is written down at once: nothing may come for long, and the purge takes what no row names.
         """
-        self.writer = await self.store.run(self.store.create, self.session.size)
+        try:
+            self.writer = await self.store.run(self.store.create, self.session.size)
+        except UploadError:
+            # Nobody was told of it: neither it nor its size shall count against its owner.
+            await self.service.forget(self.session)
+            raise
         await self.save(Checkpoint(self.writer.part, boot_id=boot_id()), State.UPLOADING)
 
     async def proof(self) -> m.Proof | type[m.Cancel | m.Release]:

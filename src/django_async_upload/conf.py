@@ -75,6 +75,9 @@ class UploadSettings:
     """Whether every file field of the admin gets the upload widget."""
     javascript_sources: bool = False
     """Whether pages load the modules as they were written, a request each, in place of the bundle: for debugging."""
+    min_free_space: int = GIB
+    """Bytes of the disk with unfinished uploads that are left for the rest of the site: its database, sessions and
+    logs go on where uploads end in ``storage_full``."""
     idle_timeout: float = 60.0
     """Seconds after which a connection that sent nothing is closed. Clients ping at a third of it."""
     memory_budget: int = 32 * MIB

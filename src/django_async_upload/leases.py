@@ -170,6 +170,12 @@ def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | U
     return found
 
 
+def forget(items: Sequence[uuid.UUID]) -> list[None]:
+    """Delete sessions that were created and have no part yet."""
+    UploadSession.objects.filter(pk__in=items, state=State.CREATED, part="").delete()
+    return [None for _ in items]
+
+
 def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
     """Take uploads over: the newest wins, and older holders lose their epoch.
 

@@ -240,6 +240,10 @@ class UploadService:
         self.active[session.pk] = upload
         return session
 
+    async def forget(self, session: UploadSession) -> None:
+        """Delete a session that has no part yet and that no client knows."""
+        await self.database.call(leases.forget, session.pk, owner=session.owner_key)
+
     async def find(self, claim: Claim) -> UploadSession:
         """Raises :class:`NotFound`, for somebody else's upload too."""
         return await self.database.call(leases.find, claim, owner=claim.owner.key)

@@ -47,6 +47,7 @@ MEDIA_URL = "/media/"
 ASYNC_UPLOAD = {
     "STAGING_ROOT": str(DISK / "staging"),
     "UPLOAD_TO": "in/",
+    "MIN_FREE_SPACE": 0,
     **json.loads(os.environ.get("E2E_UPLOAD", "{}")),
 }
 CSRF_TRUSTED_ORIGINS = ["https://trusted.example"]

@@ -93,7 +93,7 @@ def append_all(writer: Writer, data: bytes) -> None:
 class TestFullDisk:
     def test_it_is_an_error_at_creation_where_the_size_is_known(self, small_disk: Path) -> None:
         store = FileSystemStore(small_disk / "staging")
-        store.create(512 * 1024)
+        append_all(store.create(512 * 1024), bytes(512 * 1024))
         with pytest.raises(StorageFull) as caught:
             store.create(768 * 1024)
         assert caught.value.facts == {"errno": "ENOSPC"}
@@ -102,6 +102,7 @@ class TestFullDisk:
     def test_what_was_received_stays_and_the_upload_goes_on(self, small_disk: Path) -> None:
         store = FileSystemStore(small_disk / "staging")
         ballast = store.create(512 * 1024)
+        append_all(ballast, bytes(512 * 1024))
         writer = store.create(None)
         data = DATA * 4
         with pytest.raises(StorageFull):

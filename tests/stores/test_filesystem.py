@@ -95,15 +95,51 @@ def test_other_files_in_the_root_are_left_alone(store: FileSystemStore) -> None:
     assert other.exists()
 
 
-def test_room_is_reserved_and_the_size_stays(store: FileSystemStore) -> None:
+def allocated(path: str) -> int:
+    return os.stat(path).st_blocks * 512
+
+
+def test_room_is_reserved_with_the_first_bytes_and_the_size_stays(store: FileSystemStore) -> None:
     writer = store.create(8 << 20)
-    found = os.stat(writer.path())
-    assert found.st_size == 0
-    assert found.st_blocks * 512 >= 8 << 20
+    assert allocated(writer.path()) == 0, "who sends nothing takes nothing"
     writer.append(split(DATA))
-    checkpoint = writer.sync()
-    writer.truncate(replace(checkpoint, offset=0, crc=0))
-    assert os.stat(writer.path()).st_blocks * 512 >= 8 << 20
+    found = os.stat(writer.path())
+    assert found.st_size == len(DATA)
+    assert found.st_blocks * 512 >= 8 << 20
+
+
+def test_room_is_reserved_in_steps_and_given_back_when_the_writer_closes(
+    store: FileSystemStore,
+) -> None:
+    writer = store.create(1 << 30)
+    path = writer.path()
+    writer.append(split(DATA))
+    assert 16 << 20 <= allocated(path) < 20 << 20
+    writer.close()
+    assert os.stat(path).st_size == len(DATA)
+    assert allocated(path) < 1 << 20
+
+
+def test_a_margin_of_the_disk_is_left_free(
+    store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.min_free = 1000
+    monkeypatch.setattr(disk, "free_space", lambda fd: free)
+    free = 999
+    with pytest.raises(StorageFull):
+        store.create(None)
+    free = 1000 + len(DATA)
+    with pytest.raises(StorageFull):
+        store.create(len(DATA) + 1)
+    assert not list(store.parts())
+    known, unknown = store.create(len(DATA)), store.create(None)
+    for writer in (known, unknown):
+        free = 1000 + len(DATA)
+        writer.append(split(DATA))
+        free = 1000
+        with pytest.raises(StorageFull):
+            writer.append(split(bytes(1 << 25), offset=writer.received))
+        assert writer.sync().offset == len(DATA)
 
 
 def test_free_space_is_compared_where_nothing_can_be_reserved(
@@ -267,7 +303,6 @@ def test_a_rewrite_heals_a_failed_sync(
     renewed = writer.sync()
     assert renewed.offset == len(DATA)
     assert Path(writer.path()).read_bytes() == DATA
-    assert os.stat(writer.path()).st_blocks * 512 >= 1 << 20
 
 
 def test_a_failed_rewrite_leaves_no_file(

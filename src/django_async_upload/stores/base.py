@@ -86,7 +86,7 @@ class Store(abc.ABC):
     """A part is a local file, and :meth:`Writer.path` may be linked into a storage beside it."""
 
     supports_reserve: ClassVar[bool] = False
-    """:meth:`create` reserves room for ``size`` bytes: a full disk is an error at creation."""
+    """:meth:`create` asks for room for ``size`` bytes: a full disk is an error at creation."""
 
     def __init__(self, *, durability: str = "fsync", threads: int = 8) -> None:
         if durability not in DURABILITIES:

@@ -70,5 +70,6 @@ def make_store() -> Store:
     options: dict[str, Any] = {"durability": configured.durability, "threads": configured.threads}
     if store_class.supports_path:
         options["root"] = staging_root(get_storage(configured.storage))
+        options["min_free"] = configured.min_free_space
     store: Store = store_class(**options)
     return store

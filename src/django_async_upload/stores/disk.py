@@ -91,8 +91,18 @@ def reserve(fd: int, size: int) -> None:
             return
     if code not in {errno.EOPNOTSUPP, errno.ENOSYS}:
         raise OSError(code, os.strerror(code))
+    require_room(fd, size - os.fstat(fd).st_size)
+
+
+def free_space(fd: int) -> int:
+    """Bytes that are free on a file's disk."""
     room = os.fstatvfs(fd)
-    if room.f_bavail * room.f_frsize < size:
+    return room.f_bavail * room.f_frsize
+
+
+def require_room(fd: int, size: int, min_free: int = 0) -> None:
+    """Raises ``ENOSPC`` where ``size`` bytes more would leave less than ``min_free`` on a file's disk."""
+    if free_space(fd) - max(0, size) < min_free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 LOCK_WAIT: Final = 0.5
 """Seconds that :meth:`FileSystemStore.open` waits for the last writer to let go of a part."""
 
+LEAST_AHEAD: Final = 16 * 1024 * 1024
+MOST_AHEAD: Final = 1024 * 1024 * 1024
+"""Bytes of room that are reserved ahead of what came: as much as came, within these."""
+
 _LOCK_POLL: Final = 0.02
 _NAME: Final = re.compile(r"[0-9a-f]{32}")
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -40,16 +44,25 @@ class FileSystemStore(Store):
     A writer holds an exclusive ``flock`` on its file. A part whose lock cannot be had within
     :data:`LOCK_WAIT` may be open in a process that is stopped and will write again; its bytes go on
     in a new file, so that what a writer publishes is an inode that nobody else can change.
+
+    ``min_free`` bytes of the disk are left for the rest of the site, its database first: below that
+    nothing is begun or written any more.
     """
 
     supports_path = True
     supports_reserve = True
 
     def __init__(
-        self, root: str | os.PathLike[str], *, durability: str = "fsync", threads: int = 8
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durability: str = "fsync",
+        threads: int = 8,
+        min_free: int = 0,
     ) -> None:
         super().__init__(durability=durability, threads=threads)
         self.root = os.path.abspath(root)
+        self.min_free = min_free
 
     def create(self, size: int | None) -> Writer:
         with translated():
@@ -198,7 +211,7 @@ class FileSystemStore(Store):
                 disk.sync_directory(os.path.dirname(directory))
 
     def _new(self, size: int | None) -> tuple[str, int]:
-        """A new, locked, empty file with room for ``size`` bytes: its name and descriptor."""
+        """A new, locked, empty file on a disk with room for ``size`` bytes: its name and descriptor."""
         part = secrets.token_hex(16)
         if not os.path.isdir(self.root):
             self._make_root()
@@ -206,8 +219,7 @@ class FileSystemStore(Store):
             fd = os.open(part, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=root)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if size:
-                    disk.reserve(fd, size)
+                disk.require_room(fd, size or 0, self.min_free)
             except BaseException:
                 os.close(fd)
                 os.unlink(part, dir_fd=root)
@@ -249,6 +261,8 @@ class FileWriter(Writer):
         self.part = part
         self._fd = fd
         self._size = size
+        self._room = 0
+        """The offset up to which there is room: reserved, or where the size is unknown, seen."""
         self._durable = Position()
         self.is_named = False
         """The directory was synced since the file has its name."""
@@ -274,6 +288,7 @@ class FileWriter(Writer):
         with self._lock:
             self._check()
             try:
+                self._make_room(self.received + sum(map(len, payloads)))
                 disk.write_at(self._fd, payloads, self.received)
             except OSError as error:
                 # The part of the batch that was written counts for nothing, after a restart
@@ -337,7 +352,7 @@ class FileWriter(Writer):
             raise
         with self._lock:
             old, self._fd = self._fd, fd
-            self.part = part
+            self.part, self._room = part, position.offset
             self.position = self._durable = position
             self.is_named = self.store.durability == "fsync"
             self._lost = False
@@ -355,8 +370,27 @@ class FileWriter(Writer):
 
     def _cut(self, offset: int) -> None:
         os.ftruncate(self._fd, offset)
-        if self._size:
-            disk.reserve(self._fd, self._size)  # a truncation frees what was reserved above it
+        self._room = offset  # a truncation frees what was reserved above it
+
+    def _make_room(self, end: int) -> None:
+        """Have room up to ``end``, and some ahead where there is. Raises ``ENOSPC``."""
+        if end <= self._room:
+            return
+        there = max(self._room, self.received)
+        ahead = end + min(max(end, LEAST_AHEAD), MOST_AHEAD)
+        if self._size is not None:
+            ahead = max(end, min(ahead, self._size))
+        for target in (ahead, end):
+            try:
+                disk.require_room(self._fd, target - there, self.store.min_free)
+                if self._size is not None:
+                    disk.reserve(self._fd, target)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or target == end:
+                    raise
+            else:
+                self._room = target
+                return
 
     def read(
         self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20
@@ -378,6 +412,9 @@ class FileWriter(Writer):
         with self._lock:
             if self._fd >= 0:
                 fd, self._fd = self._fd, -1
+                if self._room > self.received:
+                    with suppress(OSError):  # what is kept too much goes with the part
+                        os.ftruncate(fd, os.fstat(fd).st_size)
                 _unlock(fd)
 
 
