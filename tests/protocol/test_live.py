@@ -14,7 +14,7 @@ from crc32c import crc32c
 
 from django_async_upload import owners
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.frames import FrameType, parse_header
+from django_async_upload.protocol.frames import FrameType
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.testing.transcripts import (
     Transcript,
@@ -36,12 +36,12 @@ class Wire:
 
     def __init__(self, communicator: UploadCommunicator) -> None:
         self._communicator = communicator
-        self.before: Callable[[FrameType], object] = lambda kind: None
+        self.before: Callable[[bytes], object] = lambda frame: None
         """Called before a frame of the client is sent."""
         self._greeting: bytes | None = communicator.hello.to_frame(0, crc32c)
 
     async def send(self, frame: bytes) -> None:
-        self.before(parse_header(frame).type)
+        self.before(frame)
         await self._communicator.send_frame(frame)
 
     async def receive(self) -> bytes:
@@ -81,8 +81,8 @@ async def test_a_ticket_that_runs_out_at_finish_costs_no_byte_and_attach_follows
     monkeypatch.setattr(owners, "time", clock)
     fresh = await sync_to_async(issue_ticket)(alice, max_age=900)
 
-    def expire(kind: FrameType) -> None:
-        if kind is FrameType.FINISH:
+    def expire(frame: bytes) -> None:
+        if frame[0] == FrameType.FINISH:
             clock.time = lambda: time.time() + 200
 
     old = await sync_to_async(issue_ticket)(alice, max_age=100)
