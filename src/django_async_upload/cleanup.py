@@ -22,7 +22,7 @@ from django.utils import timezone
 from . import leases, signals
 from .commits import after_commit
 from .exceptions import UploadError
-from .holds import BATCH, withdraw
+from .holds import BATCH, GIVEN_UP, withdraw
 from .leases import Ending
 from .models import Taker, UploadSession
 from .protocol.state import OVER, State
@@ -63,7 +63,7 @@ def _forget(session: UploadSession) -> None:
     try:
         if session.state == State.COMPLETED or _has_published(session, store):
             session.get_storage().delete(session.stored_as)
-        elif session.state == State.BOUND and _is_past(session.expires_at):
+        elif session.stored_as and session.state in GIVEN_UP and _is_past(session.expires_at):
             withdraw(session)
     finally:
         if session.part:
@@ -148,8 +148,11 @@ def purge(
                     f"{session.pk} {session.name!r}: {session.get_taker_display()} did not take it since "
                     f"{session.completed_at:%F %T}"
                 )
-    for session in UploadSession.objects.filter(state=State.BOUND, expires_at__lt=now):
-        log(f"{session.pk} {session.name!r}: bound, and still published as {session.stored_as}")
+    given_up = UploadSession.objects.filter(state__in=GIVEN_UP, expires_at__lt=now)
+    for session in given_up.exclude(stored_as=""):
+        log(
+            f"{session.pk} {session.name!r}: {session.state}, and still there as {session.stored_as}"
+        )
         if not dry_run:
             _withdraw(session)
     for path in abandoned_links(GRACE):

@@ -105,6 +105,10 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
     async def get_name(self, session: UploadSession) -> str:
         """See :class:`~.completion.Host`."""
 
+    @abc.abstractmethod
+    async def may_discard(self, session: UploadSession) -> bool:
+        """Whether the sender may delete a finished upload."""
+
     @property
     @abc.abstractmethod
     def inspects(self) -> bool:

@@ -45,6 +45,10 @@ class UploadConsumer(Connection):
         """Largest file of this user, bytes; None is no limit."""
         return self._setting("max_size")  # type: ignore[no-any-return]
 
+    async def may_discard(self, session: UploadSession) -> bool:
+        """Whether the sender may delete this finished upload, which nobody has taken yet."""
+        return True
+
     async def check(self, session: UploadSession) -> None:
         """Look at a new session (name, content type, metadata, ...) before it is let in, or change it.
 

@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-from django.core.files.storage import FileSystemStorage, Storage
+from django.core.files.storage import FileSystemStorage
 from django.db import connections, router, transaction
 from django.db.models import Q
 from django.utils import timezone
@@ -25,6 +25,8 @@ from .stores.publication import is_own_name
 
 HOLD: Final = timedelta(minutes=2)
 """For how long a request has an upload to itself, unless it lets go before or is saving it."""
+GIVEN_UP: Final = (State.BOUND, State.CANCELLED)
+"""States in which a published name is no longer needed."""
 BATCH: Final = 500
 """Rows of one statement: SQLite takes a limited number of parameters."""
 
@@ -76,22 +78,24 @@ def _by_epoch(
 
 
 def withdraw(session: UploadSession) -> None:
-    """Remove the published name of an upload that the host has bound. Raises what the storage raises.
+    """Remove the published name of an upload that the host has bound, or its sender thrown away.
+
+    Raises what the storage raises.
 
     A name without the upload's id may be another file's as soon as it is free. So it is put aside first, and then the
     row says that it is gone: after a crash at any moment one can tell which file is meant.
     """
-    aside = _put_aside(session.get_storage(), session)
-    rows = UploadSession.objects.using(alias()).filter(pk=session.pk, state=State.BOUND)
+    aside = put_aside(session)
+    rows = UploadSession.objects.using(alias()).filter(pk=session.pk, state__in=GIVEN_UP)
     rows.update(expires_at=None)
     if aside is not None:
         with suppress(FileNotFoundError):
             os.unlink(aside)
 
 
-def _put_aside(storage: Storage, session: UploadSession) -> str | None:
+def put_aside(session: UploadSession) -> str | None:
     """Take the published file out of its storage: into the staging folder, whose path is returned, or for good."""
-    name = session.stored_as
+    storage, name = session.get_storage(), session.stored_as
     if (
         isinstance(storage, FileSystemStorage)
         and storage.__class__.delete is FileSystemStorage.delete

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
 from . import conf, signals
@@ -28,6 +28,7 @@ from .exceptions import (
     UploadError,
     UploadOver,
 )
+from .holds import HOLD
 from .models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from .owners import Owner
 from .protocol.state import OVER, PUBLISHED, State
@@ -354,7 +355,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
             return session, True
     # An upload that gave a sign of life since the purge looked does not expire.
     is_purge = item.to is State.EXPIRED and item.epoch is not None
-    rows = UploadSession.objects.expired() if is_purge else UploadSession.objects
+    rows = UploadSession.objects.expired() if is_purge else UploadSession.objects.active()
     changed = rows.transition(
         [item.upload],
         item.to,
@@ -372,6 +373,35 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
     elif item.epoch not in (None, session.epoch) and session.state not in OVER:
         return TakenOver()
     return session, bool(changed)
+
+
+def discard(items: Sequence[uuid.UUID]) -> list[tuple[UploadSession, bool] | UploadError]:
+    """Cancel finished uploads that nobody has taken; each as it is now, and whether that was this call's work.
+
+    Not one that a request is saving at this moment. ``expires_at`` stays until its file is gone: see
+    :func:`withdrawn`.
+    """
+    return [_discard(pk) for pk in items]
+
+
+def _discard(pk: uuid.UUID) -> tuple[UploadSession, bool] | UploadError:
+    now = timezone.now()
+    free = UploadSession.objects.filter(Q(expires_at=None) | Q(expires_at__lte=now))
+    changed = free.filter(state=State.COMPLETED).transition(
+        [pk], State.CANCELLED, epoch=F("epoch") + 1, metadata={}, expires_at=now + HOLD
+    )
+    if changed:
+        CompletionEvent.objects.filter(
+            session=pk
+        ).delete()  # there is nothing to be told of any more
+    session = UploadSession.objects.filter(pk=pk).first()
+    return (session, bool(changed)) if session is not None else NotFound()
+
+
+def withdrawn(items: Sequence[uuid.UUID]) -> list[None]:
+    """The published files of cancelled uploads are gone."""
+    UploadSession.objects.filter(pk__in=items, state=State.CANCELLED).update(expires_at=None)
+    return [None for _ in items]
 
 
 def note(items: Sequence[Trouble]) -> list[None]:

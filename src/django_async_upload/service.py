@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -36,6 +37,7 @@ from .exceptions import (
     UploadError,
     UploadFailed,
 )
+from .holds import put_aside
 from .leases import Claim, Creation, Ending, TakeUp, Trouble
 from .models import UploadSession
 from .notices import notice
@@ -412,6 +414,30 @@ class UploadService:
         if ended.state == State.FINALIZING:  # its process died: too late to stop it
             return await self.result(ended, lambda progress: None)
         return ended
+
+    async def discard(self, session: UploadSession) -> UploadSession:
+        """Throw a finished upload away, with its file.
+
+        One that the host has bound, or that a request is saving at this moment, comes back as it is. Raises
+        :class:`NotFound`.
+        """
+        discarded, changed = await self.database.call(
+            leases.discard, session.pk, owner=session.owner_key
+        )
+        if changed:
+            await self._withdraw(discarded)
+            await signals.send(signals.upload_cancelled, discarded)
+        return discarded
+
+    async def _withdraw(self, session: UploadSession) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            aside = await loop.run_in_executor(self.copies, put_aside, session)
+            await self.database.call(leases.withdrawn, session.pk, owner=session.owner_key)
+            if aside is not None:
+                await self.store.run(os.unlink, aside)
+        except Exception:  # of the host's storage: the purge tries again
+            logger.exception("The file of upload %s could not be deleted", session.pk)
 
     async def fail(self, session: UploadSession, error: UploadError) -> None:
         """The holder of the upload gives it up for good."""

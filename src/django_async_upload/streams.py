@@ -14,6 +14,7 @@ from .credit import FLOOR
 from .exceptions import (
     FileChanged,
     InternalError,
+    PermissionRefused,
     UploadError,
 )
 from .leases import Claim, over
@@ -126,8 +127,11 @@ class UploadStream:
                 case m.Query(upload=upload):
                     async with self.connection.queries:
                         return status_message(await self.service.find(self._claim(upload)))
-                case m.Cancel(upload=str(upload)):
-                    return ended_message(await self.service.cancel(self._claim(upload)))
+                case m.Cancel(upload=str(upload), finished=finished):
+                    session = await self.service.cancel(self._claim(upload))
+                    if finished and session.state == State.COMPLETED:
+                        session = await self._discard(session)
+                    return ended_message(session)
                 case m.Create():
                     return await self._create(self._opening)
                 case m.Attach():
@@ -139,6 +143,11 @@ class UploadStream:
 
     def _claim(self, upload: str | uuid.UUID) -> Claim:
         return Claim(uuid.UUID(str(upload)), self.connection.owner, self.connection.endpoint)
+
+    async def _discard(self, session: UploadSession) -> UploadSession:
+        if not await self.connection.may_discard(session):
+            raise PermissionRefused
+        return await self.service.discard(session)
 
     async def _create(self, create: m.Create) -> m.Message:
         assert self.upload is not None

@@ -31,8 +31,8 @@ def test_nothing_comes_after_the_end(state: State) -> None:
     assert after(state) == set()
 
 
-def test_what_is_published_stays_published() -> None:
-    assert after(State.COMPLETED) == {State.BOUND}
+def test_what_is_published_is_taken_by_the_host_or_thrown_away_by_its_sender() -> None:
+    assert after(State.COMPLETED) == {State.BOUND, State.CANCELLED}
     assert after(State.FINALIZING) == {State.FINALIZING, State.COMPLETED, State.FAILED}
 
 
@@ -41,8 +41,8 @@ def test_only_what_is_finalizing_completes_and_only_what_is_completed_is_bound()
     assert SOURCES[State.BOUND] == {State.COMPLETED}
 
 
-def test_an_upload_can_be_cancelled_until_it_is_finalizing() -> None:
-    assert SOURCES[State.CANCELLED] == ACTIVE - {State.FINALIZING}
+def test_an_upload_can_be_cancelled_but_not_in_the_middle_of_its_publication() -> None:
+    assert SOURCES[State.CANCELLED] == ACTIVE - {State.FINALIZING} | {State.COMPLETED}
 
 
 @pytest.mark.parametrize("state", State)

@@ -131,7 +131,7 @@ class _Commands:
 
     async def _cancel(self) -> int:
         async with self._client(self._options.url) as client:
-            await client.cancel(self._options.upload)
+            await client.cancel(self._options.upload, finished=self._options.finished)
         if self._options.json:
             self._print_json(id=self._options.upload, state="cancelled")
         else:
@@ -278,12 +278,18 @@ def _parser() -> argparse.ArgumentParser:
 
     for command, text in (
         ("status", "ask the server about an upload"),
-        ("cancel", "throw an unfinished upload away"),
+        ("cancel", "throw an upload away"),
     ):
         about = commands.add_parser(command, parents=[common], help=text)
         about.add_argument("upload", metavar="ID")
         about.add_argument("--url", required=True, help="ws://HOST/ws/uploads/")
         about.set_defaults(jobs=1)
+        if command == "cancel":
+            about.add_argument(
+                "--finished",
+                action="store_true",
+                help="also where its file is finished and nobody has taken it yet",
+            )
     return parser
 
 

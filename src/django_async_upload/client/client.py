@@ -180,9 +180,12 @@ class UploadClient:
         assert isinstance(answer, messages.Status)
         return answer
 
-    async def cancel(self, upload: str) -> None:
-        """Throw an unfinished upload away. Raises :class:`UploadOver` where it has completed."""
-        answer = await self._ask(lambda c: c.protocol.send_cancel_of(upload))
+    async def cancel(self, upload: str, *, finished: bool = False) -> None:
+        """Throw an upload away: an unfinished one, or with ``finished`` also one whose file nobody has taken yet.
+
+        Raises :class:`UploadOver` where it has completed, or somebody has its file.
+        """
+        answer = await self._ask(lambda c: c.protocol.send_cancel_of(upload, finished=finished))
         if isinstance(answer, messages.Completed):
             raise UploadOver(state="completed")
         if self.state is not None:

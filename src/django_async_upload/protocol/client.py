@@ -362,9 +362,9 @@ class ClientProtocol:
         stream, frame = self._open(_S.QUERYING, messages.Query(upload))
         return stream.id, frame
 
-    def send_cancel_of(self, upload: str) -> tuple[int, bytes]:
-        """Cancel an upload that this connection does not hold, on a new stream."""
-        stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload))
+    def send_cancel_of(self, upload: str, *, finished: bool = False) -> tuple[int, bytes]:
+        """Cancel an upload that this connection does not hold, on a new stream; one that is ``finished``, too."""
+        stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload, finished or None))
         return stream.id, frame
 
     def send_proof(self, stream: int, durable_crc32c: str, received_crc32c: str | None) -> bytes:

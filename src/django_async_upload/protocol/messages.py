@@ -150,6 +150,8 @@ class Cancel(Message):
     """On an open stream: that upload. On a new stream: the upload named, and the stream is closed."""
 
     upload: str | None = None
+    finished: bool | None = None
+    """On a new stream: also where its file is finished and nobody has taken it. None is no."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -454,9 +454,10 @@ export class ClientProtocol {
    * Cancel an upload that this connection does not hold, on a new stream; throws as {@link sendCreate} does.
    *
    * @param {string} upload
+   * @param {boolean} [finished] also where its file is finished and nobody has taken it
    */
-  sendCancelOf(upload) {
-    return this.#open("cancelling", { type: "CANCEL", upload });
+  sendCancelOf(upload, finished) {
+    return this.#open("cancelling", { type: "CANCEL", upload, ...(finished ? { finished } : {}) });
   }
 
   /**

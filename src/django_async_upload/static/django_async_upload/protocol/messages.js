@@ -14,7 +14,7 @@ import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from
  * @typedef {{type: "ATTACH", upload: string}} Attach
  * @typedef {{type: "PROOF", durable_crc32c: string, received_crc32c?: string}} Proof
  * @typedef {{type: "FINISH", size: number, crc32c: string, digests?: Record<string, string>}} Finish
- * @typedef {{type: "CANCEL", upload?: string}} Cancel
+ * @typedef {{type: "CANCEL", upload?: string, finished?: boolean}} Cancel
  * @typedef {{type: "RELEASE"}} Release
  * @typedef {{type: "PAUSED", offset: number}} Paused
  * @typedef {{type: "QUERY", upload: string}} Query
@@ -124,7 +124,7 @@ const SCHEMAS = {
   ATTACH: { upload: needed(uuid) },
   PROOF: { durable_crc32c: needed(crc), received_crc32c: maybe(crc) },
   FINISH: { size: needed(integer), crc32c: needed(crc), digests: maybe(digests, () => ({})) },
-  CANCEL: { upload: maybe(uuid) },
+  CANCEL: { upload: maybe(uuid), finished: maybe(boolean) },
   RELEASE: {},
   PAUSED: { offset: needed(integer) },
   QUERY: { upload: needed(uuid) },
