@@ -5,6 +5,7 @@
 //     node js/build.mjs check            fail unless what is there is what would be written
 //     node js/build.mjs package          make js/package, the folder that npm packs: the modules as they are, with types
 import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
 import { appendFile, copyFile, cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -33,6 +34,15 @@ async function bundle() {
     logLevel: "warning",
   };
   const banner = `/*! django-resumable-upload ${await version()}, BSD-3-Clause */`;
+  const more = await build({
+    ...common,
+    entryPoints: ["more.js"],
+    outfile: path.join(SOURCES, "async-upload-more.min.js"),
+    format: "esm",
+    banner: { js: banner },
+  });
+  // As Django's ManifestFilesMixin.file_hash() has it, for a file in which it has nothing to replace.
+  const hash = createHash("md5").update(more.outputFiles[0].contents).digest("hex").slice(0, 12);
   const scripts = await build({
     ...common,
     entryPoints: ["bundle.js"],
@@ -41,12 +51,14 @@ async function bundle() {
     banner: { js: banner },
     sourcemap: "linked",
     sourcesContent: false, // the modules lie beside it
+    define: { "globalThis.MORE_HASH": JSON.stringify(hash) },
     plugins: [
       {
-        name: "the bundle is its own Worker",
+        name: "modules of the bundle alone",
         setup({ onResolve }) {
-          const workers = path.join(SOURCES, "file/bundled-workers.js");
-          onResolve({ filter: /\/workers\.js$/ }, () => ({ path: workers }));
+          onResolve({ filter: /\/(workers|sha256-loader)\.js$/ }, ({ path: name }) => ({
+            path: path.join(SOURCES, "file", `bundled-${path.basename(name)}`),
+          }));
         },
       },
     ],
@@ -63,12 +75,12 @@ async function bundle() {
     outfile: path.join(SOURCES, "async-upload-admin.min.css"),
     banner: { css: banner },
   });
-  const files = [scripts, styles, admin].flatMap(({ outputFiles }) => outputFiles);
+  const files = [scripts, more, styles, admin].flatMap(({ outputFiles }) => outputFiles);
   return new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
 }
 
 /** What is of the pages that Django serves only. */
-const NOT_PACKED = /(^|\/)(bundle|bundled-workers|admin|.*\.min)\.(js|css|js\.map)$/;
+const NOT_PACKED = /(^|\/)(bundle|more|bundled-[\w-]+|admin|.*\.min)\.(js|css|js\.map)$/;
 /** Hand-written types, and the entries that bring them along. */
 const TYPES = { "events.d.ts": ["client", "widget"], "react-elements.d.ts": ["react"] };
 

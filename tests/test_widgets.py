@@ -300,10 +300,20 @@ def test_the_media_works_with_hashed_names(manifest: None, settings: Any) -> Non
         assert (mapping.parent / source).is_file()
 
 
-def test_the_bundle_asks_for_no_other_file() -> None:
+def test_the_bundle_knows_the_hashed_name_of_what_it_loads_later(
+    manifest: None, settings: Any
+) -> None:
+    root = Path(settings.STATIC_ROOT)
+    named = json.loads((root / "staticfiles.json").read_text())["paths"]
+    bundle = (root / named["django_async_upload/async-upload.min.js"]).read_text()
+    more = named["django_async_upload/async-upload-more.min.js"]
+    assert more.split(".")[-2] in bundle
+
+
+def test_the_bundle_names_no_other_file() -> None:
     """Hashed or not, on whatever host: nothing that a storage would have to rewrite."""
     bundle = (STATIC / "async-upload.min.js").read_text()
-    assert not re.search(r"""import\s*["'({*]|from\s*["']""", bundle)
+    assert not re.search(r"""import\s*\(?\s*["'{*]|from\s*["']""", bundle)
     assert "url(" not in (STATIC / "async-upload.min.css").read_text()
 
 

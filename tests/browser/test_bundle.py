@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import re
 import threading
@@ -19,6 +20,16 @@ from .screen import FILES, row, until
 pytestmark = pytest.mark.parametrize("kind", ["uvicorn"], indirect=True, scope="session")
 
 NAME = r"/static/django_async_upload/async-upload\.min\.[0-9a-f]{12}\."
+
+
+MORE = "async-upload-more"
+PICTURE = Path(__file__).parents[2] / "docs/pictures/form-light.png"
+DIGEST = """async () => {
+  const { Uploader } = await import(document.querySelector("script[src*=async-upload]").src);
+  const uploader = new Uploader({ url: "/ws/uploads/", remember: false });
+  const upload = uploader.add(new Blob([new Uint8Array(1 << 20)]), { name: "digest", digest: "sha-256" });
+  return (await upload.result).digests;
+}"""
 
 
 class Host(http.server.SimpleHTTPRequestHandler):
@@ -125,6 +136,21 @@ def test_a_page_reads_in_its_own_script_where_it_may(
     else:
         assert len(workers) == 1
         assert re.search(delivery.reads_in, workers[0]), workers
+
+
+def test_what_few_pages_need_is_loaded_when_they_need_it(page: Any, delivery: Delivery) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto("/")
+    page.locator("async-upload[data-enhanced]").first.wait_for()
+    assert not [each for each in asked if MORE in each]
+    if delivery.reads_in is not None:
+        page.set_input_files(FILES, PICTURE)
+        page.locator(".async-upload-picture canvas:not([hidden])").wait_for()
+        assert [each for each in asked if re.search(rf"{MORE}\.min\.[0-9a-f]{{12}}\.js$", each)]
+    if not delivery.nonce:
+        found = page.evaluate(DIGEST)
+        assert found == {"sha-256": hashlib.sha256(bytes(1 << 20)).hexdigest()}
 
 
 def test_a_script_of_the_page_has_the_client_from_the_same_file_by_an_import_map(

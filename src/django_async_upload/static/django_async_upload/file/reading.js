@@ -6,7 +6,7 @@
  * much as reading it. A file is read ahead by {@link AHEAD} bytes and no more.
  */
 import { crc32c } from "../protocol/crc32c.js";
-import { Sha256 } from "./sha256.js";
+import { loadSha256 } from "./sha256-loader.js";
 
 /** Bytes that are read at once. Each piece leaves some KiB of garbage, which Chromium may collect only gigabytes later. */
 export const PIECE = 1024 * 1024;
@@ -133,7 +133,10 @@ class Reading {
   #port;
   #id;
   #file;
-  #hash;
+  /** @type {import( "./sha256.js").Sha256 | null} */
+  #hash = null;
+  /** Of the hash, where there is to be one. Reading waits for it: each byte is to be read once. */
+  #loading;
   #turn = 0;
   #credit = 0;
   /** Called when there is credit again, or another turn. */
@@ -153,7 +156,8 @@ class Reading {
     this.#port = port;
     this.#id = id;
     this.#file = file;
-    this.#hash = digest ? new Sha256() : null;
+    this.#loading = digest ? this.#load() : null;
+    this.#loading?.catch(() => undefined); // a read says it
   }
 
   /**
@@ -168,6 +172,7 @@ class Reading {
     this.#credit = AHEAD / PIECE;
     const input = new Input(this.#file, offset, this.#file.size);
     try {
+      await this.#loading;
       while (offset < this.#file.size) {
         while (this.#credit === 0 && this.#turn === turn) {
           await new Promise((resolve) => {
@@ -236,7 +241,13 @@ class Reading {
    * @param {number} job
    */
   async digest(job) {
+    await this.#loading?.catch(() => undefined);
     await this.#work(job, this.#hash?.length ?? 0, this.#file.size, () => "");
+  }
+
+  async #load() {
+    const Sha256 = await loadSha256();
+    this.#hash = new Sha256();
   }
 
   /** @param {number} job */
@@ -265,6 +276,7 @@ class Reading {
     let result = take(new Uint8Array());
     let told = 0;
     try {
+      if (result === "") await this.#loading;
       while (offset < end) {
         const bytes = await input.fill(buffer);
         if (!this.#jobs.has(job)) {

@@ -3,7 +3,7 @@ import { combine, crc32c } from "../protocol/crc32c.js";
 import { UploadError } from "../protocol/errors.js";
 import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";
 import { GRAIN, failure } from "./reading.js";
-import { Sha256 } from "./sha256.js";
+import { loadSha256 } from "./sha256-loader.js";
 
 /** @typedef {import( "./reading.js").Answer} Answer */
 /** @typedef {import( "./reading.js").Failure} Failure */
@@ -187,7 +187,7 @@ export class Source {
     if (!this.#small) {
       return this.#work({ type: "digest" });
     }
-    const hash = new Sha256();
+    const hash = new (await loadSha256())();
     hash.update(await this.#read());
     return hash.digest();
   }
