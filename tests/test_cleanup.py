@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 from django.core.files.base import ContentFile
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
 
@@ -28,13 +28,14 @@ from django_async_upload.stores.configured import make_store
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.uploaded import CompletedUpload
 
-from .fixtures import KIB, MIB, Heard, crc, new_key, publish, row, run
+from .fixtures import KIB, MIB, Heard, crc, new_key, publish, row, run, settled
 from .models import Document
 
 pytest_plugins = ["tests.fixtures"]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LONG_AGO = timedelta(days=2)
+on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="its clock")
 
 
 def part(staging: Path, data: bytes = b"part", *, age: timedelta = timedelta()) -> str:
@@ -251,12 +252,57 @@ async def test_a_live_upload_that_expired_hears_of_it(
         created = await client.wait_for(m.Created, stream)
         await client.send_data(stream, 0, data[: created.limit])
         await client.wait_for(m.Ack, stream)
-        await UploadSession.objects.aupdate(expires_at=timezone.now() - LONG_AGO)
+        await UploadSession.objects.aupdate(expires_at=timezone.now() - timedelta(days=8))
         assert (await run(cleanup.purge)).sessions == 1
         with pytest.raises(UploadOver):
             await client.wait_for(m.Completed, stream)
     assert (await row(created.upload)).state == State.EXPIRED
     assert not parts(staging)
+
+
+async def test_a_wrong_clock_ends_no_upload_that_somebody_is_at(
+    connect: Callable[..., UploadCommunicator],
+    uploads: UploadService,
+    staging: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine of the purge is two days ahead."""
+    data = os.urandom(MIB)
+
+    def purge() -> cleanup.Purge:
+        ahead = timedelta(days=2)
+        clock = timezone.now
+        with monkeypatch.context() as patch:
+            patch.setattr(timezone, "now", lambda: clock() + ahead)
+            patch.setattr(cleanup, "_now", lambda: clock() + ahead)
+            patch.setattr(cleanup, "GRACE", -ahead)
+            return cleanup.purge()
+
+    async with connect() as client:
+        stream = client.new_stream()
+        await client.send(m.Create(new_key(), "a.bin", len(data)), stream)
+        created = await client.wait_for(m.Created, stream)
+        await client.send_data(stream, 0, data[: created.limit])
+        while (await client.wait_for(m.Ack, stream)).durable < created.limit:
+            pass
+        assert await run(purge) == cleanup.Purge()
+        assert (await row(created.upload)).state == State.UPLOADING
+        await client.send(m.Release(), stream)
+        await client.wait_for(m.Released, stream)
+    await settled()
+    assert (await run(purge)).sessions == 1  # nobody is at it
+
+
+@on_postgresql
+def test_the_purge_goes_by_the_clock_of_the_database(
+    owner: Owner, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = unfinished(owner, "", expires_at=timezone.now() + timedelta(hours=1))
+    clock = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: clock() + timedelta(days=2))
+    assert cleanup.purge().sessions == 0
+    session.refresh_from_db()
+    assert session.state != State.EXPIRED
 
 
 def test_the_purge_works_without_time_zones(

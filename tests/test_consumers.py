@@ -21,6 +21,7 @@ from channels.auth import AuthMiddlewareStack
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.test import Client, RequestFactory
 from django.utils.translation import gettext_lazy
 
@@ -1310,3 +1311,25 @@ async def test_a_host_without_sessions_may_set_the_user_itself(
         await sync_to_async(deactivate)(Client())
         with pytest.raises(AuthenticationRequired):
             await client.upload("a.bin", b"data")
+
+
+async def test_a_database_without_the_tables_is_told_by_a_code_that_no_client_waits_for(
+    connect: Callable[..., UploadCommunicator], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server was started before ``migrate``: the client shall not begin again and again."""
+
+    def rename(source: str, target: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {source} RENAME TO {target}")
+
+    table = UploadSession._meta.db_table
+    async with connect() as client:
+        await run(rename, table, f"{table}_away")
+        try:
+            await client.send(m.Create(new_key(), "a.bin", 100_000), 1)
+            error = await client.wait_for(m.Error, 1)
+        finally:
+            await run(rename, f"{table}_away", table)
+        assert (error.code, error.retryable) == ("database_not_migrated", False)
+        assert "manage.py migrate" in caplog.text
+        assert (await client.upload("b.bin", b"data")).size == 4

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from asgiref.sync import async_to_sync
 from django.core.files.storage import FileSystemStorage
-from django.db import DatabaseError, models, router, transaction
+from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models.signals import post_delete, pre_delete
 from django.dispatch import receiver
 from django.utils import timezone
@@ -37,6 +37,8 @@ OVER_AFTER: Final = timedelta(days=7)
 """After so long the row of an upload that was cancelled, expired or failed goes: clients remember it as long."""
 GRACE: Final = timedelta(hours=1)
 """A part is written before its row knows its name, and linked before it is bound: younger ones stay."""
+HELD_GRACE: Final = timedelta(days=7)
+"""For so long an upload that a writer has open does not expire: the clock of this machine may be wrong by days."""
 
 
 @receiver(pre_delete, sender=UploadSession)
@@ -115,22 +117,29 @@ def purge(
     the uploads for ``takers``, too, that completed so long ago and that none of them has taken: somebody chose
     a file and left the page.
 
-    Safe beside live uploads: a session expires by compare-and-set, and a holder that still lives loses its
-    epoch and is told so; parts are deleted only when they are older than :data:`GRACE` and no
-    session names them.
+    Safe beside live uploads: what a writer has open stays for :data:`HELD_GRACE` more, where the store can tell. A
+    session expires by compare-and-set, and a holder that still lives loses its epoch and is told so. Parts are
+    deleted only when they are older than :data:`GRACE` and no session names them.
     """
     done = Purge()
+    now = _now()
     store = make_store()
     try:
         # First what frees room without a word to the database: it may lie on the disk that is full.
         sizes = {part.name: part.size for part in store.parts()}
         for part in _orphans(store, datetime.now(UTC) - GRACE):
+            if store.is_held(part.name):  # a clock is wrong: its row is not written yet
+                continue
             if not dry_run:
                 store.delete(part.name)
             done.parts += 1
             done.bytes += part.size
             log(f"part {part.name}: {part.size} bytes that belong to no upload")
-        for session in UploadSession.objects.expired():  # no cursor stays open beside the updates
+        for session in UploadSession.objects.expired(
+            now
+        ):  # no cursor stays open beside the updates
+            if _may_be_alive(session, store, now):
+                continue
             if dry_run or _expire(session, store):
                 done.sessions += 1
                 done.parts += session.part in sizes
@@ -138,7 +147,6 @@ def purge(
                 log(f"{session.pk} {session.name!r}: nothing came since {session.updated_at:%F %T}")
     finally:
         store.close()
-    now = timezone.now()
     if unbound_after is not None:
         for session in UploadSession.objects.for_taker(*takers).unbound(now - unbound_after):
             if dry_run or _delete_unbound(session):
@@ -163,6 +171,24 @@ def purge(
     for pks in _over(now - over_after):
         done.rows += len(pks) if dry_run else _delete_rows(pks)
     return done
+
+
+def _may_be_alive(session: UploadSession, store: Store, now: datetime) -> bool:
+    """Whether an upload that has expired, by this clock, is open in a process, and not for long."""
+    expired = session.expires_at
+    is_recent = expired is not None and expired > now - HELD_GRACE
+    return is_recent and bool(session.part) and store.is_held(session.part)
+
+
+def _now() -> datetime:
+    """By the clock of the database where it has one of its own: this machine's may be wrong by days."""
+    connection = connections[router.db_for_write(UploadSession)]
+    if connection.vendor != "postgresql":
+        return timezone.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        moment: datetime = cursor.fetchone()[0]
+    return moment if timezone.is_aware(timezone.now()) else timezone.make_naive(moment)
 
 
 def _delete_unbound(session: UploadSession) -> bool:

@@ -157,7 +157,8 @@ class UploadService:
             wanted = TakeUp(STUCK_SECONDS, room)
             sessions = await self.database.call(leases.take_up, wanted)
             for session in sessions:
-                if self._resting.get(session.pk, (0.0, 0))[0] <= time.monotonic():
+                rests = self._resting.get(session.pk, (0.0, 0))[0] > time.monotonic()
+                if not rests and session.pk not in self._recovering:
                     task = asyncio.create_task(self._recover(session))
                     self._recovering[session.pk] = task
             if len(sessions) < room:

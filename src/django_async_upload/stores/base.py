@@ -154,6 +154,13 @@ class Store(abc.ABC):
         """The local path of a part, where the store ``supports_path``."""
         raise NotImplementedError(f"{type(self).__name__} has no local files")
 
+    def is_held(self, part: str) -> bool:
+        """Whether a writer, of this process or another one, has the part open; False where that cannot be known.
+
+        The purge asks: no clock, however wrong, ends an upload that somebody is at.
+        """
+        return False
+
     def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
         """:meth:`Writer.sync` of each: what they have in common needs to be synced only once."""
         return [writer.sync() for writer in writers]

@@ -129,6 +129,23 @@ class FileSystemStore(Store):
                     modified = datetime.fromtimestamp(found.st_mtime, UTC)
                     yield Part(entry.name, modified, found.st_size)
 
+    def is_held(self, part: str) -> bool:
+        if not _NAME.fullmatch(part):
+            return False
+        with translated():
+            try:
+                with self._directory() as root:
+                    fd = os.open(part, _FLAGS, dir_fd=root)
+            except FileNotFoundError:
+                return False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                _unlock(fd)
+        return False
+
     def check(self, **kwargs: Any) -> list[CheckMessage]:
         from django.core.checks import Error, Warning  # noqa: A004
 
