@@ -43,6 +43,12 @@ def test_ordinary_names_are_let_in(name: str) -> None:
         "gpj.\u202eexe",
         "\ud800",
         "\u0085",
+        "\u200b",
+        "\u200b.\u00ad",
+        "\u3164",
+        "\u2800 \u115f\uffa0",
+        "\u0301\ufe0f",
+        "\U000e0041\U000e0042",
     ],
 )
 def test_deceiving_and_impossible_names_are_refused(name: str) -> None:
@@ -78,6 +84,11 @@ def test_a_name_that_the_vectors_take_is_made_safe(name: str, tmp_path: Path) ->
         ("noextension", "noextension"),
         ("archive.tar.gz", "archive.tar.gz"),
         ("***", "file"),
+        ("\U0001f389.txt", "file.txt"),
+        ("\U0001f389 \U0001f389.tar.gz", "_.tar.gz"),
+        ("\U0001f389.\U0001f389", "file"),
+        ("***.jpg", "file.jpg"),
+        ("party \U0001f389.png", "party_.png"),
     ],
 )
 def test_names_in_the_storage(name: str, stored: str) -> None:

@@ -29,6 +29,8 @@ _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _FORBIDDEN: Final = frozenset("/\\\x7f\u2028\u2029")
 # Bidirectional controls make "gpj.exe" read as "exe.jpg": https://trojansource.codes
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Letters and symbols that show nothing: Hangul fillers, an empty Braille cell, a null note head.
+_BLANK: Final = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159")
 _DEVICES: Final = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
 )
@@ -38,27 +40,43 @@ def check_name(name: str) -> None:
     """Raises :class:`NameRefused` for what no file system gives a file, and for names that deceive."""
     if (
         len(name) > MAX_NAME
-        or name.strip(" .") == ""
+        or not any(_is_visible(char) for char in name.replace(".", ""))
         or any(char in _FORBIDDEN or char in _BIDI or char < " " for char in name)
         or any(unicodedata.category(char) in ("Cs", "Cc") for char in name)
     ):
         raise NameRefused
 
 
+def _is_visible(char: str) -> bool:
+    """Whether a character makes a mark by itself: a letter, digit, sign or symbol that is not blank.
+
+    One that is private or not known yet may.
+    """
+    category = unicodedata.category(char)
+    return (category[0] in "LNPS" or category in ("Co", "Cn")) and char not in _BLANK
+
+
 def storage_name(name: str) -> str:
-    """A name that is safe in any storage, made from one that :func:`check_name` let in."""
-    name = unicodedata.normalize("NFC", name)
-    try:
-        name = get_valid_filename(name)
-    except SuspiciousFileOperation:
-        name = "file"
-    stem, dot, extension = name.lstrip(".").rpartition(".")
-    if not stem:
-        stem, dot, extension = extension or "file", "", ""
+    """A name that is safe in any storage, made from one that :func:`check_name` let in.
+
+    It keeps its extension, also where nothing of what stands before that can be kept.
+    """
+    stem, dot, extension = unicodedata.normalize("NFC", name).rpartition(".")
+    if not stem.strip(". "):  # .profile, README
+        stem, dot, extension = extension, "", ""
+    stem, extension = _valid(stem).lstrip(".") or "file", _valid(extension)
+    dot = dot if extension else ""
     if stem.partition(".")[0].lower() in _DEVICES:
         stem = f"_{stem}"
     extension = _cut(extension, 32)
     return _cut(stem, MAX_NAME - 40 - len(extension.encode())) + dot + extension
+
+
+def _valid(text: str) -> str:
+    try:
+        return get_valid_filename(text)
+    except SuspiciousFileOperation:  # nothing is left of it
+        return ""
 
 
 def _cut(text: str, size: int) -> str:
