@@ -34,7 +34,7 @@ from django.urls import path
 from django.utils.datastructures import MultiValueDict
 from django.views.decorators.http import require_POST
 
-from django_async_upload import notices, widgets
+from django_async_upload import middleware, notices, widgets
 from django_async_upload.exceptions import AlreadyBound
 from django_async_upload.middleware import UploadMiddleware
 from django_async_upload.models import UploadSession
@@ -801,3 +801,16 @@ def test_a_page_gets_a_csrf_token_of_the_new_login(
     assert client.post("/hook/", {"csrfmiddlewaretoken": new["csrf"]}).content == b"saved"
     assert new["owner"] == old["owner"]
     assert Client().get("/hook/", headers={"Async-Upload": "token"}).json()["owner"] == ""
+
+
+def test_a_form_brings_no_more_receipts_than_a_folder_has_files(
+    login: Client, owner: Owner, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "MAX_RECEIPTS", 2)
+    sessions = [publish(owner, metadata={"field": {"name": "attachment"}}) for _ in range(3)]
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(len(request.FILES.getlist("attachment")))
+
+    assert run_view(login, view, *sessions[:2]).content == b"2"
+    assert run_view(login, view, *sessions).status_code == 400

@@ -60,6 +60,7 @@ settings.configure(
     ),
     ASYNC_UPLOAD={
         "STAGING_ROOT": f"{ROOT}/staging",
+        "STORAGE": "default",  # where the other sites of a contest put their files, too
         "UPLOAD_TO": "in/",
         "DURABILITY": os.environ.get("BENCH_DURABILITY", "os"),
         "USER_MAX_CONNECTIONS": 2_000,
