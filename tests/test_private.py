@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ async def test_what_somebody_uploads_cannot_be_fetched_before_it_is_bound(
     finished = media.with_name("media-uploads") / done.stored_as
     assert finished.read_bytes() == page
     assert not media.exists()
+    for folder in (finished.parent, media.with_name("media-uploads")):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     session = await row(done.upload)
     with pytest.raises(ValueError, match="URL"):
         session.get_storage().url(session.stored_as)

@@ -39,7 +39,7 @@ def get_storage(alias: str) -> Storage:
 
 @cache
 def _private(location: str) -> Storage:
-    return PrivateStorage(location)
+    return PrivateStorage(location, directory_permissions_mode=0o700)
 
 
 def _base() -> str:
