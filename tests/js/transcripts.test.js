@@ -3,7 +3,6 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ClientProtocol } from "../../src/django_async_upload/static/django_async_upload/protocol/client.js";
 import {
-  join,
   parseFields,
   parseHeader,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/frames.js";
@@ -11,7 +10,7 @@ import {
   buildMessage,
   parseMessage,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
-import { TRANSCRIPTS, encodeStep, payloadOf } from "./vectors.js";
+import { TRANSCRIPTS, encodeStep, sendStep } from "./vectors.js";
 
 const FOR_CLIENTS = TRANSCRIPTS.filter(({ sides }) => sides === undefined || sides.includes("client"));
 
@@ -37,33 +36,6 @@ function messageOf({ type, stream, fields = {} }) {
   return parseMessage(type, parseFields(buildMessage(stream, { type, ...fields })));
 }
 
-function send(protocol, step) {
-  const { type, stream, fields = {} } = step;
-  switch (type) {
-    case "DATA":
-      return join(protocol.sendData(stream, payloadOf(step)), payloadOf(step));
-    case "AUTH":
-      return protocol.sendAuth(fields.ticket);
-    case "PING":
-      return protocol.sendPing(fields.nonce);
-    case "CREATE":
-      return protocol.sendCreate(fields)[1];
-    case "ATTACH":
-      return protocol.sendAttach(fields.upload)[1];
-    case "QUERY":
-      return protocol.sendQuery(fields.upload)[1];
-    case "CANCEL":
-      return fields.upload ? protocol.sendCancelOf(fields.upload)[1] : protocol.sendCancel(stream);
-    case "RELEASE":
-      return protocol.sendRelease(stream);
-    case "PROOF":
-      return protocol.sendProof(stream, fields.durable_crc32c, fields.received_crc32c);
-    case "FINISH":
-      return protocol.sendFinish(stream, fields);
-  }
-  throw new Error(`a client does not say ${type}`);
-}
-
 function run({ steps }) {
   const protocol = new ClientProtocol();
   const replies = [];
@@ -71,7 +43,7 @@ function run({ steps }) {
     const { type, stream, offset = 0, flags = 0, outcome = "taken", code } = step;
     const where = `step ${steps.indexOf(step)}: ${type} on stream ${stream}`;
     if (step.from === "client") {
-      const frame = type === "PAUSED" || type === "PONG" ? replies.shift() : send(protocol, step);
+      const frame = type === "PAUSED" || type === "PONG" ? replies.shift() : sendStep(protocol, step);
       assert.ok(frame, `${where}: no reply`);
       const { crc, ...place } = parseHeader(frame);
       assert.deepEqual(place, { type, stream, offset, flags }, where);

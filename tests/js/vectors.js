@@ -61,3 +61,31 @@ export function encodeStep({ type, stream, fields = {}, frame, offset = 0, flags
 export function payloadOf({ offset = 0, payload }) {
   return pattern(payload.pattern, offset, offset + payload.length);
 }
+
+/** Have a client say what a step of its own says; returns the frame. */
+export function sendStep(protocol, step) {
+  const { type, stream, fields = {} } = step;
+  switch (type) {
+    case "DATA":
+      return join(protocol.sendData(stream, payloadOf(step)), payloadOf(step));
+    case "AUTH":
+      return protocol.sendAuth(fields.ticket);
+    case "PING":
+      return protocol.sendPing(fields.nonce);
+    case "CREATE":
+      return protocol.sendCreate(fields)[1];
+    case "ATTACH":
+      return protocol.sendAttach(fields.upload)[1];
+    case "QUERY":
+      return protocol.sendQuery(fields.upload)[1];
+    case "CANCEL":
+      return fields.upload ? protocol.sendCancelOf(fields.upload)[1] : protocol.sendCancel(stream);
+    case "RELEASE":
+      return protocol.sendRelease(stream);
+    case "PROOF":
+      return protocol.sendProof(stream, fields.durable_crc32c, fields.received_crc32c);
+    case "FINISH":
+      return protocol.sendFinish(stream, fields);
+  }
+  throw new Error(`a client does not say ${type}`);
+}
