@@ -1247,6 +1247,20 @@ async def test_refusals_are_logged_once_a_minute(
     assert "2 more like this" in lines()[1]
 
 
+async def test_refused_uploads_are_logged_as_news(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "django_async_upload")
+    async with connect(mounted(Small)) as client:
+        for _ in range(3):
+            with pytest.raises(FileTooLarge):
+                await client.upload("a.bin", b"eleven byte")
+    lines = [each for each in caplog.records if "refused" in each.getMessage()]
+    assert [(each.levelno, "user:" in each.getMessage()) for each in lines] == [
+        (logging.INFO, True)
+    ]
+
+
 async def test_a_client_that_does_not_read_is_dropped(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

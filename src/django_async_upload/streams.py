@@ -16,9 +16,11 @@ from .exceptions import (
     InternalError,
     PermissionRefused,
     UploadError,
+    UploadRefused,
 )
 from .leases import Claim, over
 from .models import UploadSession
+from .notices import notice
 from .protocol import messages as m
 from .protocol.state import OVER, PUBLISHED, State
 from .receipts import receipt_of
@@ -106,6 +108,7 @@ class UploadStream:
             closing = await self._serve()
         except UploadError as failure:
             error, closing = failure, error_message(failure)
+            self._log(failure)
         except Exception:  # of a host's hook, or ours
             logger.exception("Upload stream %s failed", self.number)
             error = InternalError()
@@ -117,6 +120,12 @@ class UploadStream:
             self._send(error_message(InternalError()))
         if error is not None and self._session is not None:
             await self.service.note(self._session, error)
+
+    def _log(self, error: UploadError) -> None:
+        """Refusals are nobody's mistake, but many of one kind are something to look at."""
+        if isinstance(error, UploadRefused):
+            who = self.connection.owner.key
+            notice(error.code, logging.INFO, "An upload of %s was refused: %s", who, error)
 
     async def _serve(self) -> m.Message:
         try:

@@ -66,6 +66,7 @@ class RawConnection:
         cookie: str | None = None,
         subprotocol: str | None = SUBPROTOCOL,
         host: str | None = None,
+        headers: dict[str, str] | None = None,
         timeout: float = 30,
     ) -> None:
         self.timeout = timeout
@@ -88,6 +89,7 @@ class RawConnection:
             "Sec-WebSocket-Version: 13",
         ]
         optional = {"Sec-WebSocket-Protocol": subprotocol, "Origin": origin, "Cookie": cookie}
+        optional |= headers or {}
         lines += [f"{name}: {value}" for name, value in optional.items() if value is not None]
         self.send_bytes("\r\n".join([*lines, "", ""]).encode())
         self._read_handshake()

@@ -366,6 +366,37 @@ def test_a_cookie_without_an_origin_is_no_login(host: Host) -> None:
         assert connection.greet().authenticated is False
 
 
+def test_an_origin_of_another_scheme_and_one_that_is_none_are_refused(host: Host) -> None:
+    cookie = host.login()
+    for origin in (host.server.url.replace("http:", "https:"), "http://[", ""):
+        with pytest.raises(Refused) as refused:
+            RawConnection(host.port, origin=origin, cookie=cookie)
+        # Daphne itself answers 400 where the header is none.
+        assert refused.value.status in (400, 403)
+
+
+def test_a_path_without_an_endpoint_is_refused_without_a_traceback(host: Host) -> None:
+    with pytest.raises(Refused) as refused:
+        RawConnection(host.port, path="/ws/nothing/")
+    assert refused.value.status in (403, 404)  # not every server can say 404
+    assert "Traceback" not in host.server.log()
+
+
+def test_the_address_is_what_the_proxy_has_written_on_every_server(
+    hosts: Callable[..., Host],
+) -> None:
+    host = hosts(NUM_PROXIES=1)
+    for sent, address in (
+        ("6.6.6.6, 192.0.2.7", "192.0.2.7"),
+        ("junk, 2001:db8::7", "2001:db8::7"),
+        ("6.6.6.6, junk", None),
+    ):
+        with RawConnection(host.port, headers={"X-Forwarded-For": sent}) as connection:
+            assert connection.greet().address == address
+    with RawConnection(host.port) as connection:
+        assert connection.greet().address == "127.0.0.1"
+
+
 def test_a_client_that_does_not_offer_the_subprotocol_is_told(host: Host) -> None:
     with RawConnection(host.port, subprotocol=None) as connection:
         error, code = last_words(connection)
