@@ -48,6 +48,25 @@ def upload(job: Job) -> Job:
     return load.outcome()
 
 
+def uploads(job: Job) -> Job:
+    """So many uploads side by side, each of its part of the source, on a connection of its own."""
+    source = map_file(job["source"])
+    size = -(-len(source) // job["uploads"])
+    parts = [source[start : start + size] for start in range(0, len(source), size)]
+    loads = [
+        Upload(
+            Connection(job["port"], job["path"], job["ticket"]), part, f"{number}.bin", crc_of(part)
+        )
+        for number, part in enumerate(parts)
+    ]
+    started = time.perf_counter()
+    _run_all(loads, job["timeout"])
+    seconds = time.perf_counter() - started
+    for each in loads:
+        each.connection.websocket.close()
+    return {"seconds": seconds, "stored_as": [each.outcome()["stored_as"] for each in loads]}
+
+
 def drop(job: Job) -> Job:
     """The same frames to a consumer that keeps nothing, without a protocol: what the server itself can take."""
     frames = map_file(job["frames"])
@@ -163,6 +182,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
     for each in (
         frames,
         upload,
+        uploads,
         drop,
         client,
         small_files,
@@ -185,11 +205,12 @@ def run(job: Job) -> Job:
     """
     work = JOBS[job["kind"]]
     if "rehearsal" in job:
-        path = os.path.join(job["rehearsal"], work(job)["stored_as"])
-        os.truncate(
-            path, 0
-        )  # frees its memory now, even if a server has the file open for a moment longer
-        os.unlink(path)
+        stored_as = work(job)["stored_as"]
+        for name in [stored_as] if isinstance(stored_as, str) else stored_as:
+            path = os.path.join(job["rehearsal"], name)
+            # Frees its memory now, even if a server has the file open for a moment longer.
+            os.truncate(path, 0)
+            os.unlink(path)
     if "watch" not in job:
         return work(job)
     before = account(job["watch"])

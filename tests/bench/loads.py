@@ -102,6 +102,13 @@ class Load:
         self.job["rehearsal"] = str(self.server.files)
         return self.source.size / self.run()["seconds"]
 
+    def cost(self) -> float:
+        """Seconds of processor time at the server for each byte, of the second of two runs on each other's heels."""
+        self.job["rehearsal"] = str(self.server.files)
+        self.job["watch"] = [process.pid for process in self.server.family()]
+        threads = self.run()["threads"].values()
+        return sum(ran for ran, _waited in threads) / self.source.size
+
     def rate_dropped(self) -> float:
         """Bytes a second, of a kind that stores nothing."""
         return self.source.size / float(generate(self.job)["seconds"])

@@ -15,7 +15,7 @@ import psutil
 from .contest import Figures
 from .rows import Row
 
-_SCALES = {"MB/s": 1e-6, "ms": 1e3, "MiB": 2.0**-20, "files/s": 1.0}
+_SCALES = {"MB/s": 1e-6, "ms": 1e3, "MiB": 2.0**-20, "files/s": 1.0, "s/GiB": 2.0**30}
 _PACKAGES = (
     *("django", "channels", "websockets", "crc32c", "uvicorn", "httptools", "h11", "granian"),
     *("tuspyserver", "fastapi"),
@@ -54,7 +54,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _figure(figures: Figures, unit: str) -> str:
     scale = _SCALES[unit]
     low, middle, high = (
-        f"{value * scale:,.{0 if value * scale >= 100 else 1}f}"
+        f"{value * scale:,.{0 if value * scale >= 100 else 1 if value * scale >= 10 else 2}f}"
         for value in (min(figures.values), figures.median, max(figures.values))
     )
     return f"{middle} {unit}" if low == high else f"{middle} {unit} ({low} to {high})"

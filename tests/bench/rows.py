@@ -14,8 +14,11 @@ from .loads import MIB, Crowd, Load, Source, random_source, sparse_source
 from .servers import CHECKPOINT, Server, Site, install_tus_node, sink, tus_node, tuspyserver
 
 KIB = 1024
+GIB = 1024**3
 SMALL_FILE = 1024
-ROWS = ("single", "client", "sha256", "tail", "small", "crowd")
+ROWS = ("single", "client", "sha256", "cpu", "tail", "small", "crowd")
+COSTS = {"uvicorn": 0.80, "granian": 1.0}
+"""Seconds of processor time that one upload may cost for each GiB, by server."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Bench:
         wanted = set(self.options.rows)
         if wanted & {"single", "client", "sha256"}:
             yield from self._large_rows()
+        if "cpu" in wanted:
+            yield from self._cpu_rows()
         if "tail" in wanted:
             yield from self._tail_rows()
         if "small" in wanted:
@@ -153,6 +158,30 @@ class Bench:
                 yield Row(title, server, durability, target, "MB/s", ours, theirs)
 
     # The others -----------------------------------------------------------------------------------
+
+    def _cpu_rows(self) -> Iterator[Row]:
+        """What a byte costs the server: steadier than its speed where others use the machine, too."""
+        source = random_source(self.directory, "cpu.bin", self.options.size * MIB)
+        with ExitStack() as stack:
+            plain = self._start(sink(self._folder(), "os"), stack)
+            contestants: dict[str, Measure] = {"sink": Load("sink", plain, source).cost}
+            for name in self.options.servers:
+                site = stack.enter_context(self._site(name, "os"))
+                for count in (1, 10, 100):
+                    load = Load("uploads", site, source, uploads=count)
+                    contestants[f"{name} {count}"] = load.cost
+            title = f"processor time of {self.options.size} MiB"
+            figures = compete(contestants, self.options.repetitions, title)
+        for name in self.options.servers:
+            one = figures[f"{name} 1"]
+            allowed = Figures([COSTS[name] / GIB])
+            for title, target, mine, peer in (
+                ("processor time, one upload / what is allowed", 1.0, one, allowed),
+                ("processor time, one upload / plain sink", None, one, figures["sink"]),
+                ("processor time, 10 uploads at once / one", None, figures[f"{name} 10"], one),
+                ("processor time, 100 uploads at once / one", 1.5, figures[f"{name} 100"], one),
+            ):
+                yield Row(title, name, "os", target, "s/GiB", mine, peer, at_most=True)
 
     def _tail_rows(self) -> Iterator[Row]:
         large = sparse_source(self.directory, "tail-large.bin", self.options.tail_size * MIB)
