@@ -237,3 +237,48 @@ async def test_closing_gives_everything_back(uploads: UploadService, owner: Owne
 
 def test_a_listener_is_what_the_stream_is() -> None:
     assert {name for name in vars(active.Listener) if not name.startswith("_")} <= set(dir(Ear))
+
+
+async def test_durable_never_goes_down(uploads: UploadService, owner: Owner) -> None:
+    """A checkpoint may cover less than an earlier one: an S3 store names whole pieces only."""
+    uploads.store.durability = "fsync"
+    data = os.urandom(100)
+    async with begun(uploads, owner, data) as upload:
+        feed(upload, data)
+        upload.release()
+        await upload.write()
+        await upload.flush()
+        assert upload.durable == 100
+        assert upload.writer is not None
+        older = Checkpoint(upload.writer.part, 40, crc32c(data[:40]), disk.boot_id())
+        await upload.save(older, State.UPLOADING)
+        assert upload.durable == 100
+
+
+async def test_the_old_part_stays_until_the_row_names_the_new_one(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash, or a database that is away, comes between: what was durable is still there."""
+    uploads.store.durability = "fsync"
+    data = os.urandom(100)
+    async with begun(uploads, owner, data) as upload:
+        feed(upload, data[:60])
+        upload.release()
+        await upload.write()
+        await upload.flush()
+        assert upload.writer is not None
+        await uploads.store.run(upload.writer.rewrite, upload.checkpoint)
+        renewed = await uploads.store.run(upload.writer.sync)
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads.database, "call", unavailable)
+            with pytest.raises(DatabaseUnavailable):
+                await upload.save(renewed, State.UPLOADING)
+        pk = upload.session.pk
+    uploads = await crash(uploads)
+    uploads.store.durability = "fsync"
+    async with attached(uploads, owner, pk) as upload:
+        assert (upload.durable, upload.received) == (60, 60)
+
+
+async def unavailable(*args: Any, **kwargs: Any) -> Any:
+    raise DatabaseUnavailable(retry_after=1.0)

@@ -32,7 +32,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.service import UploadService
 from django_async_upload.stores import disk
-from django_async_upload.stores.filesystem import FileWriter
+from django_async_upload.stores.filesystem import FileSystemStore, FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import KIB, MIB, crc, new_key, publish
@@ -452,3 +452,38 @@ async def test_what_the_disk_had_no_room_for_does_not_count_against_its_owner(
                     await alice.upload("a.bin", data, key=key)
         assert not await UploadSession.objects.aexists()
         assert (await alice.upload("a.bin", data, key=key)).size == len(data)
+
+
+# Threads -------------------------------------------------------------------------------------------
+
+
+async def test_resumes_that_read_whole_files_hold_up_no_chunks(
+    uploads: UploadService,
+    connect: Connect,
+    connect_bob: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a reboot, or where the lock of a part is waited for."""
+    read, open_part = threading.Event(), FileSystemStore.open
+
+    def slowly(self: FileSystemStore, *args: Any, **kwargs: Any) -> Any:
+        read.wait(30)
+        return open_part(self, *args, **kwargs)
+
+    count = uploads.store.threads
+    async with connect() as alice, connect_bob() as bob:
+        began = []
+        for stream in range(1, 1 + count):
+            await alice.send(m.Create(new_key(), f"{stream}.bin", 20 * KIB), stream)
+            began.append((await alice.wait_for(m.Created, stream)).upload)
+            await alice.send(m.Release(), stream)
+            await alice.wait_for(m.Released, stream)
+        monkeypatch.setattr(FileSystemStore, "open", slowly)
+        try:
+            for stream, upload in enumerate(began, 1 + count):
+                await alice.send(m.Attach(upload), stream)
+            assert (await bob.upload("b.bin", bytes(100 * KIB))).size == 100 * KIB
+        finally:
+            read.set()
+        for stream in range(1 + count, 1 + 2 * count):
+            await alice.wait_for(m.Attached, stream)

@@ -432,7 +432,8 @@ class ActiveUpload:
         await self.hashed()
         await self.settle()
         assert self.writer is not None
-        await self.store.run(self.writer.rewrite, self._checkpoint)
+        async with self.service.slow_turns(self.session.owner_key):
+            await self.store.run_slow(self.writer.rewrite, self._checkpoint)
         self.received = self.limit = self.writer.received
         self._grant()
         self.sha256 = None

@@ -77,7 +77,8 @@ async def _check_digest(upload: ActiveUpload, finish: m.Finish) -> dict[str, str
     if upload.sha256 is None:
         await _enter_verifying(upload, "verifying")
         upload.sha256 = hashlib.sha256()
-        await upload.store.run(_hash_again, upload, upload.sha256)
+        async with upload.service.slow_turns(upload.session.owner_key):
+            await upload.store.run_slow(_hash_again, upload, upload.sha256)
     actual = upload.sha256.hexdigest()
     if algorithm not in finish.digests:
         promised = f"FINISH brought no {algorithm}, which CREATE promised."

@@ -74,8 +74,8 @@ MAX_IN_TURN: Final = 64
 """Messages of one connection in a turn of the event loop."""
 PATIENCE_SECONDS: Final = 0.005
 """A connection that is to be read later by less than this is read at once."""
-SHORT_FRAME: Final = 1024
-"""Bytes. What an honest client sends is longer, but for the end of a file."""
+SHORT_FRAME: Final = 4096
+"""Bytes. What a client sends that is advised at least 16 KiB is longer, but for the end of a file."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that the database is asked at once; further ones wait."""
 MAX_UNSENT: Final = 1024 * 1024
@@ -545,8 +545,9 @@ def _cost(event: Event | None) -> int:
     """What a frame counts as where it moves no upload: such frames a client may send only so fast."""
     match event:
         case Chunk(_number, frame):
-            is_short = len(frame) < SHORT_FRAME and parse_header(frame).offset
-            return pace.SHORT_CHUNK if is_short else 0
+            missing = SHORT_FRAME - len(frame)
+            is_short = missing > 0 and parse_header(frame).offset
+            return pace.SHORT_CHUNK * missing // SHORT_FRAME if is_short else 0
         case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
             return 0
         case Received(_number, m.Query() | m.Auth() | m.Cancel()):

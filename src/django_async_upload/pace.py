@@ -6,9 +6,9 @@ from typing import Final
 
 FRAMES_PER_SECOND: Final = 2000
 """Of one owner. A server takes some tens of microseconds for each frame, however short it is."""
-SHORT_CHUNK: Final = 4
-"""So many frames a chunk that is not worth its way to the disk counts as."""
-QUESTION: Final = 8
+SHORT_CHUNK: Final = 16
+"""So many frames a chunk that is not worth its way to the disk counts as, at most."""
+QUESTION: Final = 16
 """And one that makes a task, asks the database and is answered."""
 BURST_SECONDS: Final = 0.25
 

@@ -82,6 +82,7 @@ class UploadService:
         self._syncs: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = (
             WeakValueDictionary()
         )
+        self._slow_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self.small_files = SmallFiles(self)
         keep_freed_memory()
@@ -100,6 +101,11 @@ class UploadService:
         """
         most = 1 if is_slow else max(1, self.store.threads // 2)
         return self._syncs.setdefault((owner, is_slow), asyncio.Semaphore(most))
+
+    def slow_turns(self, owner: str) -> asyncio.Semaphore:
+        """An owner's turns at what may take long: half of the threads for that."""
+        most = max(1, self.store.threads // 2)
+        return self._slow_turns.setdefault(owner, asyncio.Semaphore(most))
 
     def pace(self, owner: str) -> Pace:
         """How fast the connections of an owner are read."""
@@ -293,7 +299,8 @@ class UploadService:
     async def _open_part(self, session: UploadSession) -> Writer:
         if not session.part:
             return await self.store.run(self.store.create, session.size)
-        return await self.store.run(self.store.open, session.checkpoint, size=session.size)
+        async with self.slow_turns(session.owner_key):
+            return await self.store.run_slow(self.store.open, session.checkpoint, size=session.size)
 
     async def _evict(self, pk: uuid.UUID) -> None:
         """The newest wins: an older connection of this process stops, and lets go of the file."""
@@ -380,7 +387,7 @@ class UploadService:
         self, session: UploadSession, report: Callable[[m.Progress], None]
     ) -> UploadSession:
         try:
-            writer = await self.store.run(self._open_whole, session)
+            writer = await self.store.run_slow(self._open_whole, session)
         except DataLost as error:
             ended = await self.end(session, State.FAILED, error=error)
             if ended.state in PUBLISHED:  # by another process, a moment ago

@@ -27,6 +27,7 @@ from .protocol import messages as m
 from .protocol.state import State
 from .stores import publication
 from .stores.base import Checkpoint, Writer
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -57,7 +58,7 @@ class SmallFiles:
 
     def __init__(self, service: UploadService) -> None:
         self._service = service
-        self._waiting: list[SmallFile] = []
+        self._waiting: Turns[SmallFile] = Turns()
         self._draining: asyncio.Task[None] | None = None
 
     def takes(self, session: UploadSession, finish: m.Finish | None) -> bool:
@@ -77,7 +78,7 @@ class SmallFiles:
 
         Raises what refuses the upload.
         """
-        self._waiting.append(file)
+        self._waiting.add(file.owner.key, file)
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain())
         return await file.published
@@ -85,7 +86,7 @@ class SmallFiles:
     async def _drain(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                batch = self._waiting.take(MAX_BATCH)
                 try:
                     await self._publish(batch)
                 except Exception as error:  # the ordinary way meets it again, one by one

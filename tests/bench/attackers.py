@@ -164,7 +164,7 @@ def flood(port: int, ticket: str) -> None:
         sockets = list(left)
         readable, writable, _ = select.select(sockets, sockets, [], 1.0)
         for each in readable:
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):
                 each.recv(1 << 16)
         for each in writable:
             try:

@@ -98,15 +98,24 @@ class Store(abc.ABC):
     def _executor(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="async-upload-store")
 
+    @cached_property
+    def _slow_executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="async-upload-store-slow")
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call in the store's pool and return what it returns.
 
         The call is never abandoned half way: a cancelled caller gets its cancellation after the
         call has ended, so that nothing is written behind its back.
         """
-        call = asyncio.ensure_future(
-            _call(partial(function, *args, **kwargs), executor=self._executor)
-        )
+        return await self._run(self._executor, partial(function, *args, **kwargs))
+
+    async def run_slow(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`run`, for what waits for a lock or reads a whole file: in threads that chunks do not need."""
+        return await self._run(self._slow_executor, partial(function, *args, **kwargs))
+
+    async def _run(self, executor: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+        call = asyncio.ensure_future(_call(function, executor=executor))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -171,9 +180,9 @@ class Store(abc.ABC):
 
     def close(self) -> None:
         """End the pool's threads; running calls are waited for."""
-        if "_executor" in self.__dict__:
-            self._executor.shutdown(wait=True)
-            del self.__dict__["_executor"]
+        for name in ("_executor", "_slow_executor"):
+            if (executor := self.__dict__.pop(name, None)) is not None:
+                executor.shutdown(wait=True)
 
 
 class Writer(abc.ABC):
