@@ -323,8 +323,7 @@ async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
         for stream in range(1, 4):
             await send_all(alice, stream, data)
         with pytest.raises(ByteQuotaExceeded):
-            await send_all(alice, 4, data)
-            await alice.wait_for(m.Completed, 4)
+            await send_all(alice, 4, data, then=m.Completed)
 
 
 async def test_an_upload_of_unknown_size_that_is_finished_at_once_is_counted_too(
@@ -341,7 +340,10 @@ async def test_an_upload_of_unknown_size_that_is_finished_at_once_is_counted_too
     assert not await UploadSession.objects.completed().aexists()
 
 
-async def send_all(uploads: UploadCommunicator, stream: int, data: bytes) -> None:
+async def send_all(
+    uploads: UploadCommunicator, stream: int, data: bytes, *, then: type[m.Message] | None = None
+) -> None:
+    """Send the data of an upload within its limits, and wait for the message that follows."""
     offset, limit = 0, uploads.hello.stream_limit
     while offset < len(data):
         while offset == limit:
@@ -349,6 +351,8 @@ async def send_all(uploads: UploadCommunicator, stream: int, data: bytes) -> Non
         stop = min(len(data), limit)
         await uploads.send_data(stream, offset, data[offset:stop])
         offset = stop
+    if then is not None:
+        await uploads.wait_for(then, stream)
 
 
 async def test_uploads_that_were_cancelled_count_for_an_hour(
@@ -471,18 +475,21 @@ async def test_resumes_that_read_whole_files_hold_up_no_chunks(
 
     count = uploads.store.threads
     async with connect() as alice, connect_bob() as bob:
-        began = []
-        for stream in range(1, 1 + count):
-            await alice.send(m.Create(new_key(), f"{stream}.bin", 20 * KIB), stream)
-            began.append((await alice.wait_for(m.Created, stream)).upload)
-            await alice.send(m.Release(), stream)
-            await alice.wait_for(m.Released, stream)
+        began: dict[UploadCommunicator, list[str]] = {alice: [], bob: []}
+        for client, pks in began.items():
+            for stream in range(1, 1 + count):
+                await client.send(m.Create(new_key(), f"{stream}.bin", 20 * KIB), stream)
+                pks.append((await client.wait_for(m.Created, stream)).upload)
+                await client.send(m.Release(), stream)
+                await client.wait_for(m.Released, stream)
         monkeypatch.setattr(FileSystemStore, "open", slowly)
         try:
-            for stream, upload in enumerate(began, 1 + count):
-                await alice.send(m.Attach(upload), stream)
+            for client, pks in began.items():
+                for stream, upload in enumerate(pks, 1 + count):
+                    await client.send(m.Attach(upload), stream)
             assert (await bob.upload("b.bin", bytes(100 * KIB))).size == 100 * KIB
         finally:
             read.set()
-        for _ in began:
-            assert isinstance((await alice.receive()).message, m.Attached)
+        for client, pks in began.items():
+            for _ in pks:
+                assert isinstance((await client.receive()).message, m.Attached)
