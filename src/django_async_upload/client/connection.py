@@ -104,8 +104,8 @@ class Connection:
         self._stall = stall
         self._served_at = self._heard_at
         """When the server said something on a stream, or owed nothing."""
-        self._busy_until = self._heard_at
-        """No stream is opened before."""
+        self._busy: asyncio.TimerHandle | None = None
+        """The server is: no stream is opened until it fires."""
         self._authenticating = False
         self._next_ticket: list[str | None] = []
 
@@ -156,8 +156,7 @@ class Connection:
     def open_stream(self, listener: Listener, send: Callable[[], tuple[int, bytes]]) -> int | None:
         """A new stream, opened by a ``send_*`` method of the protocol; None while all are taken, or the
         server is busy."""
-        is_busy = self._loop.time() < self._busy_until
-        if is_busy or len(self.protocol.streams) >= self.hello.max_streams:
+        if self._busy is not None or len(self.protocol.streams) >= self.hello.max_streams:
             if listener not in self._waiting_for_slot:
                 self._waiting_for_slot.append(listener)
             return None
@@ -286,8 +285,15 @@ class Connection:
                 self._fail(error)
 
     def _wait_while_busy(self, seconds: float) -> None:
-        self._busy_until = max(self._busy_until, self._loop.time() + seconds)
-        self._loop.call_at(self._busy_until, self._wake, self._waiting_for_slot)
+        until = self._loop.time() + seconds
+        if self._busy is None or self._busy.when() < until:
+            if self._busy is not None:
+                self._busy.cancel()
+            self._busy = self._loop.call_at(until, self._busy_no_longer)
+
+    def _busy_no_longer(self) -> None:
+        self._busy = None
+        self._wake(self._waiting_for_slot)
 
     def _write(self, frame: bytes) -> None:
         if self.error is None:
@@ -374,8 +380,9 @@ class Connection:
 
     def _over(self, error: UploadError) -> None:
         self.error = error
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
+        for timer in (self._heartbeat, self._busy):
+            if timer is not None:
+                timer.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
         self._queue.clear()

@@ -68,8 +68,8 @@ export class Connection {
   #askedAt = null;
   /** @type {Set<number>} */
   #timers = new Set();
-  /** No stream is opened before, ms. */
-  #busyUntil = 0;
+  /** So many times the server said that it is, and the time that it asked for is not over: no stream is opened. */
+  #busy = 0;
   /** When the server said something on a stream, or owed nothing, ms. */
   #servedAt = 0;
 
@@ -143,8 +143,7 @@ export class Connection {
    * @param {(protocol: ClientProtocol) => [Stream, Uint8Array<ArrayBuffer>]} send
    */
   open(holder, send) {
-    const isBusy = this.#environment.now() < this.#busyUntil;
-    if (!this.isUsable || isBusy || this.openStreams >= this.hello.max_streams) {
+    if (!this.isUsable || this.#busy > 0 || this.openStreams >= this.hello.max_streams) {
       return null;
     }
     const [stream, frame] = send(this.#protocol);
@@ -293,8 +292,11 @@ export class Connection {
 
   /** @param {number} seconds */
   #waitWhileBusy(seconds) {
-    this.#busyUntil = Math.max(this.#busyUntil, this.#environment.now() + seconds * 1000);
-    this.#after(seconds, () => this.#line.slotFreed());
+    this.#busy += 1;
+    this.#after(seconds, () => {
+      this.#busy -= 1;
+      this.#line.slotFreed();
+    });
   }
 
   /** @param {Message} message */
