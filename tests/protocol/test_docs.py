@@ -8,6 +8,7 @@ import re
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -148,6 +149,29 @@ def test_a_message_has_the_fields_that_are_documented(cls: type[Message]) -> Non
                 else each.default_factory()
             )
             assert documented.default == default, name
+
+
+PROBES: list[Any] = [
+    *(None, True, False, -1, 0, 1, 2, 1.0, 0.5, -0.5, 1e9, 999_999_999.5, 10**9),
+    *(limit + step for limit in (frames.MAX_CHUNK, frames.MAX_OFFSET) for step in (0, 1)),
+    *("", "a", "\n", "sha-256", "SHA-256", "md5", ID, ID.upper(), ID.replace("-", "")),
+    *(digit * length for digit in "0f" for length in (7, 8, 9, 31, 32, 33, 63, 64, 65)),
+    *("F" * 8, "g" * 32, "0" * 8 + "\n"),
+    *("x" * (limit + step) for limit in (255, 1024, 4096, 8192) for step in (0, 1)),
+    *([], ["sha-256"], ["x"], [1], {}, {"a": 1}, {"sha-256": "0" * 64}, {"sha-256": "0" * 63}),
+    *({"sha-256": None}, {"md5": "0" * 32}),
+]
+"""Values at the edges of all ranges, and of all types."""
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_field_has_the_range_that_is_documented(cls: type[Message]) -> None:
+    for name, (accepts, _) in m._schema(cls).items():
+        rule = m._RULES.get(name, lambda value: True)
+        for probe in PROBES:
+            taken = accepts(probe) and bool(rule(probe))
+            documented = bool(page.MESSAGES[cls.frame_type.name][name].check(probe))
+            assert taken == documented, (name, probe)
 
 
 def test_the_figures_are_those_of_the_source() -> None:
