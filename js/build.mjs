@@ -11,6 +11,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { build } from "esbuild";
+import { minify } from "terser";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const APP = path.resolve(HERE, "../src/django_async_upload");
@@ -76,7 +77,22 @@ async function bundle() {
     banner: { css: banner },
   });
   const files = [scripts, more, styles, admin].flatMap(({ outputFiles }) => outputFiles);
-  return new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
+  const found = new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
+  await squeeze(found, "async-upload.min.js", banner);
+  return found;
+}
+
+/** What terser still finds behind esbuild: two of a hundred bytes. */
+async function squeeze(files, name, preamble) {
+  const text = (file) => Buffer.from(files.get(file)).toString();
+  const { code, map } = await minify(text(name), {
+    module: true,
+    compress: { passes: 3, ecma: 2020, unsafe_arrows: true },
+    format: { comments: false, preamble },
+    sourceMap: { content: text(`${name}.map`), url: `${name}.map` },
+  });
+  files.set(name, Buffer.from(`${code}\n`));
+  files.set(`${name}.map`, Buffer.from(map));
 }
 
 /** What is of the pages that Django serves only. */
