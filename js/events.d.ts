@@ -16,6 +16,7 @@ export interface UploaderEvents {
     retryIn?: number;
     error?: UploadError;
   }>;
+  unreachable: CustomEvent<{ unreachable: boolean }>;
   warning: CustomEvent<{ code: string; message: string }>;
 }
 

@@ -285,13 +285,33 @@ def test_the_reference_of_javascript_is_as_its_jsdoc() -> None:
     assert written == javascript_reference.page(), "make docs-js"
 
 
+@pytest.mark.parametrize("name", ["upload", "uploader"])
+def test_the_events_of_a_class_are_those_that_are_dispatched(name: str) -> None:
+    told = re.findall(r"@fires (\w+)", (STATIC / f"client/{name}.js").read_text())
+    dispatched = {
+        path.stem: set(
+            re.findall(r'(?:dispatch|Event\(new CustomEvent)\("(\w+)"', path.read_text())
+        )
+        for path in (STATIC / "client").glob("*.js")
+    }
+    own = dispatched.pop("upload")
+    assert set(told) == (own if name == "upload" else set[str]().union(*dispatched.values()))
+
+
 @pytest.mark.parametrize(
-    ("script", "dispatch"),
-    [("client/uploader.js", r'#dispatch\("(\w+)"'), ("client/upload.js", r'#dispatch\("(\w+)"')],
+    ("script", "events"),
+    [
+        ("client/upload.js", "UploadEvents"),
+        ("client/uploader.js", "UploaderEvents"),
+        ("widget.js", "AsyncUploadEvents"),
+    ],
 )
-def test_the_events_of_a_class_are_those_it_dispatches(script: str, dispatch: str) -> None:
-    source = (STATIC / script).read_text()
-    assert set(re.findall(r"@fires (\w+)", source)) == set(re.findall(dispatch, source))
+def test_the_types_of_the_events_are_those_of_the_source(script: str, events: str) -> None:
+    types = (NPM / "events.d.ts").read_text()
+    interface = re.search(rf"interface {events} {{\n(.*?)\n}}", types, re.DOTALL)
+    assert interface is not None
+    typed = set(re.findall(r'^  "?([\w:-]+)"?: CustomEvent', interface[1], re.MULTILINE))
+    assert typed == set(re.findall(r"@fires ([\w:-]+)", (STATIC / script).read_text()))
 
 
 def test_the_events_and_attributes_of_the_element_are_those_of_the_source() -> None:
