@@ -461,6 +461,25 @@ async def test_a_connection_that_serves_no_stream_is_left_though_it_answers_ping
     assert server.contents == [LARGE]
 
 
+async def test_a_server_that_has_much_to_read_before_it_answers_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("django_async_upload.client.client._STALL_SECONDS", 0.1)
+    server = ScriptedServer(replace(HELLO, heartbeat=0.1))
+
+    def hold(session: Session, header: Header, message: Message | bytes) -> bool:
+        return header.type is not FrameType.PING
+
+    server.hooks.append(hold)
+    async with server.client() as client:
+        upload = client.start(io.BytesIO(CONTENT), name="name")
+        await eventually(lambda: server.sessions and len(server.sessions[-1].of(m.Ping)) > 8)
+        assert len(server.sessions) == 1
+        server.hooks.remove(hold)
+        server.sessions[0].drop()
+        await upload
+
+
 async def test_an_upload_that_waits_for_its_own_program_is_no_stall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -201,16 +201,16 @@ class ClientProtocol:
 
     @property
     def awaits(self) -> bool:
-        """The server owes a word on some stream: an answer, an ACK, or credit."""
+        """The server owes a word on some stream: an ACK, credit, or the answer to FINISH.
+
+        CREATE and ATTACH do not count: before it answers, a server may have much to read and nothing to say.
+        """
         return any(map(self._is_owed, self._streams.values()))
 
     def _is_owed(self, stream: Stream) -> bool:
-        match stream.state:
-            case _S.PROVING:
-                return False
-            case _S.SENDING:
-                return stream.sent > stream.received or self.credit(stream.id) == 0
-        return True
+        if stream.state is _S.SENDING:
+            return stream.sent > stream.received or self.credit(stream.id) == 0
+        return stream.state is _S.FINISHING
 
     # Receiving ------------------------------------------------------------------------------------
 

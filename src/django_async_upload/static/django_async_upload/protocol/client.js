@@ -211,21 +211,17 @@ export class ClientProtocol {
     return Math.max(0, Math.min(entry.limit - entry.sent, this.#limit - this.#sent));
   }
 
-  /** The server owes a word on some stream: an answer, an ACK, or credit for a chunk. */
+  /**
+   * The server owes a word on some stream: an ACK, credit for a chunk, or the answer to FINISH. CREATE and ATTACH do not count:
+   * before it answers, a server may have much to read and nothing to say.
+   */
   get awaits() {
     return [...this.#streams.values()].some((stream) => this.#isOwed(stream));
   }
 
   /** @param {Stream} stream */
   #isOwed({ id, state, sent, received, chunk }) {
-    switch (state) {
-      case "proving":
-        return false;
-      case "sending":
-        return sent > received || this.credit(id) < chunk;
-      default:
-        return true;
-    }
+    return state === "sending" ? sent > received || this.credit(id) < chunk : state === "finishing";
   }
 
   // Receiving -------------------------------------------------------------------------------------
