@@ -21,7 +21,7 @@ from django_async_upload.exceptions import (
 from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.service import UploadService, get_service
 from django_async_upload.stores import Checkpoint, disk
 
 from .fixtures import KIB, MIB, finish, row
@@ -80,8 +80,10 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
 
 
 async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_counts(
-    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    uploads: UploadService, owner: Owner, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    uploads = get_service()
     without_checkpoints(monkeypatch)
     data = os.urandom(9 * MIB)
     async with begun(uploads, owner, data) as upload:

@@ -892,10 +892,13 @@ async def test_a_part_that_is_not_whole_is_never_published(
     owner: Owner,
     host: Host,
     media: Path,
+    settings: Any,
     monkeypatch: pytest.MonkeyPatch,
     boot: str,
 ) -> None:
     """With durability ``os`` the machine's crash may take bytes that the row counts."""
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    uploads = get_service()
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     if boot == "another":
         await UploadSession.objects.aupdate(boot_id="another")
@@ -1021,9 +1024,11 @@ async def test_an_end_whose_commit_was_not_answered_still_deletes_the_part_and_i
 
 
 async def test_what_a_reboot_took_is_sent_again_where_durability_never_promised_it(
-    uploads: UploadService, owner: Owner, host: Host
+    uploads: UploadService, owner: Owner, host: Host, settings: Any
 ) -> None:
     """Durability ``os``: the row counts bytes that the machine's crash took."""
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    uploads = get_service()
     data = os.urandom(3 * MIB)
     pk = await interrupted(uploads, owner, data, 2 * MIB)
     await UploadSession.objects.aupdate(boot_id="another")
@@ -1040,12 +1045,10 @@ async def test_a_name_that_was_linked_before_a_crash_is_synced_before_the_upload
     owner: Owner,
     host: Host,
     media: Path,
-    settings: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "fsync"}
-    session = await die_at(get_service(), owner, host, "after the link", monkeypatch)
-    again = await crash(get_service())
+    session = await die_at(uploads, owner, host, "after the link", monkeypatch)
+    again = await crash(uploads)
     synced: list[str] = []
     sync_directory = disk.sync_directory
 
@@ -1081,8 +1084,14 @@ async def test_a_refusal_that_may_pass_keeps_the_bytes(
 
 
 async def test_a_part_that_is_gone_leaves_no_new_one_behind(
-    uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    uploads = get_service()
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     again = await crash(uploads)
     again.store.delete(session.part)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from channels.auth import AuthMiddlewareStack
 from django.db import OperationalError
 
 from django_async_upload import connection as connection_module
 from django_async_upload import leases, signals
 from django_async_upload.completion import Publisher
+from django_async_upload.consumers import UploadConsumer
 from django_async_upload.database import Database
 from django_async_upload.exceptions import StorageFailed
 from django_async_upload.models import CompletionEvent, UploadSession
@@ -351,3 +353,28 @@ async def test_a_commit_whose_answer_was_lost_costs_no_file(
         assert (media / end.stored_as).read_bytes() == data
     await emptied(staging)
     assert await UploadSession.objects.acount() == await CompletionEvent.objects.acount() == 5
+
+
+@pytest.mark.parametrize("inspects", [False, True])
+async def test_a_host_is_asked_for_a_name_once_and_not_before_it_has_inspected_the_file(
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch, inspects: bool
+) -> None:
+    monkeypatch.setattr(connection_module, "BREATH_SECONDS", 5.0)
+    asked: list[str] = []
+
+    class Named(UploadConsumer):
+        async def get_name(self, session: UploadSession) -> str:
+            asked.append("name")
+            return "taken.bin"
+
+    class Inspecting(Named):
+        async def inspect(self, session: UploadSession, file: Any) -> None:
+            asked.append("inspect")
+
+    app = AuthMiddlewareStack((Inspecting if inspects else Named).as_asgi())
+    async with connect(app) as uploads:  # the second one goes the ordinary way
+        ends = await breathe(uploads, [("a.bin", b"a"), ("b.bin", b"b")], damaged=1)
+    assert {type(end) for end in ends} == {m.Completed}
+    assert sorted(asked) == sorted(["name", *(["inspect"] if inspects else [])] * 2)
+    if inspects:
+        assert asked[0] == "inspect"

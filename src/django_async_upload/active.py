@@ -81,6 +81,8 @@ class ActiveUpload:
         self.sha256: hashlib._Hash | None = None
         self.closed = asyncio.Event()
         """Set when the part is let go of."""
+        self.name = ""
+        """To publish under, once the host was asked: a small file's before it turned out to be unusual."""
         self.progress: m.Progress | None = None
         """After FINISH: how far the checks and the publication are."""
         self._frames: list[bytes] = []

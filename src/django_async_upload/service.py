@@ -343,7 +343,7 @@ class UploadService:
             await upload.check_quota()
             digests = await verify(upload, finish, host)
             await host.admit()  # an inspection may have taken long
-            name = await host.get_name(session)
+            name = upload.name or await host.get_name(session)
         except UploadError as error:
             if error.is_final:
                 await self.fail(session, error)

@@ -161,10 +161,11 @@ class UploadStream:
     async def _create(self, create: m.Create) -> m.Message:
         assert self.upload is not None
         session, max_size = await self.connection.new_session(create)
-        if self.service.small_files.takes(session, self.upload.finishing):
-            name = await self.connection.get_name(session)
-            small = SmallFile(session, self.connection.owner, self.upload, name)
-            if not self.connection.inspects and await self.service.small_files.publish(small):
+        small_files = self.service.small_files
+        if not self.connection.inspects and small_files.takes(session, self.upload.finishing):
+            self.upload.name = await self.connection.get_name(session)
+            small = SmallFile(session, self.connection.owner, self.upload, self.upload.name)
+            if await small_files.publish(small):
                 return completed_message(session)
         found = await self.service.create(self.upload, session, self.connection.owner, max_size)
         if found is not session:
