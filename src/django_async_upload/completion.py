@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedReader
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -13,7 +14,7 @@ from django.core.files.storage import FileSystemStorage
 
 from . import leases
 from .active import ActiveUpload
-from .exceptions import DigestMismatch, NotFound, SizeMismatch, UploadError
+from .exceptions import DigestMismatch, NotFound, SizeMismatch, StorageFailed, UploadError
 from .leases import Change, checkpoint_values
 from .models import CompletionEvent, UploadSession
 from .owners import Owner
@@ -140,7 +141,11 @@ class Publisher:
         self.session.size = self.writer.received
         self.session.digests = digests
         name = publication.checked_name(self.storage, name)
-        if await self.service.store.run(self._linkable_path) is None:
+        is_linkable = False
+        # Where the part is no longer this writer's, the commit says who has taken the upload over.
+        with suppress(StorageFailed):
+            is_linkable = await self.service.store.run(self._linkable_path) is not None
+        if not is_linkable:
             name = publication.own_name(name, self.session.pk)
         await self._commit(name, checkpoint, owner)
         self._is_recovery = False
