@@ -6,6 +6,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +28,7 @@ from django_async_upload.exceptions import (
 )
 from django_async_upload.leases import Claim
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
+from django_async_upload.owners import Owner, look_up
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.service import UploadService
@@ -146,6 +147,19 @@ def test_a_group_of_questions_is_one_query(db: None, owner: Owner) -> None:
     assert [each.pk for each in found if not isinstance(each, NotFound)] == [
         session.pk for session in sessions
     ]
+
+
+def test_an_owner_of_many_connections_is_looked_at_once(db: None, owner: Owner) -> None:
+    session = publish(owner)
+
+    def look(connections: int) -> int:
+        owners = [replace(owner) for _ in range(connections)]
+        with CaptureQueriesContext(database_connection) as queries:
+            look_up(owners)
+            leases.find([Claim(session.pk, each, "default") for each in owners])
+        return len(queries)
+
+    assert look(31) == look(1)
 
 
 async def test_a_crowd_of_questions_is_answered(connect: Connect) -> None:

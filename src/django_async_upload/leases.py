@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -414,16 +414,17 @@ def note(items: Sequence[Trouble]) -> list[None]:
 
 
 def _checked_owners(
-    items: Sequence[Creation] | Sequence[Claim] | Sequence[Change],
+    items: Sequence[Creation | Claim | Change],
 ) -> list[Any]:
     """None for each item whose owner still is who they were; each owner is looked at once."""
-    refusals: dict[int, ConnectionRefused | None] = {id(None): None}
-    for item in items:
-        if item.owner is not None and id(item.owner) not in refusals:
+    refusals: dict[Hashable, ConnectionRefused | None] = {None: None}
+    credentials = [None if item.owner is None else item.owner.credential for item in items]
+    for item, credential in zip(items, credentials, strict=True):
+        if item.owner is not None and credential not in refusals:
             try:
                 item.owner.check()
             except ConnectionRefused as refusal:
-                refusals[id(item.owner)] = refusal
+                refusals[credential] = refusal
             else:
-                refusals[id(item.owner)] = None
-    return [refusals[id(item.owner)] for item in items]
+                refusals[credential] = None
+    return [refusals[credential] for credential in credentials]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ class Owner:
     def expires_in(self) -> float | None:
         """Seconds for which the ticket still holds; None for a login."""
         return None if self.ticket is None else max(0.0, self.ticket.expires - time.time())
+
+    @property
+    def credential(self) -> Hashable:
+        """Equal for owners of whom a check would ask the same: all connections of one login, or with one ticket."""
+        session_key = None if self.session is None else self.session.session_key
+        return self.key, session_key, self.ticket
 
     def check(self) -> Owner:
         """The same owner, read again from the database.
@@ -160,16 +166,17 @@ def _owner_from_user(user: Any) -> Owner:
 def look_up(items: Sequence[Any]) -> list[Owner | UploadError]:
     """Who a session, a scope, a ticket or an owner is now: an item per caller, for :meth:`Database.call`.
 
-    The same item from several callers is read once.
+    The same item, or owner, from several callers is read once.
     """
-    found: dict[int, Owner | UploadError] = {}
-    for item in items:
-        if id(item) not in found:
+    found: dict[Hashable, Owner | UploadError] = {}
+    keys = [item.credential if isinstance(item, Owner) else id(item) for item in items]
+    for key, item in zip(keys, items, strict=True):
+        if key not in found:
             try:
-                found[id(item)] = _look_up(item)
+                found[key] = _look_up(item)
             except UploadError as error:
-                found[id(item)] = error
-    return [found[id(item)] for item in items]
+                found[key] = error
+    return [found[key] for key in keys]
 
 
 def _look_up(item: Any) -> Owner:

@@ -1,7 +1,8 @@
 """What one user's attack leaves to another, on each server: ``python -m tests.bench.attacks``.
 
-Each attack meets a server process of its own, on the loopback interface. Before it and under it another user uploads 64
-MiB and begins uploads; the table says how fast. It ends by itself, with 1 where somebody was starved.
+Each attack meets a server process of its own, on the loopback interface. Another user uploads 64 MiB and begins
+uploads there, and in turn on a server that nobody attacks; the table says how fast. It ends by itself, with 1
+where the other user was starved.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,40 +65,36 @@ class Figures:
         return statistics.median(self.speeds) if self.speeds else 0.0
 
 
-def measure(host: Host, uploads: int) -> Figures:
-    """Upload 64 MiB some times, and begin uploads and send small files before each of them."""
-    figures = Figures()
-    data = os.urandom(SIZE)
-    for _ in range(uploads):
-        try:
-            with host.connect(host.ticket("other")) as bob:
-                for _ in range(5):
-                    began = time.monotonic()
-                    stream, _created = bob.create("b.bin", 100 * KIB)
-                    figures.answers.append(time.monotonic() - began)
-                    bob.send(m.Cancel(), stream)
-                    bob.expect(m.Cancelled, stream=stream)
-                    began = time.monotonic()
-                    stream = bob.next_stream()
-                    bob.send(m.Create(os.urandom(16).hex(), "small.bin", 1000), stream)
-                    bob.send_data(stream, 0, data[:1000])
-                    bob.finish(stream, data[:1000])
-                    figures.small.append(time.monotonic() - began)
+def measure(host: Host, figures: Figures, data: bytes) -> None:
+    """Begin uploads, send small files, and upload ``data`` once, as the other user."""
+    try:
+        with host.connect(host.ticket("other")) as bob:
+            for _ in range(5):
                 began = time.monotonic()
-                stream, _created = bob.create("large.bin", SIZE)
+                stream, _created = bob.create("b.bin", 100 * KIB)
                 figures.answers.append(time.monotonic() - began)
-                bob.upload(stream, data)
-                bob.finish(stream, data)
-                figures.speeds.append(SIZE / MIB / (time.monotonic() - began))
-        except Failed as failed:
-            figures.errors.append(failed.error.code)
-        except (Closed, TimeoutError, OSError) as error:
-            figures.errors.append(repr(error))
-    return figures
+                bob.send(m.Cancel(), stream)
+                bob.expect(m.Cancelled, stream=stream)
+                began = time.monotonic()
+                stream = bob.next_stream()
+                bob.send(m.Create(os.urandom(16).hex(), "small.bin", 1000), stream)
+                bob.send_data(stream, 0, data[:1000])
+                bob.finish(stream, data[:1000])
+                figures.small.append(time.monotonic() - began)
+            began = time.monotonic()
+            stream, _created = bob.create("large.bin", len(data))
+            figures.answers.append(time.monotonic() - began)
+            bob.upload(stream, data)
+            bob.finish(stream, data)
+            figures.speeds.append(len(data) / MIB / (time.monotonic() - began))
+    except Failed as failed:
+        figures.errors.append(failed.error.code)
+    except (Closed, TimeoutError, OSError) as error:
+        figures.errors.append(repr(error))
 
 
 @contextlib.contextmanager
-def attacking(name: str, host: Host) -> Iterator[None]:
+def attacking(name: str, host: Host) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tests.bench.attackers", name, str(host.port), host.ticket()]
     # Niced: what the attacker computes on this machine, another one would.
     attacker = subprocess.Popen(
@@ -110,7 +108,7 @@ def attacking(name: str, host: Host) -> Iterator[None]:
             if attacker.poll() is not None:
                 raise RuntimeError(f"the attacker ended with {attacker.returncode}")
             time.sleep(0.05)
-        yield
+        yield attacker
     finally:
         attacker.kill()
         attacker.wait()
@@ -134,46 +132,59 @@ def small_disk(path: Path) -> Iterator[str]:
         subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=10)
 
 
-def run(kind: str, name: str, template: Path, root: Path, uploads: int) -> bool:
-    """One attack on one server: prints a line of the table, and returns whether the other user was well."""
+def run(kind: str, name: str, template: Path, root: Path, rounds: int) -> bool:
+    """One attack on one server: prints a line of the table, and returns whether the other user was well.
+
+    A second server, which nobody attacks, says what the user gets alone: the two take turns, and the attacked one
+    and its attacker are stopped meanwhile, so that what else the machine does falls on both.
+    """
+    alone, attacked = Figures(), Figures()
+    folders = root / "alone", root / "attacked"
+    root.mkdir()
     with contextlib.ExitStack() as stack:
         settings: dict[str, object] = {}
         if name == "X3":
-            if why := stack.enter_context(small_disk(root)):
-                print(f"| {kind} | {name} | skipped: {why} | | | | |", flush=True)
-                return True
             settings["MIN_FREE_SPACE"] = MIN_FREE
-        host = stack.enter_context(hosting(kind, template, root, settings))
+            for folder in folders:
+                if why := stack.enter_context(small_disk(folder)):
+                    print(f"| {kind} | {name} | skipped: {why} | | | | | |", flush=True)
+                    return True
+        peace, host = (
+            stack.enter_context(hosting(kind, template, folder, settings)) for folder in folders
+        )
         if name == "X24":
             manage(host.server.env, "shell", "--command", MANY_ROWS)
-        alone = measure(host, uploads)
-        with attacking(name, host):
-            attacked = measure(host, uploads)
-        notes = attacked.errors
+        data = os.urandom(SIZE)
+        attacker = stack.enter_context(attacking(name, host))
+        for _ in range(rounds):
+            attacker.send_signal(signal.SIGSTOP)
+            host.server.stop()
+            measure(peace, alone, data)
+            host.server.cont()
+            attacker.send_signal(signal.SIGCONT)
+            time.sleep(1.0)
+            measure(host, attacked, data)
+        notes = list(attacked.errors)
         if name == "X3":
-            room = os.statvfs(root)
+            room = os.statvfs(folders[1])
             notes.append(f"{room.f_bavail * room.f_frsize // MIB} MiB left free")
-        ratio = attacked.speed / alone.speed if alone.speed else 0.0
-        longest = max(attacked.answers, default=float("inf"))
-        is_well = (
-            not attacked.errors[: None if name != "X3" else -1]
-            and ratio >= LEAST_SPEED
-            and longest < LONGEST_ANSWER
-        )
-        print(
-            f"| {kind} | {name} | {alone.speed:.0f} | {attacked.speed:.0f} | **{ratio:.2f}** "
-            f"| {longest * 1000:.0f} ms | {max(attacked.small, default=0) * 1000:.0f} ms "
-            f"| {'yes' if is_well else 'NO'} {', '.join(notes)} |",
-            flush=True,
-        )
-        return is_well
+    ratio = attacked.speed / alone.speed if alone.speed else 0.0
+    longest = max(attacked.answers, default=float("inf"))
+    is_well = not attacked.errors and ratio >= LEAST_SPEED and longest < LONGEST_ANSWER
+    print(
+        f"| {kind} | {name} | {alone.speed:.0f} | {attacked.speed:.0f} | **{ratio:.2f}** "
+        f"| {longest * 1000:.0f} ms | {max(attacked.small, default=0) * 1000:.0f} ms "
+        f"| {'yes' if is_well else 'NO'} {', '.join(notes)} |",
+        flush=True,
+    )
+    return is_well
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.attacks", description=__doc__)
     parser.add_argument("--servers", default=",".join(KINDS))
     parser.add_argument("--attacks", default=",".join(ATTACKS))
-    parser.add_argument("--uploads", type=int, default=3, help="of 64 MiB, alone and attacked")
+    parser.add_argument("--rounds", type=int, default=3, help="uploads of 64 MiB, each way")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     options = parser.parse_args(arguments)
     directory = Path(tempfile.mkdtemp(prefix="async-upload-attacks-", dir=options.directory))
@@ -186,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         print("|---|---|---|---|---|---|---|---|")
         well = [
-            run(kind, name, template, directory / f"{kind}-{name}", options.uploads)
+            run(kind, name, template, directory / f"{kind}-{name}", options.rounds)
             for kind in options.servers.split(",")
             for name in options.attacks.split(",")
         ]
