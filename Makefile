@@ -80,6 +80,7 @@ messages: $(VENV)/.test  ## Gather the texts to translate, and compile the trans
 	cd src/django_async_upload && ../../$(BIN)/django-admin makemessages --all --no-location --no-wrap --no-obsolete
 	sed -i '/^"POT-Creation-Date/d' src/django_async_upload/locale/*/LC_MESSAGES/django.po
 	cd src/django_async_upload && ../../$(BIN)/django-admin compilemessages
+	$(BIN)/python -m tests.javascript_texts
 
 bench: $(VENV)/.bench  ## Measure against other ways to upload; half an hour.
 	$(BIN)/python -m tests.bench

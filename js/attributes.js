@@ -38,11 +38,11 @@ function defined(attributes) {
 
 /** The element's events, by what a component calls them. @type {Record<string, keyof AsyncUploadEvents>} */
 export const EVENTS = {
-  progress: "async-upload:progress",
-  state: "async-upload:state",
-  completed: "async-upload:completed",
-  error: "async-upload:error",
-  warning: "async-upload:warning",
+  progress: "async-upload-progress",
+  state: "async-upload-state",
+  completed: "async-upload-completed",
+  error: "async-upload-error",
+  warning: "async-upload-warning",
 };
 
 /**

@@ -60,6 +60,8 @@ async function bundle() {
           onResolve({ filter: /\/(workers|sha256-loader)\.js$/ }, ({ path: name }) => ({
             path: path.join(SOURCES, "file", `bundled-${path.basename(name)}`),
           }));
+          // The page brings the texts, in its language.
+          onResolve({ filter: /\/english\.js$/ }, () => ({ path: path.join(SOURCES, "widget/no-texts.js") }));
         },
       },
     ],
@@ -96,7 +98,7 @@ async function squeeze(files, name, preamble) {
 }
 
 /** What is of the pages that Django serves only. */
-const NOT_PACKED = /(^|\/)(bundle|more|bundled-[\w-]+|admin|.*\.min)\.(js|css|js\.map)$/;
+const NOT_PACKED = /(^|\/)(bundle|more|bundled-[\w-]+|no-texts|admin|.*\.min)\.(js|css|js\.map)$/;
 /** Hand-written types, and the entries that bring them along. */
 const TYPES = { "events.d.ts": ["client", "widget"], "react-elements.d.ts": ["react"] };
 

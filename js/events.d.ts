@@ -21,11 +21,11 @@ export interface UploaderEvents {
 }
 
 export interface AsyncUploadEvents {
-  "async-upload:progress": CustomEvent<{ upload: Upload; progress: Progress }>;
-  "async-upload:state": CustomEvent<{ upload: Upload; state: UploadState; previous: UploadState }>;
-  "async-upload:completed": CustomEvent<{ upload: Upload; result: Result }>;
-  "async-upload:error": CustomEvent<{ upload: Upload; error: UploadError }>;
-  "async-upload:warning": CustomEvent<{ code: string; message: string }>;
+  "async-upload-progress": CustomEvent<{ upload: Upload; progress: Progress }>;
+  "async-upload-state": CustomEvent<{ upload: Upload; state: UploadState; previous: UploadState }>;
+  "async-upload-completed": CustomEvent<{ upload: Upload; result: Result }>;
+  "async-upload-error": CustomEvent<{ upload: Upload; error: UploadError }>;
+  "async-upload-warning": CustomEvent<{ code: string; message: string }>;
 }
 
 declare module "./client/upload.js" {

@@ -30,11 +30,11 @@ export function useUploads(source) {
 
 /**
  * @typedef {object} Handlers
- * @property {(detail: AsyncUploadEvents["async-upload:progress"]["detail"]) => void} [onProgress]
- * @property {(detail: AsyncUploadEvents["async-upload:state"]["detail"]) => void} [onState]
- * @property {(detail: AsyncUploadEvents["async-upload:completed"]["detail"]) => void} [onCompleted]
- * @property {(detail: AsyncUploadEvents["async-upload:error"]["detail"]) => void} [onError]
- * @property {(detail: AsyncUploadEvents["async-upload:warning"]["detail"]) => void} [onWarning]
+ * @property {(detail: AsyncUploadEvents["async-upload-progress"]["detail"]) => void} [onProgress]
+ * @property {(detail: AsyncUploadEvents["async-upload-state"]["detail"]) => void} [onState]
+ * @property {(detail: AsyncUploadEvents["async-upload-completed"]["detail"]) => void} [onCompleted]
+ * @property {(detail: AsyncUploadEvents["async-upload-error"]["detail"]) => void} [onError]
+ * @property {(detail: AsyncUploadEvents["async-upload-warning"]["detail"]) => void} [onWarning]
  */
 
 /**

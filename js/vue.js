@@ -28,11 +28,11 @@ export function useUploads(source) {
 
 /**
  * @typedef {object} Emits
- * @property {(detail: AsyncUploadEvents["async-upload:progress"]["detail"]) => void} progress
- * @property {(detail: AsyncUploadEvents["async-upload:state"]["detail"]) => void} state
- * @property {(detail: AsyncUploadEvents["async-upload:completed"]["detail"]) => void} completed
- * @property {(detail: AsyncUploadEvents["async-upload:error"]["detail"]) => void} error
- * @property {(detail: AsyncUploadEvents["async-upload:warning"]["detail"]) => void} warning
+ * @property {(detail: AsyncUploadEvents["async-upload-progress"]["detail"]) => void} progress
+ * @property {(detail: AsyncUploadEvents["async-upload-state"]["detail"]) => void} state
+ * @property {(detail: AsyncUploadEvents["async-upload-completed"]["detail"]) => void} completed
+ * @property {(detail: AsyncUploadEvents["async-upload-error"]["detail"]) => void} error
+ * @property {(detail: AsyncUploadEvents["async-upload-warning"]["detail"]) => void} warning
  */
 
 const FLAG = { type: Boolean, default: undefined };

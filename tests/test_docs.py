@@ -323,9 +323,10 @@ def test_the_events_and_attributes_of_the_element_are_those_of_the_source() -> N
     assert upload_events is not None
     fired = set(re.findall(r'"(\w+)"', upload_events[1]))
     fired |= set(re.findall(r'#tellPage\("(\w+)"', field))
-    assert set(re.findall(r"@fires async-upload:(\w+)", about)) == fired
-    read = re.findall(r'element\.(?:get|has)Attribute\("([\w-]+)"', field)
-    assert set(re.findall(r"@attribute ([\w-]+)", about)) == set(read)
+    assert set(re.findall(r"@fires async-upload-(\w+)", about)) == fired
+    read = "".join((STATIC / f"widget/{name}.js").read_text() for name in ("field", "places"))
+    attributes = re.findall(r'element\.(?:get|has)Attribute\("([\w-]+)"', read)
+    assert set(re.findall(r"@attribute ([\w-]+)", about)) == set(attributes)
 
 
 def test_the_css_variables_are_those_of_the_style() -> None:

@@ -814,3 +814,16 @@ def test_a_form_brings_no_more_receipts_than_a_folder_has_files(
 
     assert run_view(login, view, *sessions[:2]).content == b"2"
     assert run_view(login, view, *sessions).status_code == 400
+
+
+def test_a_page_that_comes_back_learns_which_receipts_can_still_be_posted(
+    login: Client, owner: Owner, bob: Any, session: UploadSession
+) -> None:
+    bound = publish_for("attachment", owner, state=State.BOUND)
+    of_bob = publish_for("attachment", Owner(f"user:{bob.pk}", bob))
+    hooks["view"] = lambda request: HttpResponse("not asked")
+    asked = ",".join([*map(receipt_of, (session, bound, of_bob)), "junk"])
+    headers = {"Async-Upload": "token", "Async-Upload-Receipts": asked}
+    assert login.get("/hook/", headers=headers).json()["usable"] == [receipt_of(session)]
+    assert Client().get("/hook/", headers=headers).json()["usable"] == []
+    assert state_of(session) == State.COMPLETED

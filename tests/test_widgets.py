@@ -31,6 +31,7 @@ from django_async_upload.widgets import (
     AsyncMultipleFileInput,
 )
 
+from . import javascript_texts
 from .models import Album
 
 STATIC = Path(widgets.__file__).parent / "static/django_async_upload"
@@ -351,21 +352,22 @@ def test_the_whole_page_is_a_drop_target_where_it_is_asked_for() -> None:
 
 
 def test_the_texts_are_those_of_the_browser() -> None:
-    source = (STATIC / "widget/texts.js").read_text()
-    body = source[source.index("Object.freeze({") : source.index("});")]
-    theirs = dict(re.findall(r'^  (\w+): "(.*)",$', body, re.MULTILINE))
-    with translation.override(None):
-        assert {key: str(text) for key, text in TEXTS.items()} == theirs
+    assert javascript_texts.PAGE.read_text() == javascript_texts.page(), "make messages"
 
 
-def test_english_is_not_sent_and_another_language_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "texts" not in element(AsyncFileInput().render("doc", None))
-    monkeypatch.setitem(TEXTS, "pause", lazystr_by_language(en="Pause", eo="Paŭzi <\"'&>"))
-    widgets._translated.cache_clear()
-    with translation.override("eo"):
-        texts = element(AsyncFileInput().render("doc", None))["texts"]
-    widgets._translated.cache_clear()
-    assert json.loads(texts or "")["pause"] == "Paŭzi <\"'&>"
+def test_a_page_has_the_texts_once_in_its_own_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEXTS, "pause", lazystr_by_language(en="Pause", eo="Paŭzi <\"'&></script>"))
+    widgets.page_texts.cache_clear()
+    media = AsyncFileInput().media + AsyncMultipleFileInput().media
+    for language, expected in (("eo", "Paŭzi <\"'&></script>"), ("en", "Pause")):
+        with translation.override(language):
+            html = (
+                f"{media}{AsyncFileInput().render('a', None)}{AsyncFileInput().render('b', None)}"
+            )
+        block = Elements(html).one("meta")["content"] or ""
+        assert json.loads(block)["pause"] == expected
+        assert html.count("Choose a file") == 1
+    widgets.page_texts.cache_clear()
 
 
 def lazystr_by_language(**texts: str) -> Any:

@@ -20,11 +20,21 @@ from .holds import let_go
 from .models import Taker
 from .notices import notice
 from .places import answering, owner_tag
-from .receipts import MOVED, PREFIX, Wanted, open_receipts, openers, posted_field
+from .receipts import (
+    MOVED,
+    PREFIX,
+    Wanted,
+    open_receipts,
+    openers,
+    posted_field,
+    usable_receipts,
+)
 from .uploaded import CompletedUpload, RefusedUpload, UploadedBytes
 
 logger = logging.getLogger("django_async_upload")
 
+MOST: Final = 100
+"""Receipts that are looked up for a page that comes back."""
 FORM_TYPES: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 
 
@@ -111,8 +121,17 @@ def asks_for_token(request: HttpRequest) -> bool:
 
 
 def tell_token(request: HttpRequest) -> HttpResponse:
-    """A CSRF token of the session as it is now, and whose it is: ``django.contrib.auth.login`` has changed both."""
-    response = JsonResponse({"csrf": get_token(request), "owner": owner_tag(request)})
+    """A CSRF token of the session as it is now, and whose it is: ``django.contrib.auth.login`` has changed both.
+
+    And which receipts of ``Async-Upload-Receipts``, of the first :data:`MOST`, a form could still post.
+    """
+    asked = request.headers.get("Async-Upload-Receipts", "").split(",")
+    known = {
+        "csrf": get_token(request),
+        "owner": owner_tag(request),
+        "usable": usable_receipts(request, asked[:MOST]),
+    }
+    response = JsonResponse(known)
     add_never_cache_headers(response)
     return response
 

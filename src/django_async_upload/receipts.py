@@ -206,6 +206,17 @@ def open_receipts(
     ]
 
 
+def usable_receipts(request: HttpRequest, receipts: Sequence[str]) -> list[str]:
+    """Those that a form could still post: of uploads that are the asker's, completed, not too old, and not bound."""
+    pks = {receipt: pk for receipt in receipts if (pk := _read(receipt))}
+    found = _own(request, set(pks.values()), None)
+    return [
+        receipt
+        for receipt, pk in pks.items()
+        if pk in found and not _why_not(found[pk], Wanted(receipt, endpoint=None, is_moved=True))
+    ]
+
+
 def _read(receipt: object) -> uuid.UUID | None:
     try:
         return uuid.UUID(_signer("receipt").unsign(receipt)) if isinstance(receipt, str) else None

@@ -18,6 +18,8 @@ from django.forms.utils import flatatt
 from django.forms.widgets import FILE_INPUT_CONTRADICTION
 from django.template.defaultfilters import filesizeformat
 from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import get_language, gettext_lazy, override
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext as django_ngettext
@@ -83,6 +85,9 @@ TEXTS: Final = {
     "cancelled": _("Cancelled"),
     "unfinished": _("Not finished: {sent} of {size}"),
     "pickAgain": _("Choose the same file again to go on."),
+    "elsewhere": _("Not finished, of another page: {sent} of {size}"),
+    "elsewhereDone": _("Uploaded on another page, not sent"),
+    "sentBefore": _("Uploaded and sent with a form before"),
     "mayContinue": _("Press “{action}” to go on."),
     # Sizes: as Django's filesizeformat names the units
     "kilobytes": _django("%s KB"),
@@ -99,6 +104,7 @@ TEXTS: Final = {
     "undo": _("Undo"),
     "remove": _("Remove"),
     "continue": _("Continue"),
+    "useHere": _("Use here"),
     "discard": _("Discard"),
     "actionOn": _("{action}: {name}"),
     # Many files
@@ -154,16 +160,31 @@ TEXTS: Final = {
     "errorFolder": _("This folder cannot be read."),
     "errorOther": _("The upload failed: {message}"),
 }
-"""What a person reads in the browser, by the keys of ``texts.js``. Words in braces are put in there."""
+"""What a person reads in the browser, which puts in words in braces. ``english.js`` is made from this."""
 
 
 @cache
-def _translated(language: str | None) -> str | None:
-    """The texts that are not as in ``texts.js``, as JSON; None where all are."""
-    with override(None):
-        english = {key: str(text) for key, text in TEXTS.items()}
-    texts = {key: str(text) for key, text in TEXTS.items() if str(text) != english[key]}
-    return json.dumps(texts, ensure_ascii=False) if texts else None
+def page_texts(language: str | None) -> SafeString:
+    """The element with all texts in a language, as JSON, which a page has once, in its head."""
+    with override(language):
+        texts = {key: str(text) for key, text in TEXTS.items()}
+    content = json.dumps(texts, ensure_ascii=False)
+    return format_html('<meta name="async-upload-texts" content="{}">', content)
+
+
+class PageTexts:
+    """An asset of forms' ``media``: the texts in the language in which it is rendered."""
+
+    def __html__(self) -> str:
+        return page_texts(get_language())
+
+    __str__ = __html__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PageTexts)
+
+    def __hash__(self) -> int:
+        return hash(PageTexts)
 
 
 _BYTES: Final = ("%(size)d byte", "%(size)d bytes")
@@ -213,7 +234,8 @@ class AsyncFileInput(FileInput):
 
     @property
     def media(self) -> Media:
-        return page_assets().media
+        texts: Any = PageTexts()  # any object that has __html__
+        return Media(js=[texts]) + page_assets().media
 
     def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
         posted = FileInput.value_from_datadict(self, data, files, name)
@@ -304,7 +326,6 @@ class AsyncFileInput(FileInput):
                     "directory": bool(own.get("webkitdirectory")),
                     "page-drop": self.page_drop,
                     "disabled": bool(own.get("disabled")),
-                    "texts": _translated(get_language()),
                 }
             ),
             "input_template": self.input_template_name,

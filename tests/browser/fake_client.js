@@ -21,6 +21,7 @@ export class Upload extends EventTarget {
     const progress = { sent: 0, received: 0, durable: 0, size, fraction: 0, rate: 0 };
     Object.assign(this, { file, name, size, type, options, progress, state: "queued", error: null, calls: [] });
     this.key = options.key ?? `key-${++keys}`;
+    this.field = options.field ?? "";
     this.#deferred.promise.catch(() => {});
   }
 
@@ -102,8 +103,9 @@ export class Uploader extends EventTarget {
     return upload;
   }
 
-  async remembered() {
-    return (window.unfinished ?? []).map((one) => ({
+  async remembered(owner = "") {
+    const own = (window.unfinished ?? []).filter((one) => (one.owner ?? "me") === owner);
+    return own.filter(({ key }) => !this.uploads.some((upload) => upload.key === key)).map((one) => ({
       sent: 0,
       field: "",
       type: "",
@@ -112,11 +114,23 @@ export class Uploader extends EventTarget {
       lastModified: 0,
       ...one,
       continue: async () => {
+        await one.wait;
         if (one.denied) throw new DOMException("no permission", "NotAllowedError");
-        return this.add(new File(["x".repeat(one.size)], one.name), { key: one.key });
+        const options = { key: one.key, field: one.field ?? "token" };
+        const upload = this.add(new File(["x".repeat(one.size)], one.name), options);
+        if (one.isFinished) upload.complete(one.receipt);
+        return upload;
       },
       discard: async () => void window.discarded.push(one.key),
     }));
+  }
+
+  async forget(key) {
+    window.forgotten.push(key);
+  }
+
+  async forgetOthers(owner) {
+    window.keptOwner = owner;
   }
 
   warn(code, message) {
@@ -133,4 +147,4 @@ export class Uploader extends EventTarget {
   close() {}
 }
 
-Object.assign(window, { uploads: [], uploaders: [], discarded: [] });
+Object.assign(window, { uploads: [], uploaders: [], discarded: [], forgotten: [] });

@@ -771,7 +771,8 @@ def test_deflate_is_told_to_the_developer_only(page: Any, site: WidgetSite) -> N
     assert state(page) == "queued"
 
 
-UNFINISHED = "window.unfinished = [{key: 'old', name: 'film.mp4', size: 4000, sent: 3000, field: 'token', %s}]"
+UNFINISHED = """window.unfinished = [{key: 'old', name: 'film.mp4', size: 4000, sent: 3000, field: 'token',
+    place: {key: JSON.stringify(["/", "here", "file"]), field: "file"}, %s}]"""
 
 
 def test_an_unfinished_upload_is_offered_and_taken_up_by_its_file(
@@ -827,6 +828,9 @@ def test_the_page_asks_before_it_is_left_only_while_something_would_be_lost(
     assert page.evaluate(asks)
     page.evaluate("uploads[0].complete()")
     expect(rows(page)).to_contain_text("Uploaded")
+    assert page.evaluate(asks)  # its receipt is not sent
+    page.evaluate("addEventListener('submit', (event) => event.preventDefault())")
+    page.click("button[name=save]")
     assert not page.evaluate(asks)
 
 
@@ -885,7 +889,7 @@ def test_progress_is_told_to_the_page_and_not_too_often(page: Any, site: WidgetS
     show(page, site, LABEL + element())
     page.evaluate("""() => { window.told = [];
         for (const type of ["progress", "state", "completed", "error"])
-            document.addEventListener("async-upload:" + type, ({detail: {upload, result, state}}) =>
+            document.addEventListener("async-upload-" + type, ({detail: {upload, result, state}}) =>
                 told.push([type, upload === uploads[0], result?.receipt ?? state ?? ""])); }""")
     choose(page, a_file())
     for step in range(1, 101):

@@ -11,7 +11,17 @@ from urllib.parse import unquote_plus
 
 HERE = Path(__file__).parent
 STATIC = HERE.parents[1] / "src/django_async_upload/static/django_async_upload"
-TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html; charset=utf-8"}
+TYPES = {
+    ".json": "application/json",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".html": "text/html; charset=utf-8",
+}
+LIBRARIES = {
+    "/axe.js": "axe-core/axe.min.js",
+    "/htmx.js": "htmx.org/dist/htmx.min.js",
+    "/turbo.js": "@hotwired/turbo/dist/turbo.es2017-umd.js",
+}
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'"
 
 STYLE = """
@@ -27,7 +37,7 @@ def element(
 ) -> str:
     """``<async-upload>`` as Django's template renders it."""
     return (
-        f'<async-upload url="/ws/uploads/" field="token" {attributes}>{inner}'
+        f'<async-upload url="/ws/uploads/" field="token" place="here" owner="me" {attributes}>{inner}'
         f'<input type="file" {input_attributes}></async-upload>'
     )
 
@@ -44,23 +54,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        if path == "/":
-            self._answer(self.server.page.encode(), ".html")
+        if self.headers["Async-Upload"] == "token":
+            self.server.asked.append(dict(self.headers))
+            self._answer(json.dumps(self.server.token).encode(), ".json")
+        elif path in self.server.pages:
+            self._answer(self.server.pages[path].encode(), ".html")
         elif path == "/page.css":
             self._answer(STYLE.encode(), ".css")
         elif path == "/static/client.js":
             self._answer((HERE / "fake_client.js").read_bytes(), ".js")
         elif path.startswith("/static/") and (file := STATIC / path[len("/static/") :]).is_file():
             self._answer(file.read_bytes(), file.suffix)
-        elif path == "/axe.js":
-            self._answer((HERE.parent / "js/node_modules/axe-core/axe.min.js").read_bytes(), ".js")
+        elif path in LIBRARIES:
+            self._answer((HERE.parent / "js/node_modules" / LIBRARIES[path]).read_bytes(), ".js")
         else:
             self.send_error(404)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.posted.append(_fields(self.headers, body))
-        self._answer(b"<!doctype html><title>Posted</title><p>posted", ".html")
+        self._answer(self.server.answer.encode(), ".html")
 
     def _answer(self, body: bytes, suffix: str) -> None:
         self.send_response(200)
@@ -75,14 +88,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class WidgetSite(ThreadingHTTPServer):
-    """Serves ``page`` at ``/``; ``posted``: what each form sent, pairs of a name and a value or ``(file, size)``."""
+    """Serves ``pages``; ``posted``: what each form sent, pairs of a name and a value or ``(file, size)``.
+
+    ``token``: what a page learns that asks for a CSRF token, and ``asked`` the headers of those that did.
+    """
 
     daemon_threads = True
     request_queue_size = 64  # with 5, as by default, a page's modules wait for TCP to try again
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.page = ""
+        self.pages: dict[str, str] = {}
+        self.answer = "<!doctype html><title>Posted</title><p>posted"
+        self.token: dict[str, object] = {}
+        self.asked: list[dict[str, str]] = []
         self.posted: list[list[tuple[str, object]]] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -90,9 +109,17 @@ class WidgetSite(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
-    def show(self, body: str, html: str = 'lang="en"') -> None:
-        self.page = (
-            f"<!doctype html><html {html}><head><meta charset=utf-8><title>Widget</title>"
+    def show(
+        self,
+        body: str,
+        html: str = 'lang="en"',
+        *,
+        at: str = "/",
+        head: str = "",
+        title: str = "Widget",
+    ) -> None:
+        self.pages[at] = (
+            f"<!doctype html><html {html}><head><meta charset=utf-8><title>{title}</title>{head}"
             '<meta name="viewport" content="width=device-width">'
             '<link rel="stylesheet" href="/page.css"><link rel="stylesheet" href="/static/widget.css">'
             '<script type="module" src="/static/widget.js"></script></head>'

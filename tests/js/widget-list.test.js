@@ -5,7 +5,7 @@ import { sum, urgent } from "../../src/django_async_upload/static/django_async_u
 import { Formats } from "../../src/django_async_upload/static/django_async_upload/widget/formats.js";
 import { Item, describe } from "../../src/django_async_upload/static/django_async_upload/widget/item.js";
 import { Milestones } from "../../src/django_async_upload/static/django_async_upload/widget/milestones.js";
-import { TEXTS } from "../../src/django_async_upload/static/django_async_upload/widget/texts.js";
+import { ENGLISH as TEXTS } from "../../src/django_async_upload/static/django_async_upload/widget/english.js";
 
 const formats = new Formats("en");
 

@@ -3,7 +3,8 @@ import { test } from "node:test";
 
 import { Formats } from "../../src/django_async_upload/static/django_async_upload/widget/formats.js";
 import { mayRetry, reason, refusal, typesOf } from "../../src/django_async_upload/static/django_async_upload/widget/reasons.js";
-import { TEXTS, fill, join, textsFrom } from "../../src/django_async_upload/static/django_async_upload/widget/texts.js";
+import { ENGLISH as TEXTS } from "../../src/django_async_upload/static/django_async_upload/widget/english.js";
+import { fill, join, textsFrom } from "../../src/django_async_upload/static/django_async_upload/widget/texts.js";
 import { CODES } from "../../src/django_async_upload/static/django_async_upload/protocol/errors.js";
 import { matches } from "../../src/django_async_upload/static/django_async_upload/widget/files.js";
 

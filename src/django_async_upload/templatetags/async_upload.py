@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from ..assets import page_assets
 from ..models import Taker
-from ..widgets import AsyncFileInput, AsyncMultipleFileInput
+from ..widgets import AsyncFileInput, AsyncMultipleFileInput, PageTexts
 
 register = template.Library()
 
@@ -67,4 +67,6 @@ def async_upload_media(context: template.Context) -> SafeString:
         ((static(each), attrs) for each in assets.styles),
     )
     script = static(assets.script)
-    return format_html('{}<script src="{}" type="module"{}></script>', links, script, attrs)
+    return format_html(
+        '{}{}\n<script src="{}" type="module"{}></script>', links, PageTexts(), script, attrs
+    )

@@ -19,17 +19,19 @@ let elements = 0;
  *
  * @attribute url the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
  * @attribute field the signed token of the field, from the server
+ * @attribute place an opaque tag of what the form is for, from the server: what is uploaded here goes on only in the same place
+ * @attribute owner an opaque tag of the person, from the server; without it nothing is remembered for a later page
  * @attribute taker who takes the finished file where there is no token: `form`, `api`, or `receiver`, which is the default
  * @attribute max-size bytes; larger files are refused before they are sent
  * @attribute accept as the input's, where that has none
  * @attribute directory choose folders
  * @attribute page-drop files that are dropped beside the zones of the page are for this one
  * @attribute texts JSON with the texts that are not as in `texts.js`
- * @fires async-upload:progress `{upload, progress}`: a few times a second, for each upload that has moved
- * @fires async-upload:state `{upload, state, previous}`: an upload is in another state now
- * @fires async-upload:completed `{upload, result}`: a file is uploaded, and its receipt in the form
- * @fires async-upload:error `{upload, error}`: an upload has failed
- * @fires async-upload:warning `{code, message}`: for the developer, as of `Uploader`; the console has it, too. After `unreachable`
+ * @fires async-upload-progress `{upload, progress}`: a few times a second, for each upload that has moved
+ * @fires async-upload-state `{upload, state, previous}`: an upload is in another state now
+ * @fires async-upload-completed `{upload, result}`: a file is uploaded, and its receipt in the form
+ * @fires async-upload-error `{upload, error}`: an upload has failed
+ * @fires async-upload-warning `{code, message}`: for the developer, as of `Uploader`; the console has it, too. After `unreachable`
  *   the element is a plain file input, if it stands in a form
  */
 export class AsyncUploadElement extends Base {
@@ -38,7 +40,8 @@ export class AsyncUploadElement extends Base {
   #observer = new MutationObserver(() => this.connectedCallback());
 
   connectedCallback() {
-    if (this.#field || !this.isConnected) return;
+    if (!this.isConnected) return;
+    if (this.#field) return this.#field.comeBack();
     if (this.hasAttribute("data-enhanced")) forget(this);
     const input = inputOf(this);
     // A row that is only there to be copied never uploads. Its copy gets its own name, perhaps when it is in the page already.
@@ -54,6 +57,7 @@ export class AsyncUploadElement extends Base {
 
   disconnectedCallback() {
     this.#observer.disconnect();
+    this.#field?.depart();
     // One that was only moved within the page is back at once.
     setTimeout(() => {
       if (this.isConnected || !this.#field) return;

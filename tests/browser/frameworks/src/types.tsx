@@ -25,10 +25,10 @@ const { receipt } = await upload.result;
 export const posted: string | undefined = receipt;
 
 const element = document.querySelector("async-upload");
-element?.addEventListener("async-upload:completed", ({ detail }) => detail.result.receipt);
-document.addEventListener("async-upload:error", ({ detail }) => detail.upload.retry());
+element?.addEventListener("async-upload-completed", ({ detail }) => detail.result.receipt);
+document.addEventListener("async-upload-error", ({ detail }) => detail.upload.retry());
 // @ts-expect-error: a result has no URL
-document.addEventListener("async-upload:completed", ({ detail }) => detail.result.url);
+document.addEventListener("async-upload-completed", ({ detail }) => detail.result.url);
 
 export function Page() {
   const own = useRef(null);

@@ -35,6 +35,7 @@ import { Upload } from "./upload.js";
  * @property {unknown} place what `add` got
  * @property {number} lastModified milliseconds since 1970
  * @property {boolean} isFinished the server has all of it, and `continue` gives it back `completed`, with its receipt
+ * @property {string} [receipt] of a finished one
  * @property {boolean} canContinue without the file being picked again
  * @property {() => Promise<Upload>} continue call it in a click, since the browser may ask for permission. Where it cannot,
  *   `add` the file again: it is recognised by its content
@@ -167,7 +168,7 @@ export class Uploader extends EventTarget {
     const { key, name, size, type, durable: sent = 0, field = "", place, lastModified, handle } = record;
     const isFinished = record.result !== undefined;
     return {
-      ...{ key, name, size, type, sent, field, place, lastModified, isFinished },
+      ...{ key, name, size, type, sent, field, place, lastModified, isFinished, receipt: record.result?.receipt },
       canContinue: isFinished || handle !== undefined,
       continue: async () => {
         if (isFinished) {

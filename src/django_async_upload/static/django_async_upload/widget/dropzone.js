@@ -101,10 +101,18 @@ export class Dropzone {
   #onChange = () => {
     if (this.plain || !this.input.files?.length) return;
     const picked = fromInput(this.input);
-    // Taken: it is not posted as well, and the same file can be chosen again.
-    this.input.value = "";
+    // In a task of its own: whoever listens to this event too finds the files in the input.
+    setTimeout(() => this.#empty(picked));
     this.take(picked);
   };
+
+  /**
+   * What was taken is not posted as well, and the same file can be chosen again.
+   * @param {Picked[]} taken
+   */
+  #empty(taken) {
+    if (!this.plain && this.input.files?.[0] === taken[0].file) this.input.value = "";
+  }
 
   /** @param {DragEvent} event */
   #onDragOver = (event) => {

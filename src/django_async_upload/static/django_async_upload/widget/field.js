@@ -63,6 +63,7 @@ export class UploadField {
   /** As of the last look: the input itself no longer knows it when it has left the page. @type {HTMLFormElement | null} */
   #form = null;
   #observer = new MutationObserver(() => this.#follow());
+  #cancelAll = () => {};
 
   /**
    * @param {HTMLElement} element `<async-upload>`, with an id
@@ -116,7 +117,9 @@ export class UploadField {
     this.selection = new Selection(element, input, {
       url: this.url,
       token: element.getAttribute("field") || "",
+      owner: element.getAttribute("owner") || "",
       taker: element.getAttribute("taker") || "",
+      isMany: () => this.#many,
       changed: () => this.#change(),
       happened: (type, item, detail) => this.#happened(type, item, detail),
     });
@@ -135,7 +138,7 @@ export class UploadField {
   }
 
   get atStake() {
-    return this.busy || this.selection.paused;
+    return this.busy || this.selection.paused || this.selection.unsent;
   }
 
   get broken() {
@@ -144,6 +147,15 @@ export class UploadField {
 
   settle() {
     this.selection.settle();
+  }
+
+  sent() {
+    this.selection.sent();
+    changed(this);
+  }
+
+  restored() {
+    void this.selection.restored();
   }
 
   resume() {
@@ -194,14 +206,24 @@ export class UploadField {
       this.#warn(NO_WEBSOCKET);
     }
     if (!isReachable) this.#onLost();
-    else if (this.#many) void this.selection.offer(Infinity);
-    else if (!this.selection.items.length) void this.selection.offer(1);
+    else void this.selection.offer();
   }
 
   /**
-   * The element has left the page. Where its form is still there, the person took away this one row: its uploads are cancelled.
-   * Otherwise the page around it was exchanged: what runs goes on, and is shown again where the same field appears again.
+   * The element is taken out of the page, perhaps only to be put elsewhere. Where its form is still there afterwards, the person took
+   * away this one row: its uploads are cancelled. Otherwise the page around it was exchanged: what runs goes on, and is shown again
+   * where the same field appears again.
    */
+  depart() {
+    this.#cancelAll = this.selection.leave();
+  }
+
+  comeBack() {
+    this.selection.comeBack();
+    this.#follow();
+  }
+
+  /** It is not coming back. */
   leave() {
     this.#left = true;
     this.#letGo();
@@ -211,8 +233,7 @@ export class UploadField {
     window.removeEventListener("pagehide", this.#onHide);
     this.uploader.removeEventListener("warning", this.#onWarning);
     this.uploader.removeEventListener("unreachable", this.#onReach);
-    if (this.#form?.isConnected) this.selection.clear(({ upload }) => !!upload);
-    else this.selection.abandon();
+    if (this.#form?.isConnected) this.#cancelAll();
     unguard(this);
   }
 
@@ -318,7 +339,7 @@ export class UploadField {
     if (action === "pause") upload?.pause();
     else if (action === "resume") upload?.resume();
     else if (action === "retry") upload?.retry();
-    else if (action !== "continue") this.#remove(item);
+    else if (action !== "continue" && action !== "useHere") this.#remove(item);
     else if (upload) signedIn();
     else void this.selection.continue(item);
     this.#change(true);
@@ -448,7 +469,7 @@ export class UploadField {
     for (const item of this.selection.items) {
       if (item.file && item.state !== "completed" && !isTooLarge(item)) files.items.add(item.file);
     }
-    this.selection.clear((item) => item.state !== "completed" && item.state !== "unfinished" && !isTooLarge(item));
+    this.selection.clear((item) => item.state !== "completed" && !item.isOffer && !isTooLarge(item));
     if (this.selection.items.some(isTooLarge)) this.#tellPerson(this.texts.errorUnreachable);
     if (files.files.length) {
       this.input.files = files.files;
@@ -473,7 +494,7 @@ export class UploadField {
    * @param {object} detail
    */
   #tellPage(type, detail) {
-    this.element.dispatchEvent(new CustomEvent(`async-upload:${type}`, { bubbles: true, detail }));
+    this.element.dispatchEvent(new CustomEvent(`async-upload-${type}`, { bubbles: true, detail }));
   }
 
   /**

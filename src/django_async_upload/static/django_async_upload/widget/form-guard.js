@@ -4,6 +4,9 @@
  *
  * `form.submit()` called by a script cannot be held back, because no event tells of it. `form.requestSubmit()` can.
  */
+import { renewToken } from "./csrf.js";
+import { isTokenOld } from "./page.js";
+import { isParkedAtStake, parking } from "./places.js";
 import { RECEIPT } from "./selection.js";
 
 /**
@@ -14,6 +17,8 @@ import { RECEIPT } from "./selection.js";
  * @property {boolean} atStake something would be lost if the page was left
  * @property {boolean} broken a file is there that could not be uploaded
  * @property {() => void} settle makes ready what is posted
+ * @property {() => void} sent its receipts go out with the form now
+ * @property {() => void} restored the browser has brought the page back as it was when it was left
  * @property {() => void} resume what was paused goes on
  * @property {(waiting: boolean) => void} wait says that the form waits for this field, or no longer
  * @property {(focus: boolean) => void} stop says that the form was not sent because of this field
@@ -24,6 +29,12 @@ import { RECEIPT } from "./selection.js";
 const fields = new Set();
 /** Forms that are to be sent, and by which button. @type {Map<HTMLFormElement, HTMLElement | null>} */
 const waiting = new Map();
+/** Forms that have waited and are being sent. @type {Set<HTMLFormElement>} */
+const going = new Set();
+/** The one that is sent in this moment. @type {HTMLFormElement | null} */
+let passing = null;
+/** A button or a form that has it is none of our business. */
+const IGNORE = "data-async-upload-ignore";
 let asks = false;
 
 /** @param {Field} field in the page from now on */
@@ -33,6 +44,7 @@ export function guard(field) {
     window.addEventListener("submit", onSubmit, true);
     window.addEventListener("reset", onReset);
     window.addEventListener("formdata", onFormData);
+    window.addEventListener("pageshow", onPageShow);
   }
   fields.add(field);
 }
@@ -45,9 +57,15 @@ export function unguard(field) {
 
 /** Something of the field's files has changed: perhaps its form can be sent. @param {Field} field */
 export function changed(field) {
-  askBeforeLeaving([...fields].some(({ atStake }) => atStake));
+  weigh();
   for (const form of waiting.keys()) if (!field.form || field.form === form) advance(form);
 }
+
+function weigh() {
+  askBeforeLeaving(isParkedAtStake() || [...fields].some(({ atStake }) => atStake));
+}
+
+parking.addEventListener("change", weigh);
 
 /** The person does not want the form to be sent by itself after all. @param {HTMLFormElement | null} form */
 export function keep(form) {
@@ -65,16 +83,38 @@ function of(form) {
 function onSubmit(event) {
   const form = /** @type {HTMLFormElement} */ (event.target);
   const own = of(form);
-  for (const field of own) {
-    field.settle();
-    field.resume();
+  const submitter = /** @type {HTMLButtonElement | null} */ (event.submitter);
+  if (!own.length || isDialog(form, submitter)) return;
+  for (const field of own) field.settle();
+  if (form === passing || isFree(form, submitter)) return own.forEach((field) => field.sent());
+  for (const field of own) field.resume();
+  if (!going.has(form) && !isTokenOld(form) && !own.some(({ busy, broken }) => busy || broken)) {
+    return own.forEach((field) => field.sent());
   }
-  if (!own.some(({ busy, broken }) => busy || broken)) return;
   event.preventDefault();
   event.stopImmediatePropagation();
-  waiting.set(form, event.submitter);
+  if (going.has(form)) return;
+  waiting.set(form, submitter);
   for (const field of own) field.wait(field.busy);
   advance(form, true);
+}
+
+/**
+ * It saves nothing, so nothing has to be waited for: "Back" in a wizard, "Cancel".
+ * @param {HTMLFormElement} form
+ * @param {HTMLButtonElement | null} submitter
+ */
+function isFree(form, submitter) {
+  return !!submitter?.formNoValidate || !!submitter?.hasAttribute(IGNORE) || form.hasAttribute(IGNORE);
+}
+
+/**
+ * It closes a dialogue and sends nothing.
+ * @param {HTMLFormElement} form
+ * @param {HTMLButtonElement | null} submitter
+ */
+function isDialog(form, submitter) {
+  return (submitter?.getAttribute("formmethod") ?? form.getAttribute("method"))?.toLowerCase() === "dialog";
 }
 
 /**
@@ -90,11 +130,25 @@ function advance(form, pressed = false) {
   } else if (!own.some(({ busy }) => busy)) {
     const submitter = waiting.get(form) ?? null;
     keep(form);
+    going.add(form);
     // In a task of its own: whoever listens to the upload's last event is done by then.
-    setTimeout(() => form.isConnected && form.requestSubmit(ownedBy(submitter, form) ? submitter : null));
+    setTimeout(() => void send(form, submitter));
   } else {
     for (const field of own) field.wait(field.busy);
   }
+}
+
+/**
+ * @param {HTMLFormElement} form
+ * @param {HTMLElement | null} submitter
+ */
+async function send(form, submitter) {
+  await renewToken(form);
+  going.delete(form);
+  if (!form.isConnected) return;
+  passing = form;
+  form.requestSubmit(ownedBy(submitter, form) ? submitter : null);
+  passing = null;
 }
 
 /**
@@ -122,6 +176,11 @@ function onReset(event) {
     keep(form);
     for (const field of of(form)) field.reset();
   });
+}
+
+/** @param {PageTransitionEvent} event */
+function onPageShow({ persisted }) {
+  if (persisted) for (const field of fields) field.restored();
 }
 
 /** The listener is there only while it is needed: with it, a browser does not keep the page for "Back". @param {boolean} needed */

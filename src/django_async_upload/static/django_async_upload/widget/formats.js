@@ -2,7 +2,8 @@
  * Numbers as people read them, in the language of the document. Sizes are written as Django's `filesizeformat` writes them, with
  * its names of units: a size reads the same here, in an error of the form, in the admin and in a template of the page.
  */
-import { TEXTS, fill } from "./texts.js";
+import { ENGLISH } from "./english.js";
+import { fill } from "./texts.js";
 
 /** @typedef {import( "./reasons.js").Texts} Texts */
 
@@ -14,7 +15,7 @@ export class Formats {
    * @param {string} [language] a BCP 47 tag; one that is not valid, or none, means the browser's language
    * @param {Texts} [texts] with the names of units
    */
-  constructor(language, texts = TEXTS) {
+  constructor(language, texts = ENGLISH) {
     this.texts = texts;
     try {
       this.language = Intl.getCanonicalLocales(language || [])[0];

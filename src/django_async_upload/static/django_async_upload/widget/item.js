@@ -9,12 +9,12 @@ import { fill, join } from "./texts.js";
 /** @typedef {import( "./formats.js").Formats} Formats */
 /** @typedef {import( "../client.js").Upload} Upload */
 /** @typedef {import( "../client.js").Remembered} Remembered */
-/** @typedef {import( "../client.js").Upload["state"] | "refused" | "unfinished"} State */
+/** @typedef {import( "../client.js").Upload["state"] | "refused" | "unfinished" | "elsewhere"} State */
 
 /**
  * What a row shows. `fraction`: 0 to 1, or null without a bar. `value`: the same in words.
  * @typedef {{state: State, name: string, note: string, fraction: number | null, value: string,
- *   main: "" | "pause" | "resume" | "retry" | "continue", last: "cancel" | "remove" | "discard", signIn: boolean}} View
+ *   main: "" | "pause" | "resume" | "retry" | "continue" | "useHere", last: "cancel" | "remove" | "discard", signIn: boolean}} View
  */
 
 /** Something is still to come of these by itself. */
@@ -30,15 +30,21 @@ export class Item {
    * @param {File} [of.file]
    * @param {Upload} [of.upload]
    * @param {Remembered} [of.unfinished]
+   * @param {import( "./places.js").Place} [of.elsewhere] where it belongs, if not here
    * @param {string} [of.refusal] why it was refused, a sentence
    * @param {HTMLInputElement} [of.receipt] the hidden input that is posted
    */
-  constructor({ name, size, file, upload, unfinished, refusal, receipt }) {
+  constructor({ name, size, file, upload, unfinished, elsewhere, refusal, receipt }) {
     this.name = name;
     this.size = size;
     this.file = file ?? null;
     this.upload = upload ?? null;
     this.unfinished = unfinished ?? null;
+    this.elsewhere = elsewhere ?? null;
+    /** Its receipt went out with a form. */
+    this.isSent = false;
+    /** Of the upload, where the receipt came with the page and an earlier page remembers it. */
+    this.keptKey = "";
     this.refusal = refusal ?? "";
     this.receipt = receipt ?? null;
     /** What tells its file from others; "" where no page knows. */
@@ -53,7 +59,18 @@ export class Item {
   get state() {
     if (this.upload) return this.upload.state;
     if (this.refusal) return "refused";
+    if (this.elsewhere) return "elsewhere";
     return this.unfinished ? "unfinished" : "completed";
+  }
+
+  /** Of the upload, now or in an earlier page; "" where that is not known. */
+  get key() {
+    return this.upload?.key ?? this.unfinished?.key ?? this.keptKey;
+  }
+
+  /** What an earlier page left, and nobody has taken up. */
+  get isOffer() {
+    return this.state === "unfinished" || this.state === "elsewhere";
   }
 
   get busy() {
@@ -110,8 +127,8 @@ export function describe(item, texts, formats) {
     // A file that waits for its turn has no bar before anything of it has arrived.
     fraction: moving || (bar && arrived) || (state === "unfinished" && size) ? fraction : null,
     value: join([percent, state === "uploading" ? left : note()], ", "),
-    main: item.retryable ? "retry" : state === "unfinished" && item.unfinished?.canContinue ? "continue" : (MAIN[state] ?? ""),
-    last: state === "unfinished" ? "discard" : item.broken || state === "completed" ? "remove" : "cancel",
+    main: item.retryable ? "retry" : item.isOffer && item.unfinished?.canContinue ? (item.elsewhere ? "useHere" : "continue") : (MAIN[state] ?? ""),
+    last: item.isOffer ? "discard" : item.broken || state === "completed" ? "remove" : "cancel",
     signIn: state === "unauthenticated",
   };
 
@@ -140,6 +157,10 @@ export function describe(item, texts, formats) {
         return upload?.error ? reason(upload.error, item, texts, formats) : fill(texts.errorOther, { message: "" });
       case "refused":
         return item.refusal;
+      case "elsewhere": {
+        if (item.unfinished?.isFinished) return join([item.elsewhere?.title ? texts.elsewhereDone : texts.sentBefore, amounts.size]);
+        return join([fill(texts.elsewhere, amounts), item.unfinished?.canContinue ? "" : texts.pickAgain]);
+      }
       default: {
         const go = item.unfinished?.canContinue ? fill(texts.mayContinue, { action: texts.continue }) : texts.pickAgain;
         return join([fill(texts.unfinished, amounts), go]);

@@ -13,7 +13,7 @@ import { fill, join } from "./texts.js";
 const ROWS = 25; // at first, and more with each "Show more"; that many are made anew in one painting where files are small
 
 /** @type {Readonly<Record<string, number>>} */
-const RANK = Object.freeze({ failed: 0, refused: 0, cancelled: 0, unauthenticated: 0, unfinished: 0, queued: 2, completed: 3 });
+const RANK = Object.freeze({ failed: 0, refused: 0, cancelled: 0, unauthenticated: 0, unfinished: 0, elsewhere: 1, queued: 2, completed: 3 });
 
 /**
  * Which items get a row: at most `most`, the most urgent ones, in the order in which they were chosen.
@@ -38,7 +38,7 @@ export function urgent(items, most, pinned = null) {
 export function sum(items) {
   const total = { count: 0, done: 0, broken: 0, busy: 0, paused: 0, retryable: 0, size: 0, arrived: 0 };
   for (const item of items) {
-    if (item.state === "unfinished") continue;
+    if (item.isOffer) continue;
     total.count += 1;
     if (item.state === "completed") total.done += 1;
     if (item.state === "paused") total.paused += 1;

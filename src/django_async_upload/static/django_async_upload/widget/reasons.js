@@ -4,7 +4,7 @@
  */
 import { fill, join } from "./texts.js";
 
-/** @typedef {Readonly<Record<keyof typeof import( "./texts.js").TEXTS, string>>} Texts */
+/** @typedef {import( "./texts.js").Texts} Texts */
 /** @typedef {{code: string, message: string, facts?: Record<string, unknown>}} Failure */
 
 /** @type {Readonly<Record<string, keyof Texts>>} */

@@ -11,6 +11,7 @@ const ICONS = {
   pause: "M9 6v12M15 6v12",
   resume: "M8 5.5v13l11-6.5z",
   continue: "M8 5.5v13l11-6.5z",
+  useHere: "M8 5.5v13l11-6.5z",
   retry: "M19 12a7 7 0 1 1-2.1-5M19 4v4h-4",
   cancel: "M7 7l10 10M17 7L7 17",
   remove: "M7 7l10 10M17 7L7 17",
@@ -68,6 +69,13 @@ function named(name) {
   return stem ? [part("span", "stem", {}, stem), part("span", "tail", {}, tail)] : [part("span", "tail", {}, tail)];
 }
 
+/** @param {import( "./places.js").Place | null} place of another page @returns {HTMLElement[]} a link there */
+function linkTo(place) {
+  // What is remembered is text: only an address of this site becomes a link.
+  const address = place?.title && URL.canParse(place.page) ? new URL(place.page) : null;
+  return address?.origin === location.origin ? [part("a", "link", { href: address.href, dir: "auto" }, place?.title ?? "")] : [];
+}
+
 /** A bar that says how far something is. */
 export class Bar {
   /** @param {string} label */
@@ -122,7 +130,7 @@ export class FileRow {
     this.signIn = part("a", "link", { target: "_blank", rel: "noopener", href: location.href }, texts.signIn);
     this.main.addEventListener("click", () => this.#shown?.main && act(this.#shown.main, item));
     this.last.addEventListener("click", () => this.#shown && act(this.#shown.last, item));
-    const body = part("span", "body", {}, this.name, this.bar.element, this.note, this.signIn);
+    const body = part("span", "body", {}, this.name, this.bar.element, this.note, this.signIn, ...linkTo(item.elsewhere));
     const actions = part("span", "actions", {}, this.main, this.last);
     this.element = part("li", "file", {}, this.picture, body, actions);
   }
@@ -174,7 +182,7 @@ export class FileRow {
    */
   #label(button, action) {
     const { texts, item } = this;
-    const inWords = action === "retry" || action === "continue";
+    const inWords = action === "retry" || action === "continue" || action === "useHere";
     button.replaceChildren(icon(action), ...(inWords ? [texts[action]] : []));
     button.dataset.action = action;
     button.title = texts[action];

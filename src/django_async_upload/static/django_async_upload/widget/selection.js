@@ -1,13 +1,20 @@
 /** The files chosen for one input: their uploads, the receipts of those that are done, and what earlier pages left unfinished. */
 import { Item } from "./item.js";
-import { adopt, leave, offers, uploaderOf } from "./page.js";
+import { ask } from "./csrf.js";
+import { uploaderOf } from "./page.js";
+import { enter, offers, park, placeIn, placeOf } from "./places.js";
+import { forgetSent, noteSent } from "./sent.js";
 import { inSlices } from "../client/slices.js";
 
 /** @typedef {import( "../client.js").Upload} Upload */
+/** @typedef {import( "./places.js").Claimant} Claimant */
 /** @typedef {import( "./files.js").Picked} Picked */
 
 /** What the name of a posted receipt begins with; the name of the input follows. */
 export const RECEIPT = "async_upload.";
+
+/** Stands before a receipt whose file was uploaded for another page or object, and which the person has taken over. */
+const MOVED = "moved:";
 
 const UPLOAD_EVENTS = ["progress", "state", "completed", "error"];
 
@@ -42,6 +49,7 @@ function factsOf({ size, lastModified }, path) {
   return `${path} ${size} ${lastModified}`;
 }
 
+/** @implements {Claimant} */
 export class Selection {
   /** @type {Item[]} */
   items = [];
@@ -58,6 +66,7 @@ export class Selection {
   #count = 0;
   /** Unfinished ones by their upload's key. @type {Map<string, Item>} */
   #offers = new Map();
+  left = false;
 
   /**
    * @param {HTMLElement} element where receipts are put
@@ -65,15 +74,22 @@ export class Selection {
    * @param {object} of
    * @param {string} of.url of the WebSocket
    * @param {string} of.token of the field, or ""
+   * @param {string} of.owner who looks at the page, an opaque tag, or ""
+   * @param {() => boolean} of.isMany whether it takes several files
    * @param {string} of.taker of what has no token, or "": who takes it at the server
    * @param {() => void} of.changed
    * @param {(type: string, item: Item, detail: object) => void} of.happened `state`, `completed` or `error`
    */
-  constructor(element, input, { url, token, taker, changed, happened }) {
+  constructor(element, input, { url, token, owner, taker, isMany, changed, happened }) {
     this.element = element;
     this.input = input;
     this.url = url;
     this.token = token;
+    this.owner = owner;
+    this.isMany = isMany;
+    this.path = location.pathname;
+    this.isNew = true;
+    setTimeout(() => (this.isNew = false));
     this.taker = taker;
     this.changed = changed;
     this.happened = happened;
@@ -81,7 +97,17 @@ export class Selection {
     this.initial = receiptsIn(element);
     this.#tokenInput = hiddenIn(element, FIELD)[0] ?? null;
     this.restore();
-    for (const item of adopt(url, token)) this.#add(item);
+    this.receive(enter(this));
+  }
+
+  get place() {
+    return placeOf(this.path, this.element, this.input);
+  }
+
+  /** What stood here before the page was exchanged. @param {Item[]} items */
+  receive(items) {
+    for (const item of items) if (!this.#byUpload.has(/** @type {Upload} */ (item.upload))) this.#add(item);
+    if (items.length) this.changed();
   }
 
   get busy() {
@@ -98,7 +124,12 @@ export class Selection {
 
   /** A file is there, or on its way. */
   get filled() {
-    return this.items.some((item) => !item.broken && item.state !== "unfinished");
+    return this.items.some((item) => !item.broken && !item.isOffer);
+  }
+
+  /** A receipt is there that no form has taken along. */
+  get unsent() {
+    return !!this.input.form && this.items.some(({ receipt, isSent }) => receipt && !isSent);
   }
 
   restore() {
@@ -117,7 +148,8 @@ export class Selection {
   upload({ file, path, handle }) {
     const { name, size } = file;
     const metadata = { ...(path === name ? {} : { path }), ...(this.taker ? { taker: this.taker } : {}) };
-    const options = { name, metadata, field: this.token || undefined };
+    const { owner, place } = this;
+    const options = { name, metadata, field: this.token || undefined, owner, place, remember: !!owner };
     const upload = uploaderOf(this.url).add(handle ?? file, options);
     const item = new Item({ name, size, file, upload });
     item.facts = factsOf(file, path);
@@ -133,7 +165,7 @@ export class Selection {
     this.#add(new Item({ name, size, refusal: why }));
   }
 
-  /** Take files away; those under way are cancelled. @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said */
+  /** Take files away; those under way are cancelled. @param {(item: Item) => boolean} [gone] all but offers, if not said */
   clear(gone) {
     this.#discard(this.#takeOut(gone));
   }
@@ -141,7 +173,7 @@ export class Selection {
   /**
    * Take files away so that they can be brought back; those under way pause. What was set aside before is cancelled.
    *
-   * @param {(item: Item) => boolean} [gone] all but unfinished ones, if not said
+   * @param {(item: Item) => boolean} [gone] all but offers, if not said
    * @returns {number} how many of them somebody could miss
    */
   setAside(gone) {
@@ -183,7 +215,7 @@ export class Selection {
    * @param {(item: Item) => boolean} [gone]
    * @returns {Item[]} what is in the list no longer
    */
-  #takeOut(gone = ({ state }) => state !== "unfinished") {
+  #takeOut(gone = ({ isOffer }) => !isOffer) {
     /** @type {Item[]} */
     const removed = [];
     const kept = [];
@@ -206,23 +238,63 @@ export class Selection {
 
   /** @param {Item[]} items */
   #discard(items) {
+    const uploader = uploaderOf(this.url);
     // Those under way come last, or each would give its turn to one that is about to go.
-    void inSlices([...items].reverse(), ({ upload, unfinished }) => {
-      if (!upload) void unfinished?.discard();
-      else if (upload.state !== "completed" && upload.state !== "cancelled") upload.cancel();
+    void inSlices([...items].reverse(), ({ upload, unfinished, keptKey }) => {
+      if (upload?.state === "completed") void uploader.forget(upload.key);
+      else if (upload && upload.state !== "cancelled") upload.cancel();
+      else if (unfinished) void unfinished.discard();
+      else if (keptKey) void uploader.forget(keptKey);
     });
   }
 
-  /** Let the uploads go on without an element; it may come back for them. */
-  abandon() {
+  /** The receipts go out with the form. */
+  sent() {
+    const posted = this.items.filter(({ receipt }) => receipt);
+    for (const item of posted) item.isSent = true;
+    noteSent(posted.flatMap(({ key }) => key || []));
+  }
+
+  /** The page is back as it was left: what the server has taken meanwhile goes, the rest can be posted again. */
+  async restored() {
+    const posted = this.items.filter(({ isSent }) => isSent);
+    if (!posted.length) return;
+    for (const { receipt } of posted) receipt?.remove();
+    const address = new URL(this.input.form?.getAttribute("action") || "", location.href);
+    const bare = (/** @type {Item} */ { receipt }) => (receipt?.value ?? "").replace(MOVED, "");
+    const usable = (await ask(address, posted.map(bare)))?.usable ?? [];
+    for (const item of posted) {
+      if (!this.items.includes(item) || !usable.includes(bare(item))) continue;
+      item.isSent = false;
+      if (item.receipt) this.#post(item.receipt);
+    }
+    forgetSent(posted.flatMap(({ key, isSent }) => (isSent ? [] : key)));
+    this.clear(({ isSent }) => isSent);
+    this.changed();
+  }
+
+  /**
+   * The element leaves the page: the uploads go on without it.
+   * @returns {() => void} call it when they are not to go on, because the person has taken away this field alone
+   */
+  leave() {
+    this.left = true;
     this.letGo();
-    const items = this.items.filter(({ upload }) => upload);
+    const items = this.items.filter(({ upload, isSent }) => upload && !isSent);
     for (const { upload, receipt } of items) {
       receipt?.remove();
       if (upload) this.#listen(upload, false);
     }
-    leave(this.url, this.token, items);
-    this.items = [];
+    const takeBack = park(this, items);
+    this.items = this.items.filter((item) => !items.includes(item));
+    for (const { upload } of items) if (upload) this.#byUpload.delete(upload);
+    return () => this.#discard(takeBack());
+  }
+
+  /** The element is back: it was only put elsewhere in the page. */
+  comeBack() {
+    this.left = false;
+    this.receive(enter(this, this.#offers.keys()));
   }
 
   /** Receipts follow their input: its name, its form, whether it is disabled. */
@@ -242,29 +314,59 @@ export class Selection {
     if (form !== null) hidden.setAttribute("form", form);
   }
 
-  /**
-   * What an earlier page did not finish: it goes on by itself where the file can be read, else the person is asked for it.
-   * @param {number} most
-   */
-  async offer(most) {
-    for (const unfinished of await offers(this.url, this.token, most)) {
-      const { name, size } = unfinished;
-      const item = new Item({ name, size, unfinished });
+  /** What earlier pages left: it goes on by itself where it belongs here and can be read, else the person is asked. */
+  async offer() {
+    const { own, others } = await offers(this, this.isMany() ? Infinity : 1);
+    for (const unfinished of [...own, ...others]) {
+      const { key, name, size } = unfinished;
+      const place = placeIn(unfinished);
+      const isOwn = own.includes(unfinished);
+      const elsewhere = isOwn ? undefined : { ...place, title: place.key === this.place.key ? "" : place.title || place.page };
+      if (this.#isThere(unfinished) || (isOwn && !this.isMany() && this.filled)) continue;
+      const item = new Item({ name, size, unfinished, elsewhere });
       this.#add(item);
-      this.#offers.set(unfinished.key, item);
-      if (unfinished.canContinue) void this.continue(item);
+      this.#offers.set(key, item);
+      if (isOwn && unfinished.canContinue) void this.continue(item, true);
     }
     this.changed();
   }
 
-  /** @param {Item} item an unfinished one */
-  async continue(item) {
+  /** A form that came back with errors brought its receipt. @param {import( "../client.js").Remembered} finished */
+  #isThere({ receipt, key }) {
+    const item = this.items.find((each) => each.receipt && each.receipt.value.replace(MOVED, "") === receipt);
+    if (!item) return false;
+    item.keptKey = key;
+    forgetSent([key]);
+    return true;
+  }
+
+  /** Another field of the page has come that this upload belongs to. @param {string} key */
+  release(key) {
+    const item = this.#offers.get(key);
+    if (item) this.#drop(item);
+    this.changed();
+  }
+
+  /**
+   * @param {Item} item an offer
+   * @param {boolean} [byItself] and not because the person has said so
+   */
+  async continue(item, byItself = false) {
     try {
       const upload = await item.unfinished?.continue();
-      if (!upload || !this.items.includes(item)) return upload?.cancel();
-      this.#drop(item);
+      if (!upload) return;
       const file = upload.file instanceof File ? upload.file : undefined;
-      this.#add(new Item({ name: upload.name, size: item.size, file, upload }));
+      const next = new Item({ name: upload.name, size: item.size, file, upload });
+      if (this.left) park(this, [next]);
+      else if (!this.items.includes(item)) this.#discard([next]);
+      else {
+        this.#drop(item);
+        if (byItself && !this.isMany() && this.filled) this.#discard([next]); // the person has chosen another file
+        else {
+          if (!this.isMany()) this.clear();
+          this.#add(next);
+        }
+      }
     } catch {
       // The file is not there any more, or may not be read without a click: it stays on offer.
     }
@@ -324,10 +426,12 @@ export class Selection {
    * @param {import( "../client.js").Result} result
    */
   #complete(item, result) {
+    // Outside of a form nothing is posted: whoever wants the receipt has it by the event.
+    if (item.upload && !this.input.form) void uploaderOf(this.url).forget(item.upload.key);
     if (!result.receipt || item.receipt || !item.upload || !this.#byUpload.has(item.upload)) return;
     item.receipt = document.createElement("input");
     item.receipt.type = "hidden";
-    item.receipt.value = result.receipt;
+    item.receipt.value = (item.upload.field === this.token ? "" : MOVED) + result.receipt;
     item.receipt.dataset.name = item.name;
     item.receipt.dataset.size = String(item.size);
     this.#post(item.receipt);
