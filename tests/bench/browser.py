@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import page_load
+from . import far, page_load
 from .chromium import Chromium
 from .contest import Figures, compete
 from .loads import MIB, random_source, sparse_source
@@ -210,6 +210,9 @@ def main(arguments: list[str]) -> int:
             contest = Contest(browser, site, peer)
             rows = page_load.rows(browser, options.repetitions)
             rows += compare(contest, options, directory)
+            rows += far.rows(
+                browser, site, DURABILITY, directory, options.size * MIB, options.repetitions
+            )
             commands = {each.name: " ".join(each.command) for each in (site, peer)}
             print(table(rows))
             print()

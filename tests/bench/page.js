@@ -5,7 +5,7 @@ const file = () => document.querySelector("input").files[0];
 
 /** Upload with this client; the ticket is for a page without a login. */
 async function ours({ url, ticket }) {
-  const uploader = new Uploader({ url, authenticate: async () => ticket, persist: false });
+  const uploader = new Uploader({ url, authenticate: async () => ticket, remember: false });
   try {
     const { size } = await uploader.add(file()).result;
     return size;
@@ -23,7 +23,7 @@ async function many({ url, ticket, files, size }) {
       await new Promise((resolve) => setTimeout(resolve)); // making them shall not be what is measured
     }
   }
-  const uploader = new Uploader({ url, authenticate: async () => ticket, persist: false });
+  const uploader = new Uploader({ url, authenticate: async () => ticket, remember: false });
   try {
     const results = await Promise.all(made.map((each) => uploader.add(each).result));
     return results.reduce((sum, result) => sum + result.size, 0);
@@ -57,6 +57,23 @@ function form({ url }) {
     body.append("file", file());
     request.send(body);
   });
+}
+
+/** One request after the other, each with `step` bytes: how most libraries for large files send them. */
+async function slices({ url, step }) {
+  const whole = file();
+  for (let offset = 0; offset < whole.size; offset += step) {
+    await new Promise((resolve, reject) => {
+      const request = new XMLHttpRequest();
+      request.open("POST", url);
+      request.onload = () => (request.status === 201 ? resolve() : reject(new Error(request.responseText)));
+      request.onerror = () => reject(new Error("the request failed"));
+      const body = new FormData();
+      body.append("file", whole.slice(offset, offset + step), `${offset}.bin`);
+      request.send(body);
+    });
+  }
+  return whole.size;
 }
 
 /** Calls `each` with the milliseconds for which the main thread was not free, until the function it returns is called. */
@@ -94,7 +111,7 @@ globalThis.measure = async (contestant, options) => {
   observer.observe({ type: "longtask" });
   const stop = watch((milliseconds) => (gap = Math.max(gap, milliseconds)));
   const begun = performance.now();
-  const size = await { ours, many, tus, form }[contestant](options);
+  const size = await { ours, many, tus, form, slices }[contestant](options);
   const seconds = (performance.now() - begun) / 1000;
   stop();
   observer.disconnect();

@@ -16,6 +16,10 @@ import { startReader } from "./workers.js";
 
 /** Milliseconds; a Worker whose script does not come is none. */
 const PATIENCE = 10_000;
+/** Milliseconds without an answer while one is wanted, after which another Worker is made; twice as many for each in a row. */
+const SILENCE = 10_000;
+/** Workers that died or fell silent in a row; then the page reads by itself. */
+const MOST_LOST = 3;
 
 /** The Worker, or what stands in for it. */
 export class Reader {
@@ -25,10 +29,13 @@ export class Reader {
   #deliver = null;
   /** What waits for the Worker to be loaded. @type {{request: Request, transfer: Transferable[]}[]} */
   #waiting = [];
-  /** @type {Map<number, (answer: any) => void>} */
-  #receivers = new Map();
+  /** The large files by id. @type {Map<number, Source>} */
+  #sources = new Map();
   #lastId = 0;
   #started = false;
+  /** Runs while something is wanted. @type {ReturnType<typeof setTimeout> | null} */
+  #watchdog = null;
+  #lost = 0;
   #frame = new Uint8Array(0);
 
   /**
@@ -42,29 +49,22 @@ export class Reader {
    */
   open(file, { wake, digest }) {
     const small = file.size <= SMALL;
-    const id = ++this.#lastId;
-    const source = new Source(file, wake, small, {
-      frame: (size) => this.#frameOf(size),
-      post: (request, transfer = []) => this.#post({ ...request, id }, transfer),
-    });
+    const source = new Source(file, wake, this, ++this.#lastId, digest === "sha-256");
     if (!small) {
-      this.#receivers.set(id, (answer) => source.receive(answer));
-      this.#post({ type: "open", id, file, digest: digest === "sha-256" }, []);
-      source.onclose = () => this.#receivers.delete(id);
+      this.#sources.set(source.id, source);
+      source.begin();
     }
     return source;
   }
 
-  /** End the Worker. No source of this Reader will read any more. */
-  close() {
-    this.#stop();
-    this.#receivers.clear();
-    this.#deliver = () => undefined;
-    this.#waiting = [];
-  }
+  // What sources say --------------------------------------------------------------------------------
 
-  /** @param {number} size */
-  #frameOf(size) {
+  /**
+   * A buffer for a chunk; that of any chunk before is void.
+   *
+   * @param {number} size
+   */
+  frame(size) {
     if (this.#frame.length < size) {
       // Of two sizes only: small files do not need a megabyte.
       const length = size <= SMALL + HEADER_SIZE ? SMALL : MAX_CHUNK;
@@ -75,9 +75,9 @@ export class Reader {
 
   /**
    * @param {Request} request
-   * @param {Transferable[]} transfer
+   * @param {Transferable[]} [transfer]
    */
-  #post(request, transfer) {
+  post(request, transfer = []) {
     if (this.#deliver !== null) {
       this.#deliver(request, transfer);
       return;
@@ -87,6 +87,30 @@ export class Reader {
       this.#started = true;
       this.#start();
     }
+  }
+
+  /** Something is wanted, and the Worker has to answer. */
+  watch() {
+    if (this.#lost < MOST_LOST) {
+      this.#watchdog ??= setTimeout(() => {
+        this.#watchdog = null;
+        this.#replace();
+      }, SILENCE * 2 ** this.#lost);
+    }
+  }
+
+  /** Nothing more will be asked of a source. @param {number} id */
+  closed(id) {
+    this.#sources.delete(id);
+  }
+
+  /** End the Worker. No source of this Reader will read any more. */
+  close() {
+    this.#stop();
+    this.#unwatch();
+    this.#sources.clear();
+    this.#deliver = () => undefined;
+    this.#waiting = [];
   }
 
   #start() {
@@ -117,9 +141,8 @@ export class Reader {
       }
       clearTimeout(timer);
       worker.onerror = (event) => {
-        for (const receive of this.#receivers.values()) {
-          receive({ type: "lost", message: event.message });
-        }
+        event.preventDefault();
+        this.#replace();
       };
       this.#open((request, transfer) => worker.postMessage(request, transfer));
     };
@@ -141,10 +164,45 @@ export class Reader {
     }
   }
 
+  /** The Worker is dead or stuck: another one reads what is wanted. */
+  #replace() {
+    this.#unwatch();
+    if (![...this.#sources.values()].some((source) => source.isWaiting)) {
+      return;
+    }
+    this.#stop();
+    this.#lost += 1;
+    this.#deliver = null;
+    this.#waiting = [];
+    for (const source of this.#sources.values()) {
+      source.begin();
+    }
+    if (this.#lost < MOST_LOST) {
+      this.#start();
+      this.watch();
+    } else {
+      this.#readHere();
+    }
+  }
+
+  #unwatch() {
+    if (this.#watchdog !== null) {
+      clearTimeout(this.#watchdog);
+      this.#watchdog = null;
+    }
+  }
+
   /** @param {Answer} answer */
   #receive(answer) {
-    if (answer.type !== "loaded") {
-      this.#receivers.get(answer.id)?.(answer);
+    if (answer.type === "loaded") {
+      return;
+    }
+    const isWatched = this.#watchdog !== null;
+    this.#unwatch();
+    this.#lost = this.#lost < MOST_LOST ? 0 : this.#lost;
+    this.#sources.get(answer.id)?.receive(answer);
+    if (isWatched && [...this.#sources.values()].some((source) => source.isWaiting)) {
+      this.watch();
     }
   }
 }

@@ -35,17 +35,18 @@ function asError({ message }) {
 }
 
 /**
- * @typedef {object} Host what a source needs of its Reader
- * @property {(size: number) => Uint8Array<ArrayBuffer>} frame
- * @property {(request: any, transfer?: Transferable[]) => void} post
+ * @typedef {object} Job
+ * @property {import( "./reading.js").Request} request
+ * @property {(result: any) => void} resolve
+ * @property {(error: unknown) => void} reject
+ * @property {(done: number) => void} progress
  */
-
-/** @typedef {{resolve: (result: any) => void, reject: (error: unknown) => void, progress: (done: number) => void}} Job */
 
 /** The bytes of a file and their CRC-32C: see {@link import( "./reader.js").Reader.open}. */
 export class Source {
   #wake;
-  #host;
+  #reader;
+  #hashes;
   #small;
   /** All bytes of a small file. @type {Uint8Array | null} */
   #bytes = null;
@@ -61,24 +62,45 @@ export class Source {
   /** @type {Map<number, Job>} */
   #jobs = new Map();
   #lastJob = 0;
-  onclose = () => {};
+  /** The last `take` found nothing. */
+  #isStarved = false;
 
   /**
    * @param {Blob} file
    * @param {() => void} wake
-   * @param {boolean} small
-   * @param {Host} host
+   * @param {import( "./reader.js").Reader} reader
+   * @param {number} id that of the reader
+   * @param {boolean} hashes {@link digest} will be asked for
    */
-  constructor(file, wake, small, host) {
+  constructor(file, wake, reader, id, hashes) {
     this.file = file;
     this.size = file.size;
+    this.id = id;
     /** Where the next chunk begins. */
     this.position = 0;
     /** Why nothing more can be read. @type {UploadError | null} */
     this.error = null;
     this.#wake = wake;
-    this.#small = small;
-    this.#host = host;
+    this.#small = file.size <= SMALL;
+    this.#reader = reader;
+    this.#hashes = hashes;
+  }
+
+  /** The Worker owes it something. */
+  get isWaiting() {
+    return !this.#closed && this.error === null && (this.#isStarved || this.#jobs.size > 0);
+  }
+
+  /** Tell a new Worker of this file, and what is wanted of it. */
+  begin() {
+    this.#reader.post({ type: "open", id: this.id, file: this.file, digest: this.#hashes });
+    for (const { request } of this.#jobs.values()) {
+      this.#reader.post(request);
+    }
+    if (this.#reading) {
+      this.#restart(this.position);
+      this.#begin();
+    }
   }
 
   /**
@@ -97,10 +119,14 @@ export class Source {
     if (size !== this.size - this.position && !this.#small) {
       size -= size % GRAIN;
     }
+    this.#isStarved = !this.#small && size > 0 && this.position + size > this.#end;
+    if (this.#isStarved) {
+      this.#reader.watch();
+    }
     if (size <= 0 || this.position + size > this.#end) {
       return null;
     }
-    const frame = this.#host.frame(HEADER_SIZE + size);
+    const frame = this.#reader.frame(HEADER_SIZE + size);
     const payload = frame.subarray(HEADER_SIZE);
     const crc = this.#bytes === null ? this.#gather(payload) : this.#copy(this.#bytes, payload);
     const offset = this.position;
@@ -124,11 +150,16 @@ export class Source {
     }
     this.position = offset;
     if (!this.#small) {
-      this.#turn += 1;
-      this.#reading = false;
-      this.#pieces = [];
-      this.#end = offset;
+      this.#restart(offset);
     }
+  }
+
+  /** What was read ahead is void. @param {number} offset */
+  #restart(offset) {
+    this.#turn += 1;
+    this.#reading = this.#isStarved = false;
+    this.#pieces = [];
+    this.#end = offset;
   }
 
   /**
@@ -171,7 +202,7 @@ export class Source {
     const crc = /** @type {number} */ (this.#marks.get(from));
     const result = this.#small
       ? crc32c((await this.#read()).subarray(from, offset), crc)
-      : await this.#work({ type: "compute", offset: from, end: offset, crc }, signal, (done) =>
+      : await this.#work((job) => ({ type: "compute", id: this.id, job, offset: from, end: offset, crc }), signal, (done) =>
           onprogress?.(done, offset),
         );
     this.#marks.set(offset, result);
@@ -185,7 +216,7 @@ export class Source {
    */
   async digest() {
     if (!this.#small) {
-      return this.#work({ type: "digest" });
+      return this.#work((job) => ({ type: "digest", id: this.id, job }));
     }
     const hash = new (await loadSha256())();
     hash.update(await this.#read());
@@ -207,17 +238,18 @@ export class Source {
     }
     this.#jobs.clear();
     if (!this.#small) {
-      this.#host.post({ type: "close" });
-      this.onclose();
+      this.#reader.post({ type: "close", id: this.id });
+      this.#reader.closed(this.id);
     }
   }
 
-  /** @param {Exclude<Answer, {type: "loaded"}> | {type: "lost", message: string}} answer */
+  /** @param {Exclude<Answer, {type: "loaded"}>} answer */
   receive(answer) {
     switch (answer.type) {
       case "piece":
         if (answer.turn === this.#turn) {
           this.#pieces.push(answer);
+          this.#isStarved = false;
           this.#end = answer.offset + answer.size;
           this.#wake();
         } else {
@@ -238,12 +270,6 @@ export class Source {
       case "not-done":
         this.#jobs.get(answer.job)?.reject(asError(answer.error));
         break;
-      case "lost":
-        this.#fail({ message: answer.message });
-        for (const job of this.#jobs.values()) {
-          job.reject(this.error);
-        }
-        break;
     }
   }
 
@@ -262,7 +288,7 @@ export class Source {
       );
     } else {
       this.#end = this.position;
-      this.#host.post({ type: "read", turn: this.#turn, offset: this.position });
+      this.#reader.post({ type: "read", id: this.id, turn: this.#turn, offset: this.position });
     }
   }
 
@@ -317,7 +343,7 @@ export class Source {
 
   /** @param {Piece} piece */
   #consumed({ turn, buffer }) {
-    this.#host.post({ type: "consumed", turn, buffer }, [buffer]);
+    this.#reader.post({ type: "consumed", id: this.id, turn, buffer }, [buffer]);
   }
 
   /** @param {Failure} failure */
@@ -327,25 +353,27 @@ export class Source {
   }
 
   /**
-   * @param {{type: string, [field: string]: unknown}} request
+   * @param {(job: number) => import( "./reading.js").Request} asking
    * @param {AbortSignal} [signal]
    * @param {(done: number) => void} [progress]
    * @returns {Promise<any>}
    */
-  async #work(request, signal, progress = () => undefined) {
+  async #work(asking, signal, progress = () => undefined) {
     if (this.#closed) {
       throw new DOMException("The file was closed.", "AbortError");
     }
     const job = ++this.#lastJob;
+    const request = asking(job);
     const abort = () => {
-      this.#host.post({ type: "abort", job });
+      this.#reader.post({ type: "abort", id: this.id, job });
       this.#jobs.get(job)?.reject(signal?.reason);
     };
     signal?.addEventListener("abort", abort);
     try {
       return await new Promise((resolve, reject) => {
-        this.#jobs.set(job, { resolve, reject, progress });
-        this.#host.post({ ...request, job });
+        this.#jobs.set(job, { request, resolve, reject, progress });
+        this.#reader.post(request);
+        this.#reader.watch();
       });
     } finally {
       signal?.removeEventListener("abort", abort);
