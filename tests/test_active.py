@@ -10,7 +10,7 @@ import pytest
 from crc32c import crc32c
 
 from django_async_upload import active, leases
-from django_async_upload.credit import FLOOR, WINDOW
+from django_async_upload.credit import FLOOR, LARGEST_WINDOW
 from django_async_upload.exceptions import (
     DatabaseUnavailable,
     FileTooLarge,
@@ -52,7 +52,7 @@ async def test_the_limit_rises_with_what_is_written_within_the_window(
             before = upload.received
             feed(upload, data[: min(upload.limit, len(data))], before, chunk=16 * KIB)
             await until(lambda before=before: upload.received > before)
-            assert upload.received < upload.limit <= upload.durable + WINDOW
+            assert upload.received < upload.limit <= upload.durable + LARGEST_WINDOW
             assert upload.limit - upload.received <= upload.account.promised
         assert upload.chunk > FLOOR
         upload.release()
@@ -65,7 +65,8 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
 ) -> None:
     without_checkpoints(monkeypatch)
     uploads.store.durability = "fsync"
-    data = os.urandom(9 * MIB)
+    uploads.budget.total = 4 * LARGEST_WINDOW
+    data = bytes(LARGEST_WINDOW + MIB)
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
@@ -73,10 +74,10 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
             before = upload.received
             feed(upload, data[: upload.limit], before)
             await until(lambda before=before: upload.received > before)
-        assert upload.received == upload.limit == WINDOW
+        assert upload.received == upload.limit == LARGEST_WINDOW
         upload.release()
         await writing
-        assert await upload.interrupt() == WINDOW
+        assert await upload.interrupt() == LARGEST_WINDOW
 
 
 async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_counts(

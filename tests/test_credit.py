@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_async_upload import credit
-from django_async_upload.credit import FLOOR, LARGEST_CHUNK, WINDOW, Account, Budget
+from django_async_upload.credit import FLOOR, LARGEST_CHUNK, LARGEST_WINDOW, WINDOW, Account, Budget
 from django_async_upload.exceptions import Busy
 
 MIB = 1024 * 1024
@@ -85,7 +85,7 @@ def test_who_consumes_is_granted_what_the_last_second_took(clock: Clock) -> None
     clock.now += 2.0
     assert account.grant(0) == FLOOR
     account.consume(100 * MIB)
-    assert account.grant(0) == WINDOW
+    assert account.grant(0) == LARGEST_WINDOW
 
 
 def test_a_grant_is_within_the_fair_share_of_half_the_budget(clock: Clock) -> None:
@@ -119,7 +119,20 @@ def test_what_does_not_move_has_no_share(clock: Clock) -> None:
         opened(budget, f"visitor {n}")
     alone = opened(budget, "bob")
     alone.consume(16 * MIB)
-    assert alone.grant(0) == WINDOW
+    assert WINDOW < alone.grant(0) <= budget.total // 2
+
+
+def test_small_files_do_not_slow_a_large_one_down(clock: Clock) -> None:
+    budget = Budget(32 * MIB)
+    small = [opened(budget) for _ in range(250)]
+    large = opened(budget)
+    large.consume(16 * MIB)
+    for account in small:
+        account.consume(1024)
+    assert large.grant(0) > WINDOW
+    for account in small:
+        account.consume(FLOOR)
+    assert large.grant(0) < MIB
 
 
 def test_a_part_of_the_budget_is_for_other_owners(clock: Clock) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from . import leases, signals
-from .credit import FLOOR, WINDOW, Account
+from .credit import FLOOR, LARGEST_WINDOW, WINDOW, Account
 from .exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
 from .leases import Change
 from .models import UploadSession
@@ -321,7 +321,7 @@ class ActiveUpload:
     def _grant(self) -> None:
         unused = max(0, self.limit - self.received)
         granted = self.account.grant(unused)
-        self.limit = max(self.limit, min(self.received + granted, self.durable + WINDOW))
+        self.limit = max(self.limit, min(self.received + granted, self.durable + LARGEST_WINDOW))
         self.chunk = self.account.chunk(granted)
 
     def _rewind(self, offset: int, code: str) -> None:

@@ -19,7 +19,7 @@ from django.core.files import File
 
 from . import __version__, conf, pace, policies
 from .admission import Place, client_address, origin_is_trusted, origins, own_origin
-from .credit import FLOOR
+from .credit import FLOOR, LARGEST_WINDOW
 from .exceptions import (
     AuthenticationRequired,
     AuthenticationTimeout,
@@ -63,8 +63,8 @@ CLOSE_CODES: Final[dict[type[UploadError], int]] = {
 None of those below 3000, 1012 for a restart neither: Daphne refuses to send them.
 """
 
-CONNECTION_WINDOW: Final = 16 * 1024 * 1024
-"""Bytes of DATA payload that may be on their way on one connection."""
+CONNECTION_WINDOW: Final = 2 * LARGEST_WINDOW
+"""Bytes of DATA payload that may be on their way on one connection; LIMIT is said at half of it, with a window left."""
 AUTHENTICATION_SECONDS: Final = 5.0
 FAREWELL_SECONDS: Final = 5.0
 """How long a closing connection may take to be told why, and its uploads to be saved."""

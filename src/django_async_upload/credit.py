@@ -1,6 +1,6 @@
 """Credit: how far ahead each upload of a process may be sent, so that all of them fit its memory.
 
-Every open upload has a floor. Above it, it is promised what it consumed in the last second, at most a window,
+Every open upload has a floor. Above it, it is promised what it consumed in the last second, at most the largest window,
 within its fair share of the budget: shared among the owners whose uploads moved lately, then among each owner's.
 No owner has more than :data:`OWNER_PART`; the rest is for others. Promises are absolute offsets and cannot be taken
 back silently: a stream that holds far more than it uses is asked to pause, and closed where it does not answer. Where
@@ -21,6 +21,9 @@ Value = TypeVar("Value")
 
 FLOOR: Final = 16 * 1024
 WINDOW: Final = 8 * 1024 * 1024
+"""What every client can be ahead of ``durable``: HELLO says so."""
+LARGEST_WINDOW: Final = 4 * WINDOW
+"""And what it may be where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
 LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Advised, bytes. A frame may be twice as long, but an ASGI server assembles a message by copying what it has of it."""
 CHUNK_SECONDS: Final = 0.2
@@ -191,6 +194,7 @@ class Account:
         self._second = self.moved_at
         self._current = 0
         self._previous = 0
+        self._consumed = 0
 
     @property
     def is_open(self) -> bool:
@@ -224,9 +228,12 @@ class Account:
         self.rate(now)
         self._current += size
         self.moved_at = now
+        self._consumed += size
         if self.is_open:
             _note(self.share.accounts, self, None)
-            self.budget.moved(self, now)
+            # What fits the floor takes no part of what is above it: small files do not slow a large one down.
+            if self._consumed > FLOOR:
+                self.budget.moved(self, now)
         self._promise(max(FLOOR, self.promised - self._held - size))
 
     def grant(self, unused: int) -> int:
@@ -237,7 +244,8 @@ class Account:
         if self.is_pausing or not self.is_open:
             return unused
         now = time.monotonic()
-        wanted = min(max(self.rate(now), FLOOR), WINDOW, self.budget.fair_share(self, now))
+        rate = max(self.rate(now), FLOOR)
+        wanted = min(rate, LARGEST_WINDOW, self.budget.fair_share(self, now))
         room = self.budget.room(self.share) + self.promised - self._held
         if wanted > room:
             self.budget.reclaim()

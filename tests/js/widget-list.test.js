@@ -78,8 +78,10 @@ test("what needs the person has a row before what runs, what waits and what is d
 test("the sum leaves out what will not arrive, and what nobody chose yet", () => {
   const unfinished = new Item({ name: "a", size: 9, unfinished: { sent: 3 } });
   const items = [item("completed"), item("uploading", { fraction: 0.5 }), item("paused"), item("failed"), unfinished];
-  const expected = { count: 4, done: 1, broken: 1, busy: 1, paused: 1, retryable: 0, size: 3072, arrived: 1536 };
-  assert.deepEqual(sum(items), expected);
+  const large = item("uploading", { size: 2 ** 20, fraction: 0.25 });
+  const amounts = { files: 3, filesDone: 1, bytes: 2 ** 20, bytesDone: 2 ** 18 };
+  const expected = { count: 5, done: 1, broken: 1, busy: 2, paused: 1, retryable: 0, size: 3072 + 2 ** 20, arrived: 1536 + 2 ** 18 };
+  assert.deepEqual(sum([...items, large]), { ...expected, amounts });
 });
 
 /** What is said while an upload goes through these fractions, one each second. */

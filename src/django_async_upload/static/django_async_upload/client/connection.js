@@ -62,6 +62,8 @@ export class Connection {
   /** The end of a chunk that left, counted over the connection, and what had arrived by then. */
   #departures = /** @type {{end: number, at: number, arrived: number}[]} */ ([]);
   #rate = 0;
+  /** The shortest time from the departure of a chunk to the news of its arrival, ms. */
+  #delay = Infinity;
   #heardAt;
   #saidAt;
   /** When the oldest PING that has no answer was sent, ms. @type {number | null} */
@@ -362,13 +364,19 @@ export class Connection {
     }
   }
 
+  /**
+   * What is on its way shall fill the line and no more: twice what it carries in the time that an answer takes. The window of
+   * HELLO is enough for a line that is near; more than that on it would only lie in buffers.
+   */
   #hasRoom() {
     const { inFlight } = this.#protocol;
     if (inFlight === 0) {
       return true;
     }
-    const most = Math.max(QUEUED_FLOOR, this.#rate * QUEUED_SECONDS);
-    return inFlight < most && this.#socket.bufferedAmount < this.hello.window;
+    const { window } = this.hello;
+    const filling = Number.isFinite(this.#delay) ? (2 * this.#rate * this.#delay) / 1000 : 0;
+    const most = Math.min(Math.max(QUEUED_FLOOR, this.#rate * QUEUED_SECONDS), Math.max(window, filling));
+    return inFlight < most && this.#socket.bufferedAmount < Math.max(window, filling);
   }
 
   /**
@@ -386,6 +394,7 @@ export class Connection {
     if (newest === undefined || now <= newest.at) {
       return;
     }
+    this.#delay = Math.min(this.#delay, now - newest.at);
     const rate = ((arrived - newest.arrived) / (now - newest.at)) * 1000;
     this.#rate = rate >= this.#rate ? rate : this.#rate + (rate - this.#rate) / 8;
   }

@@ -5,7 +5,7 @@
  * Rust's indicatif do it (`Estimator` in its state.rs): how much a sample counts depends on the time that it spans, so that
  * neither many small acknowledgements nor few large ones bend it, and the second stage takes the edge off a burst.
  * The correction, by what the weights so far add up to, is that of Adam (Kingma and Ba, 2015, section 3): without it the
- * speed would creep up from zero.
+ * speed would creep up from zero. The memory is a third of what was measured until it is full.
  *
  * The time left counts down like a clock, and is drawn towards what the speed says only slowly, but is never more than twice
  * as much, or less than half.
@@ -13,6 +13,8 @@
 
 /** Milliseconds after which a sample counts 1/e of what it did. */
 const MEMORY = 3_000;
+/** And in the beginning, which is slower than what follows, at least. */
+const SHORT_MEMORY = 500;
 /** Samples that are closer together are one: a clock in a browser may be as coarse as 100 ms. */
 const SHORTEST = 100;
 /** Less than that was measured: nobody knows yet how long it takes. */
@@ -30,9 +32,9 @@ export class Rate {
   #measured = 0;
   #first = 0;
   #second = 0;
-  /** @type {number | undefined} */
-  #remaining;
-  #saidAt = 0;
+  /** What the weights of the samples add up to. */
+  #weight = 0;
+  #countdown = new Countdown();
 
   /**
    * A bout begins: what arrives from now on is measured.
@@ -42,14 +44,15 @@ export class Rate {
    */
   start(done, now = performance.now()) {
     this.#done = done;
-    this.#at = this.#saidAt = now;
+    this.#at = now;
+    this.#countdown.start(now);
     this.#running = true;
   }
 
   /** A pause, or no network: this time is not slowness. The speed stays what it was. */
   stop() {
     this.#running = false;
-    this.#remaining = undefined;
+    this.#countdown.stop();
   }
 
   /**
@@ -68,11 +71,11 @@ export class Rate {
     if (span < SHORTEST) {
       return;
     }
-    const keep = Math.exp(-span / MEMORY);
     this.#measured += span;
-    const sum = 1 - Math.exp(-this.#measured / MEMORY);
+    const keep = Math.exp(-span / Math.max(SHORT_MEMORY, Math.min(MEMORY, this.#measured / 3)));
+    this.#weight = this.#weight * keep + (1 - keep);
     this.#first = this.#first * keep + ((done - this.#done) / span) * 1000 * (1 - keep);
-    this.#second = this.#second * keep + (this.#first / sum) * (1 - keep);
+    this.#second = this.#second * keep + (this.#first / this.#weight) * (1 - keep);
     this.#done = done;
     this.#at = now;
   }
@@ -91,7 +94,7 @@ export class Rate {
 
   /** Bytes per second; 0 while nothing is known. */
   get rate() {
-    return this.#measured === 0 ? 0 : this.#second / (1 - Math.exp(-this.#measured / MEMORY));
+    return this.#measured === 0 ? 0 : this.#second / this.#weight;
   }
 
   /**
@@ -102,18 +105,54 @@ export class Rate {
    * @returns {number | undefined} undefined: not known (yet), or nothing moves
    */
   remaining(bytes, now = performance.now()) {
-    const estimate = bytes / this.rate;
-    if (!this.#running || this.#measured < ENOUGH || !(estimate < FOREVER)) {
-      this.#remaining = undefined;
+    if (!this.isKnown) {
+      this.#countdown.stop();
       return bytes === 0 ? 0 : undefined;
     }
+    return this.#countdown.next(bytes / this.rate, now) ?? (bytes === 0 ? 0 : undefined);
+  }
+
+  /** Enough was measured to tell a time by it. */
+  get isKnown() {
+    return this.#running && this.#measured >= ENOUGH;
+  }
+}
+
+/** Counts down to estimates that jump. */
+export class Countdown {
+  /** @type {number | undefined} */
+  #remaining;
+  #saidAt = 0;
+  /** Milliseconds for which it has counted. */
+  #age = 0;
+
+  /** @param {number} now milliseconds */
+  start(now) {
+    this.#saidAt = now;
+  }
+
+  stop() {
+    this.#remaining = undefined;
+    this.#age = 0;
+  }
+
+  /**
+   * @param {number} estimate seconds
+   * @param {number} now milliseconds
+   * @returns {number | undefined} seconds to show; undefined: for ever
+   */
+  next(estimate, now) {
     const span = now - this.#saidAt;
     this.#saidAt = now;
-    if (this.#remaining === undefined) {
+    if (!(estimate < FOREVER)) {
+      this.#remaining = undefined;
+    } else if (this.#remaining === undefined) {
       this.#remaining = estimate;
     } else {
       const expected = this.#remaining - span / 1000;
-      const drawn = expected + (estimate - expected) * (1 - Math.exp(-span / DRIFT));
+      this.#age += span;
+      const drift = Math.min(DRIFT, this.#age / 3); // the first estimates are the worst
+      const drawn = expected + (estimate - expected) * (1 - Math.exp(-span / drift));
       this.#remaining = Math.max(estimate / 2, Math.min(drawn, estimate * 2));
     }
     return this.#remaining;

@@ -156,8 +156,16 @@ export class Uploader extends EventTarget {
       throw new TypeError("The uploader is closed.");
     }
     this.#turns.enqueue(upload);
-    this.dispatchEvent(new CustomEvent("upload", { detail: { upload } }));
+    this.#dispatch("upload", { upload });
     return upload;
+  }
+
+  /**
+   * @param {string} type
+   * @param {unknown} detail
+   */
+  #dispatch(type, detail) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
   /**

@@ -37,6 +37,9 @@ import { buildMessage, isFromClient, parseMessage } from "./messages.js";
 
 /** @typedef {Readonly<Partial<Record<FrameType, StreamState>>>} Transitions */
 
+/** Bytes that are sent ahead of `durable`, whatever a server promises beyond its own window. */
+const LARGEST_WINDOW = 32 * 1024 * 1024;
+
 /** @type {Transitions} */
 const OVER = { ERROR: "closed", CANCELLED: "closed" };
 
@@ -383,13 +386,14 @@ export class ClientProtocol {
   }
 
   /**
-   * Never beyond the window: a server may not promise more than the client will hold.
+   * The window of HELLO is what a client can always be ahead; how much more it may be, the limits say. They are not followed
+   * without end.
    *
    * @param {Stream} stream
    * @param {number} limit
    */
   #setLimit(stream, limit) {
-    stream.limit = Math.min(limit, stream.durable + this.#openHello().window);
+    stream.limit = Math.min(limit, stream.durable + Math.max(LARGEST_WINDOW, this.#openHello().window));
   }
 
   /** @param {number} advised */

@@ -4,6 +4,7 @@
  */
 import { Bar, FileRow, part } from "./row.js";
 import { describe } from "./item.js";
+import { Forecast, SMALL } from "../client/forecast.js";
 import { Rate } from "../client/rate.js";
 import { fill, join } from "./texts.js";
 
@@ -33,10 +34,12 @@ export function urgent(items, most, pinned = null) {
 
 /**
  * @param {readonly Item[]} items
- * @returns {{count: number, done: number, broken: number, busy: number, paused: number, retryable: number, size: number, arrived: number}}
+ * @returns {{count: number, done: number, broken: number, busy: number, paused: number, retryable: number, size: number, arrived: number,
+ *   amounts: import( "../client/forecast.js").Amounts}}
  */
 export function sum(items) {
-  const total = { count: 0, done: 0, broken: 0, busy: 0, paused: 0, retryable: 0, size: 0, arrived: 0 };
+  const amounts = { files: 0, filesDone: 0, bytes: 0, bytesDone: 0 };
+  const total = { count: 0, done: 0, broken: 0, busy: 0, paused: 0, retryable: 0, size: 0, arrived: 0, amounts };
   for (const item of items) {
     if (item.isOffer) continue;
     total.count += 1;
@@ -47,8 +50,16 @@ export function sum(items) {
       total.broken += 1;
       if (item.retryable) total.retryable += 1;
     } else {
-      total.size += item.size;
-      total.arrived += item.arrived;
+      const { size, arrived } = item;
+      total.size += size;
+      total.arrived += arrived;
+      if (size > SMALL) {
+        amounts.bytes += size;
+        amounts.bytesDone += arrived;
+      } else {
+        amounts.files += 1;
+        if (item.state === "completed") amounts.filesDone += 1;
+      }
     }
   }
   return total;
@@ -59,6 +70,7 @@ export class FileList {
   #rows = new Map();
   #most = ROWS;
   #rate = new Rate();
+  #forecast = new Forecast();
   #running = false;
   #ids = 0;
 
@@ -161,15 +173,15 @@ export class FileList {
   #sumUp(total) {
     const { texts } = this.shared;
     const running = total.busy > 0;
+    const left = this.#forecast.update(total.amounts, running, performance.now());
     if (running !== this.#running) {
-      if (running) this.#rate.start(performance.now());
+      if (running) this.#rate.start(total.arrived);
       else this.#rate.stop();
       this.#running = running;
     }
     this.summary.hidden = total.count < 2;
     if (this.summary.hidden) return;
     if (running) this.#rate.update(total.arrived);
-    const left = running ? this.#rate.remaining(total.size - total.arrived) : undefined;
     const sentences = [fill(texts.uploadedOf, { done: this.formats.count(total.done), count: this.formats.count(total.count) })];
     if (total.broken) sentences.push(fill(texts.failedCount, { count: this.formats.count(total.broken) }));
     sentences.push(fill(texts.sentOf, { sent: this.formats.size(total.arrived), size: this.formats.size(total.size) }));
