@@ -702,16 +702,29 @@ async def test_an_upload_that_goes_on_has_no_trouble_any_more(
     connect: Connect, media: Path, staging: Path
 ) -> None:
     staging.write_text("in the way of the folder")
-    key, data = new_key(), os.urandom(40 * KIB)
     async with connect() as client:
+        await client.send(m.Create(new_key(), "a.bin"), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, b"data")
         with pytest.raises(StorageFailed):
-            await client.upload("a.bin", data, key=key)
-    await settled()
-    assert (await UploadSession.objects.aget()).error == "storage_error"
-    staging.unlink()
-    async with connect() as client:
-        done = await client.upload("a.bin", data, key=key)
-    assert (await row(done.upload)).error == ""
+            await client.wait_for(m.Completed, 1)
+        await settled_row(created.upload, "storage_error")
+        staging.unlink()
+        await client.send(m.Attach(created.upload), 2)
+        assert (await client.wait_for(m.Attached, 2)).received == 0
+        assert (await row(created.upload)).error == ""
+        await client.send(m.Proof("00000000"), 2)
+        await client.wait_for(m.Ready, 2)
+        await client.send_data(2, 0, b"data")
+        await client.send(finish(b"data"), 2)
+        await client.wait_for(m.Completed, 2)
+    assert (await row(created.upload)).error == ""
+
+
+async def settled_row(pk: str, error: str) -> None:
+    async with asyncio.timeout(10):
+        while (await row(pk)).error != error:
+            await asyncio.sleep(0.01)
 
 
 # Origin -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from .admission import network_of
 from .connection import CLOSE_CODES, Connection, drain, undrain
 from .exceptions import PermissionRefused
 from .models import Taker, UploadSession
+from .owners import Owner
 from .protocol import messages as m
 from .receipts import read_field_token
 
@@ -75,6 +76,12 @@ class UploadConsumer(Connection):
     # What the connection asks ---------------------------------------------------------------------
 
     @property
+    def _asks_about_users(self) -> bool:
+        """Whether a hook of the host may look at the user when an upload is created."""
+        hooks = ("may_upload", "get_max_size", "check")
+        return any(getattr(type(self), each) is not getattr(UploadConsumer, each) for each in hooks)
+
+    @property
     def inspects(self) -> bool:
         return type(self).inspect is not UploadConsumer.inspect
 
@@ -84,7 +91,9 @@ class UploadConsumer(Connection):
         The hooks are asked about the user as he is in the database now. Raises :class:`PermissionRefused` for
         one who may not upload here, and :class:`ConnectionRefused`.
         """
-        owner = await self.reload_owner()
+        return await self._admit(await self.reload_owner())
+
+    async def _admit(self, owner: Owner) -> int | None:
         if not await self.may_upload(owner.user):
             raise PermissionRefused
         return policies.smallest(
@@ -93,7 +102,10 @@ class UploadConsumer(Connection):
 
     async def new_session(self, create: m.Create) -> tuple[UploadSession, int | None]:
         """The row for a CREATE that the host allows, and its largest size. Raises :class:`UploadRefused`."""
-        max_size = await self.admit()
+        if self._asks_about_users:
+            max_size = await self.admit()
+        else:  # the transaction that makes the row reads the owner, too: once is enough
+            max_size = await self._admit(await self.authenticated())
         owner = self.owner
         policies.check_size(create.size, max_size)
         policies.check_name(create.name)
