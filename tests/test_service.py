@@ -412,6 +412,34 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
     assert not os.listdir(uploads.store.root)
 
 
+async def test_the_old_part_stays_until_the_row_names_the_new_one(
+    uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a crash in between would leave a row that names nothing."""
+    data = os.urandom(300 * KIB)
+    pk = await interrupted(uploads, owner, data, 200 * KIB)
+    old = (await row(pk)).part
+    still_there: list[bool] = []
+    change = leases.change
+
+    def changing(items: Any) -> Any:
+        if any(item.values.get("part", old) != old for item in items):
+            still_there.append(os.path.exists(os.path.join(uploads.store.root, old)))  # type: ignore[attr-defined]
+        return change(items)
+
+    monkeypatch.setattr(leases, "change", changing)
+    other = uploads.store.open((await row(pk)).checkpoint)  # a process that is stopped has its lock
+    try:
+        async with attached(uploads, owner, pk) as upload:
+            assert (await row(pk)).part not in ("", old)
+            session = await uploads.complete(upload, await write(upload, data, 200 * KIB), host)
+    finally:
+        other.close()
+    assert session.state == State.COMPLETED
+    assert still_there[0]
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
 async def test_a_disk_that_fails_again_and_again_interrupts(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,3 +204,26 @@ def test_a_receiver_that_misbehaves_breaks_no_upload(host: Host, fault: str) -> 
                 lambda upload=upload: broken in host.server.log(start).partition(upload)[2],
                 what="the receiver's error in the log",
             )
+        # It is called again, with the same id, and succeeds.
+        for upload in uploads:
+            wait_for(
+                lambda upload=upload: len(host.signals("upload_completed", upload)) == 2,
+                what="another call of the receiver",
+                seconds=90,
+            )
+            first, second = host.signals("upload_completed", upload)
+            assert first["event"] == second["event"]
+
+
+def test_a_receiver_that_never_returns_does_not_keep_the_server_from_ending(
+    hosts: Callable[..., Host],
+) -> None:
+    host = hosts()
+    with host.connect() as connection:
+        stream, created = connection.create("stuck-for-ever.bin", 4)
+        connection.upload(stream, b"data")
+        connection.finish(stream, b"data")
+        host.wait_for_signals("upload_completed", created.upload)
+    begun = time.monotonic()
+    host.server.terminate(seconds=120)
+    assert time.monotonic() - begun < 60, "it was killed"

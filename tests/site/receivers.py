@@ -29,27 +29,29 @@ def _write_down(name: str, session: Any, **facts: object) -> None:
 
 @receiver(signals.upload_completed)
 def completed(session: Any, event_id: Any, **kwargs: Any) -> None:
-    if session.name.startswith("die-"):
-        _die_once()
+    if session.name.startswith("die-") and _is_first("died"):
+        os.kill(os.getpid(), signal.SIGKILL)  # between the commit and the delivery
     if session.name.startswith("hang-"):
         time.sleep(HANG)
     _write_down("upload_completed", session, event=str(event_id))
-    if session.name.startswith("raise-"):
+    if session.name.startswith("stuck-"):
+        time.sleep(3600)
+    if session.name.startswith("raise-") and _is_first(f"raised-{session.pk}"):
         raise ValueError("the receiver of this host is broken")
 
 
-def _die_once() -> None:
-    """Take the process away between the commit and the delivery, the first time only."""
+def _is_first(name: str) -> bool:
+    """Whether this is asked for the first time, by any process."""
     try:
-        os.close(os.open(settings.ROOT / "died", os.O_CREAT | os.O_EXCL))
+        os.close(os.open(settings.ROOT / name, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        return
-    os.kill(os.getpid(), signal.SIGKILL)
+        return False
+    return True
 
 
 @receiver(signals.upload_completed)
 async def completed_too(session: Any, **kwargs: Any) -> None:
-    if session.name.startswith("cancel-"):
+    if session.name.startswith("cancel-") and _is_first(f"cancelled-{session.pk}"):
         raise asyncio.CancelledError
     if session.name.startswith("hang-"):
         await asyncio.sleep(HANG)
