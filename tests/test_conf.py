@@ -44,6 +44,7 @@ def test_a_change_of_settings_is_seen(settings: Any) -> None:
         ({"THREADS": 0}, "above 0"),
         ({"IDLE_TIMEOUT": -1.0}, "above 0"),
         ({"MEMORY_BUDGET": 1000}, "at least"),
+        ({"NUM_PROXIES": -1}, "below 0"),
         ({"UPLOAD_TO": 7}, "UPLOAD_TO"),
     ],
 )
@@ -67,6 +68,8 @@ def test_every_problem_is_named() -> None:
         {"ALLOWED_TYPES": ["image/*"]},
         {"ALLOWED_EXTENSIONS": ("jpg",)},
         {"EXPIRE_AFTER": 60},
+        {"NUM_PROXIES": 0},
+        {"NUM_PROXIES": 2},
     ],
 )
 def test_what_is_right_is_let_be(configured: Any) -> None:
