@@ -18,6 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_async_upload import active, leases, pace, quotas
+from django_async_upload import connection as connections
 from django_async_upload.connection import CONNECTION_WINDOW
 from django_async_upload.exceptions import (
     Busy,
@@ -284,6 +285,31 @@ async def test_frames_that_move_no_upload_are_read_only_so_fast_whatever_their_c
         await asyncio.wait({alice.socket.future})
 
 
+async def test_who_floods_for_seconds_is_closed(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 1000)
+    monkeypatch.setattr(connections, "HELD_SECONDS", 0.1)
+    async with connect() as alice:
+        for _ in range(3000):
+            await alice.send(m.Pong(1))
+        assert (await alice.wait_for(m.Error)).code == "flow_control"
+
+
+async def test_questions_are_answered_however_long_it_takes(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 1000)
+    monkeypatch.setattr(connections, "HELD_SECONDS", 0.01)
+    async with connect() as alice:
+        for stream in range(1, 51):
+            await alice.send(m.Query("00000000-0000-0000-0000-000000000000"), stream)
+        for _ in range(50):
+            message = (await alice.receive()).message
+            assert isinstance(message, m.Error)
+            assert message.code == "not_found"
+
+
 async def test_many_small_files_are_not_held_up(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +355,7 @@ async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
 ) -> None:
     settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": MIB}
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(active, "SLOW_BYTES", 0)
     data = bytes(300 * KIB)
     async with connect() as alice:
         for stream in range(1, 5):
@@ -409,6 +436,7 @@ def test_nobody_is_refused_by_an_old_count(
 ) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 5}
     monkeypatch.setattr(quotas, "MANY", 3)
+    monkeypatch.setattr(quotas, "REFUSAL_SECONDS", 0.0)
     monkeypatch.setattr(quotas, "_counted", {})
 
     def create() -> Any:

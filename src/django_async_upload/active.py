@@ -353,7 +353,7 @@ class ActiveUpload:
         is_slow = self.received - self._checkpoint.offset < SLOW_BYTES
         try:
             assert self.writer is not None
-            async with self.service.syncs(self.session.owner_key, is_slow=is_slow):
+            async with self.service.sync_turn(self.session.owner_key, is_slow=is_slow):
                 checkpoint = await self.store.run(self.writer.sync)
             await self.save(checkpoint, State.UPLOADING)
         except StorageFailed:

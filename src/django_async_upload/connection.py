@@ -74,6 +74,8 @@ MAX_IN_TURN: Final = 64
 """Messages of one connection in a turn of the event loop."""
 PATIENCE_SECONDS: Final = 0.005
 """A connection that is to be read later by less than this is read at once."""
+HELD_SECONDS: Final = 5.0
+"""For so long a connection may send more than it is read, without a pause."""
 SHORT_FRAME: Final = 4096
 """Bytes. What a client sends that is advised at least 16 KiB is longer, but for the end of a file."""
 MAX_QUERIES: Final = 8
@@ -127,6 +129,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._gone = True  # until it has come
         self._in_turn = 0
         self._behind = 0.0
+        self._held_since: float | None = None
         try:
             while True:
                 await self.dispatch(await receive())
@@ -336,9 +339,28 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 if upload is not None:
                     upload.lose(reason)
         if cost := _cost(event):
+            if self._pace.has_rested(self._heard):
+                self._held_since = None
             self._behind = self._pace.delay(self._heard, cost)
+            if self._behind and not (
+                isinstance(event, Received) and isinstance(event.message, m.Query)
+            ):
+                await self._hold_back()
         # Whatever became of it: bytes that were dropped have left the window, too.
         self._replenish()
+
+    def slow_down(self) -> None:
+        """A question came in another guise."""
+        now = asyncio.get_running_loop().time()
+        self._behind = self._pace.delay(now, pace.QUESTION)
+
+    async def _hold_back(self) -> None:
+        """Not for ever: Daphne reads on meanwhile, and keeps what it has read. QUERYs are bounded by their streams."""
+        if self._held_since is None:
+            self._held_since = self._heard
+        elif self._heard - self._held_since > HELD_SECONDS:
+            reason = "Too many frames came for too long that are of no use for an upload."
+            await self._shut(FlowControlViolation(reason))
 
     def _receive_own(self, message: m.Message) -> None:
         if isinstance(message, m.Ping):

@@ -25,6 +25,9 @@ MANY: Final = 1000
 RECOUNT_SECONDS: Final = 1.0
 """How old the count of so many may be; what this process adds is counted at once."""
 
+REFUSAL_SECONDS: Final = 0.2
+"""And where it refuses an upload."""
+
 
 @dataclass(slots=True)
 class Usage:
@@ -102,8 +105,8 @@ class Quota:
 
     def _checked(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
         refusal = self._excess(wheres, sessions, size)
-        if refusal and (old := [where for where in wheres if where in _counted]):
-            self._read(old)  # nobody is refused by an old count
+        if refusal and (old := [where for where in wheres if _is_old(where)]):
+            self._read(old)
             refusal = self._excess(wheres, sessions, size)
         if refusal is None:
             self._count(wheres, sessions, size)
@@ -128,6 +131,11 @@ class Quota:
             for usage in (self._usage[where], self._added[where]):
                 usage.sessions += sessions
                 usage.bytes += size
+
+
+def _is_old(where: Where) -> bool:
+    """Whether an owner must not be refused by the count that is known: he may have finished some uploads."""
+    return where in _counted and time.monotonic() - _counted[where][0] >= REFUSAL_SECONDS
 
 
 def _wheres(item: UploadSession | Growth) -> list[Where]:

@@ -11,8 +11,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -63,6 +63,8 @@ LONGEST_REST: Final = 3600.0
 """Seconds until an upload whose publication fails again and again is tried once more."""
 CLOSE_SECONDS: Final = 10.0
 """For how long :meth:`UploadService.close` waits for uploads, and then for receivers."""
+SLOW_SYNC_REST: Final = 9
+"""Times as long as a sync of little took, until its owner has the next one: he keeps the disk a tenth of the time."""
 EVICTION_SECONDS: Final = 0.4
 """How long the newest connection waits for an older one of this process to let go of the file."""
 
@@ -94,13 +96,25 @@ class UploadService:
         self._resting: dict[uuid.UUID, tuple[float, int]] = {}
         """Uploads whose publication failed: until when (monotonic) they rest, and how often that was."""
 
-    def syncs(self, owner: str, *, is_slow: bool) -> asyncio.Semaphore:
-        """An owner's turns at syncing parts: half of the store's threads, so that others find one, too.
+    @asynccontextmanager
+    async def sync_turn(self, owner: str, *, is_slow: bool) -> AsyncIterator[None]:
+        """An owner's turn at syncing a part: half of the store's threads, so that others find one, too.
 
-        Those of his uploads that bring little share a single one.
+        Those of his uploads that bring little share a single one, which rests afterwards: a disk syncs a file of one
+        byte no faster than one of megabytes, and all that it does meanwhile waits.
         """
         most = 1 if is_slow else max(1, self.store.threads // 2)
-        return self._syncs.setdefault((owner, is_slow), asyncio.Semaphore(most))
+        turns = self._syncs.setdefault((owner, is_slow), asyncio.Semaphore(most))
+        await turns.acquire()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            yield
+        finally:
+            if is_slow:
+                loop.call_later(SLOW_SYNC_REST * (loop.time() - began), turns.release)
+            else:
+                turns.release()
 
     def slow_turns(self, owner: str) -> asyncio.Semaphore:
         """An owner's turns at what may take long: half of the threads for that."""

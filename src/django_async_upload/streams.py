@@ -12,9 +12,11 @@ from . import signals
 from .active import ActiveUpload
 from .credit import FLOOR
 from .exceptions import (
+    ByteQuotaExceeded,
     FileChanged,
     InternalError,
     PermissionRefused,
+    SessionQuotaExceeded,
     UploadError,
     UploadRefused,
 )
@@ -108,6 +110,8 @@ class UploadStream:
             closing = await self._serve()
         except UploadError as failure:
             error, closing = failure, error_message(failure)
+            if isinstance(failure, SessionQuotaExceeded | ByteQuotaExceeded):
+                self.connection.slow_down()  # to find that out costs as much as to let it in
             self._log(failure)
         except Exception:  # of a host's hook, or ours
             logger.exception("Upload stream %s failed", self.number)
