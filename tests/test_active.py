@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from typing import Any
 
 import pytest
 from crc32c import crc32c
+from django.db import DataError
 
 from django_async_upload import active, leases
 from django_async_upload.credit import FLOOR, LARGEST_WINDOW
@@ -285,3 +287,53 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
 
 async def unavailable(*args: Any, **kwargs: Any) -> Any:
     raise DatabaseUnavailable(retry_after=1.0)
+
+
+async def test_what_the_database_refuses_when_an_upload_is_left_is_logged_and_breaks_nothing(
+    uploads: UploadService,
+    owner: Owner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with begun(uploads, owner, b"data") as upload:
+        feed(upload, b"data")
+        upload.release()
+        await upload.write()
+
+        def refuse(items: Any) -> Any:
+            raise DataError("value out of range")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "change", refuse)
+            assert await upload.interrupt() == 0
+    assert "value out of range" in caplog.text
+
+
+async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everything_back(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, syncing = threading.Event(), threading.Event()
+    fdatasync = disk.fdatasync
+
+    def slow(fd: int) -> None:
+        syncing.set()
+        let_go.wait(30)
+        fdatasync(fd)
+
+    monkeypatch.setattr(disk, "fdatasync", slow)
+    monkeypatch.setattr(active, "CHECKPOINT_BYTES", 1)
+    async with begun(uploads, owner, b"data") as upload:
+        feed(upload, b"data")
+        upload.release()
+        await upload.write()
+        await asyncio.to_thread(syncing.wait, 30)
+        closing = asyncio.create_task(upload.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert upload.closed.is_set()
+        assert upload.account.promised == 0
+        assert upload.writer is not None
+        assert not uploads.store.is_held(upload.writer.part)

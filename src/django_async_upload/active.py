@@ -468,8 +468,10 @@ class ActiveUpload:
             await self.settle()
             if self._hashing is not None:
                 await asyncio.wait({self._hashing})
-            if self.writer is not None:
-                await self.store.run(self.writer.close)
         finally:
-            self.account.close()
-            self.closed.set()
+            try:
+                if self.writer is not None:
+                    await self.store.run(self.writer.close)
+            finally:
+                self.account.close()
+                self.closed.set()
