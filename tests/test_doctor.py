@@ -116,6 +116,23 @@ def test_an_address_that_is_a_proxys_is_not_taken_for_the_clients(
     assert verdict == "ok" or "NUM_PROXIES" in found.advice
 
 
+@pytest.mark.parametrize(
+    ("url", "server", "verdict"),
+    [
+        ("wss://example.com/", "nginx", "ok"),
+        ("wss://example.com/", "", "ok"),
+        ("wss://example.com/", "uvicorn", "warning"),
+        ("wss://example.com/", "hypercorn", "warning"),
+        ("wss://example.com/", "daphne", "warning"),
+        ("ws://127.0.0.1/", "uvicorn", "unknown"),
+    ],
+)
+def test_a_server_that_the_internet_reaches_without_a_proxy_is_a_warning(
+    url: str, server: str, verdict: str
+) -> None:
+    assert doctor._proxy(Patient(url), server).verdict == verdict
+
+
 @pytest.mark.parametrize("host", ["granian"], indirect=True)
 def test_what_no_option_can_change_is_a_warning(host: Host) -> None:
     status, found = examine(host)

@@ -78,6 +78,7 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
         yield Finding("connection", Verdict.BAD, f"HELLO did not come: {_told(hello)}")
         return
     yield _encryption(patient, server)
+    yield _proxy(patient, server)
     yield _address(patient, hello, peer)
     yield _deflate(server, compresses=compresses)
     examinations: list[Callable[[], Awaitable[Finding]]] = [
@@ -141,6 +142,23 @@ def _encryption(patient: Patient, server: str) -> Finding:
         Verdict.WARNING,
         f"{what} It is not encrypted: tickets, cookies and files can be read on the way.",
         "Put TLS in front, and use wss://.",
+    )
+
+
+def _proxy(patient: Patient, server: str) -> Finding:
+    """Whether a proxy bounds what no ASGI server does, as far as the Server header tells."""
+    if _is_loopback(urlsplit(patient.url).hostname or ""):
+        return Finding("proxy", Verdict.UNKNOWN, "Not looked for on this machine itself.")
+    if server in SMALL_MESSAGES:
+        return Finding(
+            "proxy",
+            Verdict.WARNING,
+            f"{server} answers without a proxy in front of it: slow handshakes, and pings whose answers are never "
+            "read, take sockets and memory that no option of it bounds.",
+            "Put a proxy with time limits in front, as docs/deployment.md shows for nginx.",
+        )
+    return Finding(
+        "proxy", Verdict.OK, f"{server or 'Something that does not say its name'} answers."
     )
 
 
