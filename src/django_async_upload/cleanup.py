@@ -188,7 +188,7 @@ def _now() -> datetime:
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         moment: datetime = cursor.fetchone()[0]
-    return moment if timezone.is_aware(timezone.now()) else timezone.make_naive(moment)
+    return moment  # aware or not, as the site's other moments are
 
 
 def _delete_unbound(session: UploadSession) -> bool:
