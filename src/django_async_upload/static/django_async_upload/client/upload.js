@@ -2,11 +2,11 @@
 import { Attachment } from "./attachment.js";
 import { Backoff } from "./backoff.js";
 import { Cancellation } from "./cancellation.js";
+import { Content, IN_MEMORY, unreadable } from "./content.js";
 import { canGoOn, eventOf, isKept, isOver, next, shown, wantsTurn } from "./life.js";
 import { Memo } from "./memo.js";
 import { Meter } from "./meter.js";
 import { UploadError } from "../protocol/errors.js";
-import { toHex } from "../protocol/frames.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
 /** @typedef {import( "./shelf.js").Claim} Claim */
@@ -37,8 +37,6 @@ import { toHex } from "../protocol/frames.js";
  * @property {number} [receiptMaxAge] seconds for which a finished upload is remembered; default a day
  */
 
-/** Files up to here are read as a whole before their turn begins, so that they can go out in one breath. */
-export const IN_MEMORY = 64 * 1024;
 /** Milliseconds between `progress` events, and between notes of `durable`. */
 const PROGRESS_EVERY = 100;
 const NOTE_EVERY = 2000;
@@ -55,9 +53,7 @@ const NOTE_EVERY = 2000;
 export class Upload extends EventTarget {
   #turns;
   #options;
-  /** @type {File | Blob | null} */
-  #file = null;
-  #handle;
+  #content;
   #phase = /** @type {import( "./life.js").Phase} */ ("queued");
   #memo;
   /** What it goes on with. @type {UploadRecord | null} */
@@ -73,10 +69,6 @@ export class Upload extends EventTarget {
   #told = null;
   /** @type {string | undefined} */
   #id;
-  /** @type {import( "../file/source.js").Source | null} */
-  #source = null;
-  /** @type {Promise<string> | null} */
-  #digest = null;
   /** @type {Promise<void> | null} */
   #preparing = null;
   /** @type {Attachment | null} */
@@ -111,11 +103,7 @@ export class Upload extends EventTarget {
     this.#memo = new Memo(shelf, this, options.remember !== false);
     this.#backoff = new Backoff({ random: turns.environment.random });
     this.#gainedAt = turns.environment.now();
-    if (what instanceof Blob) {
-      this.#file = what;
-    } else if (what !== null) {
-      this.#handle = what;
-    }
+    this.#content = new Content(turns.reader, what);
     if (claim) {
       this.adopt(claim, false);
     }
@@ -133,23 +121,23 @@ export class Upload extends EventTarget {
 
   /** What is uploaded; null until a file handle was opened, and where an earlier page uploaded it. @returns {File | Blob | null} */
   get file() {
-    return this.#file;
+    return this.#content.file;
   }
 
   /** Of the file, or as it was given. @returns {string} */
   get name() {
     const { name } = this.#adopted ?? this.#options;
-    return name ?? (this.#file instanceof File ? this.#file.name : this.#handle?.name) ?? "blob";
+    return name ?? (this.file instanceof File ? this.file.name : this.#content.handle?.name) ?? "blob";
   }
 
   /** Bytes. @returns {number} */
   get size() {
-    return this.#file?.size ?? this.#adopted?.size ?? 0;
+    return this.file?.size ?? this.#adopted?.size ?? 0;
   }
 
   /** As the browser declares it, `""` where it has no idea. @returns {string} */
   get type() {
-    return this.#file?.type ?? this.#adopted?.type ?? "";
+    return this.file?.type ?? this.#adopted?.type ?? "";
   }
 
   /** Where it stands. @returns {UploadState} */
@@ -236,7 +224,7 @@ export class Upload extends EventTarget {
       }
       this.#deferred = null;
     }
-    this.#lookAgain();
+    this.#content.lookAgain();
     this.#backoff.reset();
     this.#gainedAt = this.#now();
     this.#go("retry");
@@ -266,7 +254,7 @@ export class Upload extends EventTarget {
    */
   async load() {
     try {
-      this.#file ??= (await this.#handle?.getFile()) ?? null;
+      await this.#content.load();
     } catch (error) {
       this.#failed(unreadable(error));
     }
@@ -280,8 +268,9 @@ export class Upload extends EventTarget {
    * @internal
    */
   async prepare() {
-    if (this.#source === null && this.#file !== null) {
-      this.#preparing ??= this.#prepare(this.#file);
+    const { source, file } = this.#content;
+    if (source === null && file !== null) {
+      this.#preparing ??= this.#prepare(file);
       await this.#preparing;
       this.#preparing = null;
     }
@@ -296,13 +285,14 @@ export class Upload extends EventTarget {
    * @internal
    */
   attach(connection) {
-    if (!this.isWaiting || this.#attachment !== null || this.#source === null) {
+    const { source } = this.#content;
+    if (!this.isWaiting || this.#attachment !== null || source === null) {
       return true; // it wants none any longer
     }
     const isFresh = this.#told === null;
     const facts = this.facts();
     try {
-      const attachment = Attachment.open(connection, this.#source, this, isFresh);
+      const attachment = Attachment.open(connection, source, this, isFresh);
       if (attachment === null) {
         return false;
       }
@@ -420,7 +410,8 @@ export class Upload extends EventTarget {
   /** What a record gets from this page, whoever began it. @internal */
   get belongs() {
     const { place } = this.#options;
-    return { ...(place === undefined ? {} : { place }), ...(this.#handle === undefined ? {} : { handle: this.#handle }) };
+    const { handle } = this.#content;
+    return { ...(place === undefined ? {} : { place }), ...(handle === undefined ? {} : { handle }) };
   }
 
   /**
@@ -449,17 +440,13 @@ export class Upload extends EventTarget {
   // What its attachment says ------------------------------------------------------------------------
 
   /**
-   * What CREATE promised: computed once, however often FINISH is sent.
+   * What CREATE promised.
    *
    * @internal
    */
   async digests() {
-    const source = this.#source;
-    if (this.create.digest === undefined || source === null) {
-      return undefined;
-    }
-    this.#digest ??= source.digest();
-    return { "sha-256": await this.#digest };
+    const digest = this.create.digest === undefined ? null : await this.#content.digest();
+    return digest === null ? undefined : { "sha-256": digest };
   }
 
   /**
@@ -557,7 +544,7 @@ export class Upload extends EventTarget {
     let error = null;
     try {
       // Asked again, a server answers with the result at once: it has to be that of this very file.
-      const crc = this.#source && size === this.size ? toHex(await this.#source.crcAt(size)) : "";
+      const crc = await this.#content.crc(size);
       await this.#memo.grow(this.#now() - (this.#begunAt ?? this.#now()));
       if (crc !== crc32c) {
         error = new UploadError(this.#isGuess ? "file_changed" : "digest_mismatch");
@@ -629,7 +616,7 @@ export class Upload extends EventTarget {
       this.#beginAnew();
     }
     if (error.code === "file_unreadable") {
-      this.#lookAgain();
+      this.#content.lookAgain();
     }
     this.#go(event, event === "anew" ? null : error);
     if (event === "login" && this.#phase === "unauthenticated") {
@@ -699,7 +686,7 @@ export class Upload extends EventTarget {
    * @param {Result | UploadError} outcome
    */
   #settle(event, outcome) {
-    this.#closeSource();
+    this.#content.close();
     if (event !== "complete") {
       this.#memo.release(); // a finished one stays this page's, until its receipt was sent
     }
@@ -724,52 +711,11 @@ export class Upload extends EventTarget {
       }
       await this.#memo.begin(file);
       if (this.isWaiting) {
-        await this.#open(file);
+        await this.#content.open(file, this.create.digest, () => this.#attachment?.wake());
       }
     } catch (error) {
       this.#failed(unreadable(error));
     }
-  }
-
-  /**
-   * Open the file, and read it where it is so small that it goes out in one breath.
-   *
-   * @param {Blob} file
-   */
-  async #open(file) {
-    const { digest } = this.create;
-    await new Promise((resolve) => {
-      const source = this.#turns.reader.open(file, {
-        wake: () => {
-          resolve(undefined);
-          this.#attachment?.wake();
-        },
-        digest,
-      });
-      this.#source = source;
-      if (file.size === 0 || file.size > IN_MEMORY) {
-        resolve(undefined);
-      } else {
-        source.take(0); // begins to read
-      }
-    });
-    if (this.#source?.error) {
-      throw this.#source.error;
-    }
-  }
-
-  /** What is behind the handle may have changed, and what could not be read may be readable. */
-  #lookAgain() {
-    if (this.#handle) {
-      this.#file = null;
-    }
-    this.#closeSource();
-  }
-
-  #closeSource() {
-    this.#digest = null;
-    this.#source?.close();
-    this.#source = null;
   }
 
   /** Another key: for the server it is another upload. */
@@ -780,7 +726,7 @@ export class Upload extends EventTarget {
     this.#key = "";
     this.#id = undefined;
     this.#meter.set(0);
-    this.#closeSource();
+    this.#content.close();
   }
 
   // Telling the page ------------------------------------------------------------------------------
@@ -797,14 +743,6 @@ export class Upload extends EventTarget {
   #dispatch(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
-}
-
-/**
- * @param {unknown} error
- * @returns {UploadError}
- */
-function unreadable(error) {
-  return error instanceof UploadError ? error : new UploadError("file_unreadable", { cause: error });
 }
 
 /** 128 random bits. */

@@ -65,36 +65,6 @@ export async function fromTransfer(transfer, onerror = () => undefined) {
 }
 
 /**
- * Ask with the browser's own dialogue, which gives handles. Only in the task of a click.
- *
- * @param {object} [options]
- * @param {boolean} [options.multiple]
- * @param {string} [options.accept] as the attribute of an input
- * @returns {Promise<Picked[] | null>} empty: nothing was chosen; null: this browser has no such dialogue, use an input
- */
-export async function fromPicker({ multiple = false, accept = "" } = {}) {
-  /** @type {{showOpenFilePicker?: (options: object) => Promise<FileSystemFileHandle[]>}} */
-  const browser = /** @type {object} */ (globalThis);
-  if (browser.showOpenFilePicker === undefined) {
-    return null;
-  }
-  try {
-    const handles = await browser.showOpenFilePicker({ multiple, ...dialogueTypes(accept) });
-    return await Promise.all(
-      handles.map(async (handle) => {
-        const file = await handle.getFile();
-        return { file, path: file.name, handle };
-      }),
-    );
-  } catch (error) {
-    if (error instanceof DOMException && error.name === "AbortError") {
-      return [];
-    }
-    return null; // a frame of another origin may not show it
-  }
-}
-
-/**
  * Does a file fit an input's `accept`? As the HTML standard has it: `.pdf`, `image/*`, `application/pdf`, with commas between.
  *
  * @param {File} file
@@ -119,22 +89,6 @@ export function matches(file, accept) {
 function split(accept) {
   const tokens = accept.split(",").map((each) => each.trim().toLowerCase());
   return tokens.filter((each) => each !== "" && each !== "*/*");
-}
-
-/** @param {string} accept */
-function dialogueTypes(accept) {
-  const wanted = split(accept);
-  if (wanted.length === 0) {
-    return {};
-  }
-  const extensions = /** @type {`.${string}`[]} */ (wanted.filter((each) => each.startsWith(".")));
-  const types = wanted.filter((each) => !each.startsWith("."));
-  // An extension needs some type beside it; the browser does not compare the two.
-  const entries = types.map((type) => [type, /** @type {string[]} */ ([])]);
-  if (extensions.length > 0) {
-    entries.push(["application/x-accepted", extensions]);
-  }
-  return { types: [{ accept: Object.fromEntries(entries) }] };
 }
 
 /**
