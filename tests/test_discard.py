@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +17,12 @@ from django.utils import timezone
 
 from django_async_upload import cleanup
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.exceptions import NotFound, PermissionRefused, from_code
+from django_async_upload.exceptions import NotCompleted, NotFound, PermissionRefused, from_code
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.state import State
 from django_async_upload.service import UploadService, get_service
+from django_async_upload.signals import upload_completed
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import Heard, new_key, row, run
@@ -152,13 +153,32 @@ async def test_a_storage_that_fails_is_tried_again_by_the_purge(
     assert not await UploadSession.objects.aexists()
 
 
-async def test_a_receiver_that_comes_later_finds_nothing_to_bind(
-    connect: Connect, media: Path, heard: Heard
+async def test_a_receiver_that_comes_too_late_is_not_called_again(
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connect() as uploads:
-        done = await uploads.upload("a.bin", os.urandom(100))
-        await get_service().outbox.join()
-        await discard(uploads, done.upload)
-    session = await row(done.upload)
-    assert not session.is_completed
-    assert session.state == State.CANCELLED
+    """It was called before the sender threw the file away, and binds behind that."""
+    gone = threading.Event()
+    failures: list[Exception] = []
+
+    def bind(session: UploadSession, **kwargs: Any) -> None:
+        assert gone.wait(30)
+        try:
+            with transaction.atomic():
+                Document.objects.create(attachment=session.bind())
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    upload_completed.connect(bind)
+    try:
+        async with connect() as uploads:
+            done = await uploads.upload("a.bin", b"hello")
+            assert isinstance(await discard(uploads, done.upload), m.Cancelled)
+            gone.set()
+            await get_service().outbox.join()
+            assert await get_service().outbox.deliver_due() == 0
+    finally:
+        upload_completed.disconnect(bind)
+    assert [type(each) for each in failures] == [NotCompleted]
+    assert not await Document.objects.aexists()
+    assert files(media) == []
