@@ -70,14 +70,16 @@ export class Uploads {
   };
 
   /**
-   * Take an upload off the list. One that is not finished is thrown away, here and on the server.
+   * Take an upload off the list. One that is not finished is thrown away, here and on the server; of one that is, the receipt was
+   * sent, or is not wanted.
    * @param {Upload} upload
    */
   remove = (upload) => {
     for (const event of EVENTS) upload.removeEventListener(event, this);
     this.#uploads = this.#uploads.filter((each) => each !== upload);
     this.#results.delete(upload);
-    if (upload.state !== "completed") upload.cancel();
+    if (upload.state === "completed") void this.uploader.forget(upload.key);
+    else upload.cancel();
     this.#look();
   };
 
