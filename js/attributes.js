@@ -8,6 +8,8 @@
  * @property {string} [id] of the input, for its label
  * @property {string} [url] the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
  * @property {string} [field] the signed token of a form's field, from the server
+ * @property {string} [owner] an opaque tag of the person, from the server; without it nothing is remembered for a later page
+ * @property {string} [place] an opaque tag of what the form is for, from the server: what is uploaded here goes on only there
  * @property {"form" | "api" | "receiver"} [taker] who takes the finished file; default `api`
  * @property {boolean} [multiple]
  * @property {boolean} [directory] choose folders
@@ -19,9 +21,9 @@
  */
 
 /** @param {AsyncUploadProps} props @returns {Record<string, unknown>} the attributes of the element */
-export function elementAttributes({ url, field, taker = "api", maxSize, directory, texts }) {
+export function elementAttributes({ url, field, owner, place, taker = "api", maxSize, directory, texts }) {
   return defined({
-    ...{ url, field, taker, "max-size": maxSize, directory: directory ? "" : undefined },
+    ...{ url, field, owner, place, taker, "max-size": maxSize, directory: directory ? "" : undefined },
     texts: texts && JSON.stringify(texts),
   });
 }

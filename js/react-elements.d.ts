@@ -5,6 +5,8 @@ import type { AsyncUploadElement } from "./widget.js";
 interface AsyncUploadAttributes extends HTMLAttributes<AsyncUploadElement> {
   url?: string;
   field?: string;
+  owner?: string;
+  place?: string;
   taker?: "form" | "api" | "receiver";
   "max-size"?: number;
   accept?: string;

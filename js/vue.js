@@ -37,7 +37,7 @@ export function useUploads(source) {
 
 const FLAG = { type: Boolean, default: undefined };
 const PROPS = {
-  ...{ name: String, id: String, url: String, field: String, taker: String, accept: String, maxSize: Number, texts: Object },
+  ...{ name: String, id: String, url: String, field: String, owner: String, place: String, taker: String, accept: String, maxSize: Number, texts: Object },
   ...{ multiple: FLAG, directory: FLAG, disabled: FLAG, required: FLAG },
 };
 
