@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +18,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
 
-from django_async_upload import cleanup, leases
+from django_async_upload import cleanup, leases, signals
 from django_async_upload.exceptions import UploadOver
 from django_async_upload.models import UploadSession
 from django_async_upload.owners import Owner
@@ -458,3 +459,24 @@ def test_the_purge_takes_links_that_a_crash_left_and_no_younger_ones(
     assert not link.exists()
     assert [link.name in line for line in lines] == [True, True]
     assert Path(published).read_bytes() == b"hello"
+
+
+def test_a_receiver_that_hangs_does_not_keep_the_purge_from_its_work(
+    owner: Owner, media: Path, settings: Any
+) -> None:
+    settings.ASYNC_UPLOAD = {"RECEIVER_TIMEOUT": 0.2}
+    let_go = threading.Event()
+
+    def hang(**kwargs: Any) -> None:
+        let_go.wait(60)
+
+    signals.upload_expired.connect(hang)
+    for _ in range(2):
+        unfinished(owner, "", expires_at=timezone.now() - LONG_AGO)
+    begun = time.monotonic()
+    try:
+        assert cleanup.purge().sessions == 2
+        assert time.monotonic() - begun < 30
+    finally:
+        let_go.set()
+        signals.upload_expired.disconnect(hang)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from asgiref.sync import async_to_sync
 from django.core.files.storage import FileSystemStorage
 from django.db import DatabaseError, connections, models, router, transaction
 from django.db.models.signals import post_delete, pre_delete
@@ -213,7 +212,7 @@ def _expire(session: UploadSession, store: Store) -> bool:
         return False
     if outcome[0].part:
         store.delete(outcome[0].part)
-    async_to_sync(signals.send)(signals.upload_expired, outcome[0])
+    signals.send_and_wait(signals.upload_expired, outcome[0])
     return True
 
 

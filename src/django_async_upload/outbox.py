@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import uuid
 from collections import Counter
@@ -231,8 +230,7 @@ def _run(work: Callable[[Outbox], Coroutine[Any, Any, Result]]) -> Result:
         finally:
             database.close()
 
-    # In a context of its own: from that of a request, receivers would get the thread that waits here.
-    return contextvars.Context().run(asyncio.run, run())
+    return signals.run(run())
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from asgiref.sync import async_to_sync
 from django.core.signals import setting_changed
 from django.db import router, transaction
 
@@ -552,7 +551,7 @@ def _after_end(ended: Sequence[UploadSession]) -> None:
         store.close()
     signal = {State.CANCELLED: signals.upload_cancelled, State.EXPIRED: signals.upload_expired}
     for session in ended:
-        async_to_sync(signals.send)(signal[State(session.state)], session)
+        signals.send_and_wait(signal[State(session.state)], session)
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:

@@ -7,8 +7,10 @@ may be sync or async. One that raises is logged with the session's id; so is one
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.db import connections
@@ -17,6 +19,8 @@ from django.dispatch import Signal
 from . import conf
 from .exceptions import AlreadyBound
 from .threads import DaemonExecutor
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger("django_async_upload")
 
@@ -78,6 +82,20 @@ async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
         logger.error("Receivers for upload %s failed", session.pk, exc_info=error)
         return [repr(error)]
     return sending.result()
+
+
+def send_and_wait(signal: Signal, session: Any, **arguments: Any) -> None:
+    """As :func:`send`, from synchronous code."""
+    if signal.has_listeners(type(session)):
+        run(send(signal, session, **arguments))
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run what sends signals, from synchronous code; not ``async_to_sync``.
+
+    That would have sync receivers run in the very thread that waits here, and one that hangs would hold it for ever.
+    """
+    return contextvars.Context().run(asyncio.run, work)
 
 
 async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list[str]:
