@@ -17,7 +17,7 @@
  * @property {number} [maxSize] bytes
  * @property {boolean} [disabled]
  * @property {boolean} [required]
- * @property {Record<string, string>} [texts] those that are not as in `texts.js`
+ * @property {Record<string, string>} [texts] those that are not as in `english.js`
  */
 
 /** @param {AsyncUploadProps} props @returns {Record<string, unknown>} the attributes of the element */

@@ -21,6 +21,7 @@ export interface UploaderEvents {
 }
 
 export interface AsyncUploadEvents {
+  "async-upload-add": CustomEvent<{ file: File; path: string; handle?: FileSystemFileHandle }>;
   "async-upload-progress": CustomEvent<{ upload: Upload; progress: Progress }>;
   "async-upload-state": CustomEvent<{ upload: Upload; state: UploadState; previous: UploadState }>;
   "async-upload-completed": CustomEvent<{ upload: Upload; result: Result }>;

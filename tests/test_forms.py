@@ -17,6 +17,7 @@ from django.db import models
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client
 from django.urls import path
+from django.utils.datastructures import MultiValueDict
 from formtools.wizard.views import SessionWizardView
 from PIL import Image
 
@@ -484,3 +485,27 @@ def test_each_of_several_files_is_checked_by_the_fields_own_rules(
     large = SimpleUploadedFile("large.txt", b"x" * 1001)
     response = post(login, "/many/", made("docs"), title="x", more=large)
     assert errors(response) == {"more": ["file_too_large"]}
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (3, 10, None),
+        (4, 1, "too_many_files"),
+        (2, 31, "total_too_large"),
+        (1, 1, None),
+        (1, 0, "file_too_small"),
+    ],
+)
+def test_number_total_and_least_size_hold_in_a_form(
+    count: int, size: int, expected: str | None
+) -> None:
+    widget = AsyncMultipleFileInput(max_files=3, max_total_size=60, min_size=1)
+    field = MultipleFileField(widget=widget, allow_empty_file=True)
+    form = type("LimitedForm", (forms.Form,), {"docs": field})
+    files = [SimpleUploadedFile(f"{number}.txt", b"x" * size) for number in range(count)]
+    checked = form({}, MultiValueDict({"docs": files}))
+    found = [each.code for each in checked.errors.as_data().get("docs", [])]
+    assert found == ([expected] if expected else [])
+    for limit in ('max-files="3"', 'max-total-size="60"', 'min-size="1"'):
+        assert limit in str(checked)

@@ -21,6 +21,10 @@ class MultipleFileField(forms.FileField):
         files = data if isinstance(data, list | tuple) else [data] if data else []
         if not files:
             return super().clean(None, initial) or []
+        if isinstance(self.widget, AsyncMultipleFileInput) and (
+            error := self.widget.why_too_many(files)
+        ):
+            raise error
         cleaned, errors = [], []
         for file in files:
             try:

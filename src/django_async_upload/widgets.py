@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar, Final
 
@@ -20,6 +21,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import format_lazy
 from django.utils.translation import get_language, gettext_lazy, override
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext as django_ngettext
@@ -138,6 +140,9 @@ TEXTS: Final = {
     # What went wrong
     "errorTooLarge": _("This file is too large ({size}). At most {limit} is allowed."),
     "errorTooLargeUnknown": _("This file is too large."),
+    "errorTooSmall": _("This file is too small ({size}). At least {limit} is needed."),
+    "errorTooMany": _("No more files can be uploaded here than {count}."),
+    "errorTotal": _("All files together are too large. At most {limit} is allowed."),
     "errorType": _("This type of file is not allowed here. Allowed: {types}"),
     "errorTypeUnknown": _("This type of file is not allowed here."),
     "errorOneOnly": _("Only one file can be uploaded here."),
@@ -201,9 +206,9 @@ class AsyncFileInput(FileInput):
     """For one file, as Django's ``FileInput``.
 
     ``endpoint`` names the consumer that uploads go to, ``url`` is its WebSocket (None: ``WEBSOCKET_URL``), and
-    ``max_size`` is the largest file in bytes (None: as the endpoint has it). What types there may be says
-    ``attrs={"accept": ...}``. Size and types hold for files that are posted without JavaScript, too. ``taker`` says who
-    takes what is uploaded: the form itself ("form"), or a script's call of an API ("api").
+    ``max_size`` is the largest file in bytes (None: as the endpoint has it), ``min_size`` the smallest. What types
+    there may be says ``attrs={"accept": ...}``. Sizes and types hold for files that are posted without JavaScript, too.
+    ``taker`` says who takes what is uploaded: the form itself ("form"), or a script's call of an API ("api").
     """
 
     template_name = "django_async_upload/widgets/file.html"
@@ -219,6 +224,7 @@ class AsyncFileInput(FileInput):
         endpoint: str = "default",
         url: str | None = None,
         max_size: int | None = None,
+        min_size: int | None = None,
         page_drop: bool = False,
         taker: str = Taker.FORM.value,
     ) -> None:
@@ -226,6 +232,7 @@ class AsyncFileInput(FileInput):
         self.endpoint = endpoint
         self.url = url
         self.max_size = max_size
+        self.min_size = min_size
         self.page_drop = page_drop
         self.taker = taker
         self.kept: list[CompletedUpload] = []
@@ -278,6 +285,10 @@ class AsyncFileInput(FileInput):
             return RefusedUpload(
                 ValidationError(message, code="file_too_large", params=sizes), file.name or ""
             )
+        if self.min_size is not None and size < self.min_size:
+            sizes = {"size": filesizeformat(size), "limit": filesizeformat(self.min_size)}
+            too_small = format_lazy(TEXTS["errorTooSmall"], **sizes)
+            return RefusedUpload(ValidationError(too_small, code="file_too_small"), file.name or "")
         try:
             check_accept(file.name or "", file.content_type or "", self.attrs.get("accept") or "")
         except TypeRefused:
@@ -320,7 +331,11 @@ class AsyncFileInput(FileInput):
                     "field": token,
                     "place": place or None,
                     "owner": owner_here() or None,
-                    "max-size": None if self.max_size is None else str(self.max_size),
+                    **{
+                        name.replace("_", "-"): None if value is None else str(value)
+                        for name in ("max_size", "min_size", "max_files", "max_total_size")
+                        for value in [getattr(self, name, None)]
+                    },
                     "accept": accept,
                     "multiple": bool(own.get("multiple")),
                     "directory": bool(own.get("webkitdirectory")),
@@ -352,7 +367,28 @@ class AsyncMultipleFileInput(AsyncFileInput):
     allow_multiple_selected = True
 
     def __init__(
-        self, attrs: dict[str, Any] | None = None, *, directory: bool = False, **options: Any
+        self,
+        attrs: dict[str, Any] | None = None,
+        *,
+        directory: bool = False,
+        max_files: int | None = None,
+        max_total_size: int | None = None,
+        **options: Any,
     ) -> None:
+        """``max_files`` is how many there may be, ``max_total_size`` the bytes of all together; None: any."""
         attrs = {**(attrs or {}), **({"webkitdirectory": True} if directory else {})}
         super().__init__(attrs, **options)
+        self.max_files = max_files
+        self.max_total_size = max_total_size
+
+    def why_too_many(self, files: Sequence[Any]) -> ValidationError | None:
+        """What is wrong with so many files, if anything is. A field with this widget asks."""
+        if self.max_files is not None and len(files) > self.max_files:
+            message = format_lazy(TEXTS["errorTooMany"], count=self.max_files)
+            return ValidationError(message, code="too_many_files")
+        known = [file for file in files if not isinstance(file, RefusedUpload)]
+        total = sum(file.size or 0 for file in known)
+        if self.max_total_size is not None and total > self.max_total_size:
+            message = format_lazy(TEXTS["errorTotal"], limit=filesizeformat(self.max_total_size))
+            return ValidationError(message, code="total_too_large")
+        return None

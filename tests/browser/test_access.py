@@ -181,8 +181,8 @@ def test_the_keyboard_alone_uploads_pauses_cancels_and_submits(
         for _ in range(60):
             page.keyboard.press("Tab")
             if page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
-                shown = "getComputedStyle(document.activeElement.closest('.async-upload-zone')"
-                style = f"{shown} ?? document.activeElement)"
+                shown = "getComputedStyle(document.activeElement.closest('async-upload')"
+                style = f"{shown}?.querySelector('.async-upload-zone') ?? document.activeElement)"
                 assert page.evaluate(f"{style}.outlineStyle") != "none"
                 return
         raise AssertionError(f"Tab does not lead to {selector}")

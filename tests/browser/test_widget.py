@@ -592,7 +592,7 @@ def inline_rows() -> str:
 def test_a_copied_row_is_an_upload_of_its_own(page: Any, site: WidgetSite, source: str) -> None:
     show(page, site, inline_rows())
     assert not page.locator("[id='id_rows-__prefix__-file']").evaluate(
-        "input => !!input.closest('.async-upload-zone')"
+        "input => !!input.parentElement.querySelector('.async-upload-zone')"
     )
     choose(page, a_file("first"), of="#id_rows-0-file")
     page.evaluate("uploads[0].complete()")
@@ -811,6 +811,7 @@ def test_an_unfinished_upload_waits_for_a_click_or_is_discarded(
     show(page, site, form(LABEL + element()))
     expect(page.get_by_role("button", name="Continue: film.mp4")).to_be_visible()
     page.get_by_role("button", name="Discard: film.mp4").click()
+    page.mouse.move(0, 0)  # away from "Undo", which would wait
     expect(rows(page)).to_have_count(0)
     until(page, "discarded[0] === 'old'")
 
@@ -1061,3 +1062,70 @@ def test_everything_that_can_be_pressed_is_large_enough_for_a_finger(
         box = button.bounding_box()
         assert box["height"] >= 44
         assert box["width"] >= 44
+
+
+def test_the_page_finds_its_input_where_it_put_it_and_may_take_it_away(
+    page: Any, site: WidgetSite
+) -> None:
+    """As React does with a child that is shown under a condition."""
+    show(page, site, form(LABEL + element()))
+    expect(page.locator(".async-upload-zone")).to_have_count(1)
+    page.evaluate("""() => { const input = document.getElementById("id_file");
+        window.parent = input.parentNode; parent.removeChild(input); window.input = input; }""")
+    expect(page.locator(".async-upload-zone")).to_have_count(0)
+    page.evaluate("parent.insertBefore(input, parent.firstChild)")
+    expect(page.locator(".async-upload-zone")).to_have_count(1)
+    choose(page, a_file())
+
+
+def test_the_input_lies_over_its_zone(page: Any, site: WidgetSite) -> None:
+    inner = element().replace(
+        '<input type="file"', 'Currently: <a href="/">a.pdf</a> Change: <input type="file"'
+    )
+    show(page, site, form(LABEL + inner))
+    for _ in range(2):
+        until(
+            page,
+            """(() => { const [a, b] = ["#id_file", ".async-upload-zone"].map((each) =>
+            document.querySelector(each).getBoundingClientRect());
+            return ["left", "top", "width", "height"].every((each) => Math.abs(a[each] - b[each]) <= 1); })()""",
+        )
+        choose(page, a_file())  # the zone is another one then
+
+
+def test_number_total_and_least_size_hold_before_anything_is_sent(
+    page: Any, site: WidgetSite
+) -> None:
+    limits = 'max-files="2" max-total-size="3000" min-size="10"'
+    show(page, site, form(LABEL + element(attributes=limits, input_attributes=MANY)))
+    choose(page, a_file("small", 9), a_file("a", 2000), a_file("b", 1500), refused=2)
+    expect(rows(page).nth(0)).to_contain_text("too small (9 bytes). At least 10 bytes is needed.")
+    expect(rows(page).nth(2)).to_contain_text("All files together are too large.")
+    choose(page, a_file("c", 900), a_file("d", 20), refused=1)
+    expect(rows(page).nth(4)).to_contain_text("No more files can be uploaded here than 2.")
+    assert page.evaluate("uploads.map(({ name }) => name)") == ["a", "c"]
+
+
+def test_a_script_may_refuse_a_file_before_it_is_taken(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element(input_attributes=MANY)))
+    page.evaluate("""addEventListener("async-upload-add", (event) => {
+        if (event.detail.file.name === "no.pdf") event.preventDefault(); })""")
+    choose(page, a_file("no.pdf"), a_file("yes.pdf"), refused=1)
+    expect(rows(page)).to_have_count(1)
+
+
+def test_a_script_adds_looks_at_and_takes_away_files(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element(input_attributes=MANY)))
+    page.evaluate("window.own = document.querySelector('async-upload')")
+    page.evaluate("own.add([new File(['abc'], 'a.txt'), new File(['d'], 'b.txt')])")
+    until(page, "own.uploads.length === 2")
+    assert page.evaluate("[own.files.map(({ name }) => name), own.busy, own.value]") == [
+        ["a.txt", "b.txt"],
+        True,
+        "",
+    ]
+    page.evaluate("for (const upload of own.uploads) upload.complete()")
+    assert page.evaluate("[own.busy, own.value]") == [False, "receipt of a.txt,receipt of b.txt"]
+    page.evaluate("own.clear()")
+    expect(rows(page)).to_have_count(0)
+    assert page.evaluate("[own.uploads.length, own.value]") == [0, ""]

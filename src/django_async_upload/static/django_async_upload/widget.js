@@ -5,6 +5,7 @@
  * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; widget/field.js has the rest.
  */
 import { postedIn } from "./widget/selection.js";
+import { uncover } from "./widget/dropzone.js";
 import { UploadField, satisfy } from "./widget/field.js";
 
 /** On a server, which imports the modules of a page in order to render it, there are no elements. */
@@ -26,7 +27,11 @@ let elements = 0;
  * @attribute accept as the input's, where that has none
  * @attribute directory choose folders
  * @attribute page-drop files that are dropped beside the zones of the page are for this one
- * @attribute texts JSON with the texts that are not as in `texts.js`
+ * @attribute texts JSON with the texts that are not as in `english.js`
+ * @attribute min-size bytes; smaller files are refused
+ * @attribute max-files how many there may be, where there may be several
+ * @attribute max-total-size bytes that all of them may have together
+ * @fires async-upload-add `{file, path}`: before a file is taken; it is left out after `preventDefault()`
  * @fires async-upload-progress `{upload, progress}`: a few times a second, for each upload that has moved
  * @fires async-upload-state `{upload, state, previous}`: an upload is in another state now
  * @fires async-upload-completed `{upload, result}`: a file is uploaded, and its receipt in the form
@@ -37,11 +42,57 @@ let elements = 0;
 export class AsyncUploadElement extends Base {
   /** @type {UploadField | null} null until there is an input to enhance */
   #field = null;
-  #observer = new MutationObserver(() => this.connectedCallback());
+  #observer = new MutationObserver(() => this.#enhance());
 
   connectedCallback() {
-    if (!this.isConnected) return;
-    if (this.#field) return this.#field.comeBack();
+    if (this.#field) {
+      this.#field.comeBack();
+      this.#observer.observe(this, { childList: true, subtree: true });
+    }
+    this.#enhance();
+  }
+
+  /** The files that are there, as far as this page has them. @returns {readonly File[]} */
+  get files() {
+    return this.#field?.files ?? [];
+  }
+
+  /** Their uploads. @returns {readonly import( "./client.js").Upload[]} */
+  get uploads() {
+    return this.#field?.uploads ?? [];
+  }
+
+  /** What is posted for them: receipts, with commas between. @returns {string} */
+  get value() {
+    return this.#field?.value ?? "";
+  }
+
+  /** Whether something is still to come by itself. @returns {boolean} */
+  get busy() {
+    return this.#field?.busy ?? false;
+  }
+
+  /**
+   * Take files as if the person had chosen them.
+   * @param {Iterable<File>} files
+   * @returns {Promise<void>} when they are in the list, or refused there
+   */
+  async add(files) {
+    await this.#field?.add(files);
+  }
+
+  /** Take all files away; those under way are cancelled. @returns {void} */
+  clear() {
+    this.#field?.clear();
+  }
+
+  #enhance() {
+    // Who made the input has taken it away (React, Vue), and perhaps put another one there.
+    if (this.#field && !this.contains(this.#field.input)) {
+      this.#field.depart();
+      this.#part();
+    }
+    if (this.#field || !this.isConnected) return;
     if (this.hasAttribute("data-enhanced")) forget(this);
     const input = inputOf(this);
     // A row that is only there to be copied never uploads. Its copy gets its own name, perhaps when it is in the page already.
@@ -53,6 +104,7 @@ export class AsyncUploadElement extends Base {
     this.id ||= `async-upload-${++elements}`;
     this.setAttribute("data-enhanced", "");
     this.#field = new UploadField(this, input);
+    this.#observer.observe(this, { childList: true, subtree: true });
   }
 
   disconnectedCallback() {
@@ -60,11 +112,14 @@ export class AsyncUploadElement extends Base {
     this.#field?.depart();
     // One that was only moved within the page is back at once.
     setTimeout(() => {
-      if (this.isConnected || !this.#field) return;
-      this.#field.leave();
-      this.#field = null;
-      strip(this);
+      if (!this.isConnected && this.#field) this.#part();
     });
+  }
+
+  #part() {
+    this.#field?.leave();
+    this.#field = null;
+    strip(this);
   }
 }
 
@@ -76,8 +131,6 @@ function inputOf(element) {
 /** Take away what was put around the input. @param {HTMLElement} element */
 function strip(element) {
   const input = inputOf(element);
-  const zone = element.querySelector(".async-upload-zone");
-  if (input && zone) zone.replaceWith(input);
   for (const part of element.querySelectorAll("[data-async-upload]")) part.remove();
   element.removeAttribute("data-enhanced");
   if (!input) return;
@@ -86,6 +139,7 @@ function strip(element) {
   if (others) input.setAttribute("aria-describedby", others);
   else input.removeAttribute("aria-describedby");
   input.removeAttribute("aria-invalid");
+  uncover(input);
   satisfy(input, false);
 }
 

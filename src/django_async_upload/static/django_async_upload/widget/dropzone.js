@@ -16,7 +16,21 @@ const zones = new Set();
 const DRAG_ENDS = 500;
 let dragging = 0;
 
+/** The input lies over its zone. */
+const OVER = "data-async-upload-over";
+
+/** The input is as the page made it. @param {HTMLInputElement} input */
+export function uncover(input) {
+  input.removeAttribute(OVER);
+  for (const name of ["width", "height", "left", "top"]) input.style.removeProperty(`--async-upload-${name}`);
+  if (!input.getAttribute("style")) input.removeAttribute("style");
+}
+
 export class Dropzone {
+  #left = 0;
+  #top = 0;
+  #sizes = new ResizeObserver(() => this.#cover());
+
   /**
    * @param {HTMLInputElement} input
    * @param {object} of
@@ -42,12 +56,28 @@ export class Dropzone {
     const words = part("span", "words", {}, this.choose, " ", this.or);
     this.face = part("span", "face", { "aria-hidden": "true" }, icon("upload"), words, this.drop);
     this.element = part("span", "zone", {}, this.face, this.limits);
-    input.replaceWith(this.element);
-    this.element.append(input);
+    input.after(this.element);
     input.addEventListener("change", this.#onChange);
-    this.element.addEventListener("dragover", this.#onDragOver);
-    this.element.addEventListener("dragleave", this.#onDragLeave);
-    this.element.addEventListener("drop", this.#onDrop);
+    for (const each of [input, this.element]) {
+      each.addEventListener("dragover", this.#onDragOver);
+      each.addEventListener("dragleave", this.#onDragLeave);
+      each.addEventListener("drop", this.#onDrop);
+    }
+  }
+
+  /** The input stays where the page has it, and is laid over the zone: who made it (React, Vue) finds it there again. */
+  #cover() {
+    const { input, element } = this;
+    input.toggleAttribute(OVER, !this.plain);
+    if (this.plain) return;
+    const style = input.style; // not the attribute, which a strict policy forbids
+    style.setProperty("--async-upload-width", `${element.offsetWidth}px`);
+    style.setProperty("--async-upload-height", `${element.offsetHeight}px`);
+    const [own, zone] = [input, element].map((each) => each.getBoundingClientRect());
+    this.#left += zone.left - own.left;
+    this.#top += zone.top - own.top;
+    style.setProperty("--async-upload-left", `${this.#left}px`);
+    style.setProperty("--async-upload-top", `${this.#top}px`);
   }
 
   /**
@@ -67,6 +97,7 @@ export class Dropzone {
     this.limits.hidden = !limits.length;
     this.element.toggleAttribute("data-plain", this.plain);
     this.element.toggleAttribute("data-disabled", this.disabled);
+    this.#cover();
   }
 
   get disabled() {
@@ -82,6 +113,7 @@ export class Dropzone {
       window.addEventListener("drop", onMiss);
     }
     zones.add(this);
+    this.#sizes.observe(this.element);
   }
 
   /** What somebody chose before this script was there, or what a browser has brought back. */
@@ -91,6 +123,7 @@ export class Dropzone {
 
   disconnect() {
     zones.delete(this);
+    this.#sizes.disconnect();
     if (zones.size) return;
     document.removeEventListener("paste", onPaste);
     window.removeEventListener("dragover", onDrag, true);
@@ -124,7 +157,8 @@ export class Dropzone {
 
   /** @param {DragEvent} event */
   #onDragLeave = (event) => {
-    if (this.element.contains(/** @type {Node | null} */ (event.relatedTarget))) return;
+    const to = /** @type {Node | null} */ (event.relatedTarget);
+    if (to === this.input || this.element.contains(to)) return;
     this.element.removeAttribute("data-over");
   };
 

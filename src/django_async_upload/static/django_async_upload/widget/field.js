@@ -110,9 +110,9 @@ export class UploadField {
     this.zone.limits.id = `${element.id}-async-limits`;
     const described = [input.getAttribute("aria-describedby"), this.zone.limits.id, this.message.id];
     input.setAttribute("aria-describedby", described.filter(Boolean).join(" "));
-    const parts = [this.message, this.list.element, this.undo, this.waiting, this.announcer.element];
+    const parts = [this.zone.element, this.message, this.list.element, this.undo, this.waiting, this.announcer.element];
     for (const each of parts) each.dataset.asyncUpload = "";
-    element.append(...parts);
+    element.append(...parts.slice(1));
     this.url = element.getAttribute("url") || "/ws/uploads/";
     this.selection = new Selection(element, input, {
       url: this.url,
@@ -125,6 +125,31 @@ export class UploadField {
     });
     this.uploader = uploaderOf(this.url);
     this.#enter();
+  }
+
+  // What the element gives to scripts of the page.
+
+  get files() {
+    return this.selection.items.flatMap(({ file }) => file ?? []);
+  }
+
+  get uploads() {
+    return this.selection.items.flatMap(({ upload }) => upload ?? []);
+  }
+
+  get value() {
+    return this.selection.items.flatMap(({ receipt }) => receipt?.value ?? []).join(",");
+  }
+
+  /** @param {Iterable<File>} files */
+  add(files) {
+    return this.#take(Array.from(files, (file) => ({ file, path: file.webkitRelativePath || file.name })));
+  }
+
+  clear() {
+    this.selection.clear();
+    this.#tellPerson("");
+    this.#change(true);
   }
 
   // What form-guard.js asks.
@@ -257,8 +282,13 @@ export class UploadField {
 
   get #limits() {
     const accept = this.input.accept || this.element.getAttribute("accept") || "";
-    const maxSize = Number(this.element.getAttribute("max-size")) || 0;
-    return { maxSize, accept, directory: this.directory };
+    const [maxSize, minSize, maxFiles, maxTotalSize] = [
+      this.element.getAttribute("max-size"),
+      this.element.getAttribute("min-size"),
+      this.element.getAttribute("max-files"),
+      this.element.getAttribute("max-total-size"),
+    ].map((each) => Number(each) || 0);
+    return { maxSize, minSize, maxFiles, maxTotalSize, accept, directory: this.directory };
   }
 
   // What a person does.
@@ -300,7 +330,8 @@ export class UploadField {
         twice.push(name);
         return true;
       }
-      const why = refusal(picked.file, limits, this.texts, this.formats, matches);
+      if (!this.#tellPage("add", picked)) return true;
+      const why = refusal(picked.file, limits, this.texts, this.formats, matches) || this.#whyNoMore(size, limits);
       // In a field for one file the new one takes the place of the old one, if it is any better.
       if (!this.#many) {
         this.#letGo();
@@ -318,6 +349,21 @@ export class UploadField {
     else if (added) this.announcer.say(fill(saidAddedCount, { count: this.formats.count(added) }));
     if (twice.length === 1) this.#tellPerson(fill(alreadyThere, { name: twice[0] }), "note");
     else if (twice.length) this.#tellPerson(fill(alreadyThereCount, { count: this.formats.count(twice.length) }), "note");
+  }
+
+  /**
+   * Whether another file would be one too many.
+   * @param {number} size bytes
+   * @param {{maxFiles: number, maxTotalSize: number}} limits
+   * @returns {string} a sentence, or ""
+   */
+  #whyNoMore(size, { maxFiles, maxTotalSize }) {
+    if (!this.#many || !(maxFiles || maxTotalSize)) return "";
+    const { errorTooMany, errorTotal } = this.texts;
+    const there = this.selection.items.filter(({ broken, isOffer }) => !broken && !isOffer);
+    if (maxFiles && there.length >= maxFiles) return fill(errorTooMany, { count: this.formats.count(maxFiles) });
+    const total = there.reduce((sum, item) => sum + item.size, size);
+    return maxTotalSize && total > maxTotalSize ? fill(errorTotal, { limit: this.formats.size(maxTotalSize) }) : "";
   }
 
   /**
@@ -492,9 +538,11 @@ export class UploadField {
   /**
    * @param {string} type
    * @param {object} detail
+   * @returns {boolean} false where the page has said no, to `add`
    */
   #tellPage(type, detail) {
-    this.element.dispatchEvent(new CustomEvent(`async-upload-${type}`, { bubbles: true, detail }));
+    const cancelable = type === "add";
+    return this.element.dispatchEvent(new CustomEvent(`async-upload-${type}`, { bubbles: true, cancelable, detail }));
   }
 
   /**

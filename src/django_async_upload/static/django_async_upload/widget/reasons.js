@@ -87,7 +87,7 @@ export function mayRetry(error) {
 /**
  * What the page knows without asking the server: the size, and the type as far as the browser and the name tell.
  * @param {File} file
- * @param {{maxSize: number, accept: string}} limits bytes, 0 for none; as of an input's `accept`
+ * @param {{maxSize: number, minSize?: number, accept: string}} limits bytes, 0 for none; as of an input's `accept`
  * @param {Texts} texts
  * @param {import( "./formats.js").Formats} formats
  * @param {(file: File, accept: string) => boolean} matches
@@ -99,6 +99,9 @@ export function refusal(file, limits, texts, formats, matches) {
   }
   if (limits.maxSize && file.size > limits.maxSize) {
     return reason({ code: "file_too_large", message: "", facts: { max_size: limits.maxSize } }, file, texts, formats);
+  }
+  if (file.size < (limits.minSize ?? 0)) {
+    return fill(texts.errorTooSmall, { size: formats.size(file.size), limit: formats.size(limits.minSize ?? 0) });
   }
   return "";
 }
