@@ -60,6 +60,7 @@ async function bundle() {
           onResolve({ filter: /\/(workers|sha256-loader)\.js$/ }, ({ path: name }) => ({
             path: path.join(SOURCES, "file", `bundled-${path.basename(name)}`),
           }));
+          onResolve({ filter: /\/error-texts\.js$/ }, () => ({ path: path.join(SOURCES, "protocol/bundled-error-texts.js") }));
           // The page brings the texts, in its language.
           onResolve({ filter: /\/english\.js$/ }, () => ({ path: path.join(SOURCES, "widget/no-texts.js") }));
         },

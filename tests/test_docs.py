@@ -415,7 +415,7 @@ def test_a_template_of_a_page_compiles(code: str) -> None:
 
 
 def test_every_code_of_the_browser_is_documented() -> None:
-    source = (STATIC / "protocol/errors.js").read_text()
+    source = (STATIC / "protocol/error-texts.js").read_text()
     codes = set(re.findall(r'^  (\w+): "', source, re.MULTILINE))
     assert len(codes) > 40
     text = (DOCS / "reference/errors.md").read_text()

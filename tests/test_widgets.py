@@ -374,3 +374,11 @@ def test_a_page_has_the_texts_once_in_its_own_language(monkeypatch: pytest.Monke
 def lazystr_by_language(**texts: str) -> Any:
     """As ``gettext_lazy``, with a catalogue of its own."""
     return lazy(lambda: texts.get(translation.get_language() or "en", ""), str)()
+
+
+def test_the_bundle_knows_which_errors_are_tried_again() -> None:
+    protocol = STATIC / "protocol"
+    texts = (protocol / "error-texts.js").read_text().partition("const FINAL")[0]
+    bundled = (protocol / "bundled-error-texts.js").read_text().partition("/** @type")[0]
+    listed = " ".join(re.findall(r'"([\w ]+)"', bundled)).split()
+    assert listed == re.findall(r'^  (\w+): "', texts, re.MULTILINE)
