@@ -17,7 +17,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_async_upload import active, leases, pace, quotas
+from django_async_upload import active, leases, pace, quotas, service
 from django_async_upload import connection as connections
 from django_async_upload.connection import CONNECTION_WINDOW
 from django_async_upload.exceptions import (
@@ -535,3 +535,22 @@ async def test_resumes_that_read_whole_files_hold_up_no_chunks(
         for client, pks in began.items():
             for _ in pks:
                 assert isinstance((await client.receive()).message, m.Attached)
+
+
+async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
+    connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploads that bring little take turns at the disk, and these turns rest: one that is finished goes on."""
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(service, "SLOW_SYNC_REST", 1_000_000)
+    uploads.store.durability = "fsync"
+    async with connect() as alice:
+        for stream in range(1, 6):
+            await alice.send(m.Create(new_key(), f"{stream}.bin", 20 * KIB), stream)
+            await alice.wait_for(m.Created, stream)
+            await alice.send_data(stream, 0, bytes(10 * KIB))
+        await asyncio.sleep(0.1)  # their checkpoints are due
+        for stream in range(1, 6):
+            await alice.send_data(stream, 10 * KIB, bytes(10 * KIB))
+            await alice.send(m.Finish(20 * KIB, crc(bytes(20 * KIB))), stream)
+            await alice.wait_for(m.Completed, stream)

@@ -95,6 +95,8 @@ class ActiveUpload:
         self._unhashed: list[bytes] = []
         self._checkpoint = Checkpoint("")
         self._checkpointing: asyncio.Task[None] | None = None
+        self._awaits_turn = False
+        """The checkpoint that was begun waits for others of its owner."""
         self._checkpoint_due = 0.0
         self._checkpoint_seconds = CHECKPOINT_SECONDS
         self._timer: asyncio.TimerHandle | None = None
@@ -349,12 +351,11 @@ class ActiveUpload:
         self._timer = None
         self._wake.set()
 
-    async def _run_checkpoint(self) -> None:
-        is_slow = self.received - self._checkpoint.offset < SLOW_BYTES
+    async def _run_checkpoint(self, *, rests: bool = True) -> None:
+        is_slow = self._is_slow
         try:
             assert self.writer is not None
-            async with self.service.sync_turn(self.session.owner_key, is_slow=is_slow):
-                checkpoint = await self.store.run(self.writer.sync)
+            checkpoint = await self._sync(rests=rests)
             await self.save(checkpoint, State.UPLOADING)
         except StorageFailed:
             self._sync_failed = True
@@ -373,6 +374,18 @@ class ActiveUpload:
             )
             self._checkpoint_due = time.monotonic() + self._checkpoint_seconds
             self._wake.set()
+
+    @property
+    def _is_slow(self) -> bool:
+        return self.received - self._checkpoint.offset < SLOW_BYTES
+
+    async def _sync(self, *, rests: bool) -> Checkpoint:
+        assert self.writer is not None
+        owner = self.session.owner_key
+        self._awaits_turn = True
+        async with self.service.sync_turn(owner, is_slow=self._is_slow, rests=rests):
+            self._awaits_turn = False
+            return await self.store.run(self.writer.sync)
 
     async def save(self, checkpoint: Checkpoint, state: State) -> None:
         """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
@@ -404,7 +417,7 @@ class ActiveUpload:
         """Have everything received written down now, and acked."""
         await self.settle()
         if self.writer is not None and self.received > self._checkpoint.offset:
-            self._checkpointing = asyncio.create_task(self._run_checkpoint())
+            self._checkpointing = asyncio.create_task(self._run_checkpoint(rests=False))
             await self.settle()
 
     async def check_quota(self) -> None:
@@ -415,12 +428,17 @@ class ActiveUpload:
                 raise self._lost
 
     async def settle(self) -> None:
-        """Wait for the checkpoint that runs."""
+        """Wait for the checkpoint that runs; one that waits for its turn is given up."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._checkpointing is not None:
-            await asyncio.wait({self._checkpointing})
+        if (checkpointing := self._checkpointing) is not None:
+            if self._awaits_turn:  # what follows makes more durable
+                self._awaits_turn = False
+                checkpointing.cancel()
+            await asyncio.wait({checkpointing})
+            if self._checkpointing is checkpointing:  # it was cancelled before it ran
+                self._checkpointing = None
 
     async def _go_back(self) -> None:
         """After a failed sync nothing above the last checkpoint counts: begin there, in a new file.
@@ -454,7 +472,7 @@ class ActiveUpload:
         holds = not isinstance(self._lost, UploadFailed)
         if self.writer is not None and holds and not self._sync_failed:
             try:
-                await self.save(await self.store.run(self.writer.sync), State.INTERRUPTED)
+                await self.save(await self._sync(rests=False), State.INTERRUPTED)
             except UploadError as error:
                 self.lose(error)
             except Exception:  # of the database's, say: the resume proves the bytes again

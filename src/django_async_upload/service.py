@@ -80,7 +80,7 @@ class UploadService:
         self.active: dict[uuid.UUID, ActiveUpload] = {}
         self._results: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
-        self._syncs: WeakValueDictionary[tuple[str, bool], asyncio.Semaphore] = (
+        self._syncs: WeakValueDictionary[tuple[str, bool, bool], asyncio.Semaphore] = (
             WeakValueDictionary()
         )
         self._slow_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -96,21 +96,24 @@ class UploadService:
         """Uploads whose publication failed: until when (monotonic) they rest, and how often that was."""
 
     @asynccontextmanager
-    async def sync_turn(self, owner: str, *, is_slow: bool) -> AsyncIterator[None]:
+    async def sync_turn(
+        self, owner: str, *, is_slow: bool, rests: bool = True
+    ) -> AsyncIterator[None]:
         """An owner's turn at syncing a part: half of the store's threads, so that others find one, too.
 
-        Those of his uploads that bring little share a single one, which rests afterwards: a disk syncs a file of one
-        byte no faster than one of megabytes, and all that it does meanwhile waits.
+        Those of his uploads that bring little share a single one, which ``rests`` afterwards: a disk syncs a file of
+        one byte no faster than one of megabytes, and all that it does meanwhile waits. What ends an upload has a turn
+        of its own and does not rest.
         """
         most = 1 if is_slow else max(1, self.store.threads // 2)
-        turns = self._syncs.setdefault((owner, is_slow), asyncio.Semaphore(most))
+        turns = self._syncs.setdefault((owner, is_slow, rests), asyncio.Semaphore(most))
         await turns.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
             yield
         finally:
-            if is_slow:
+            if is_slow and rests:
                 loop.call_later(SLOW_SYNC_REST * (loop.time() - began), turns.release)
             else:
                 turns.release()
