@@ -14,7 +14,7 @@ import pytest
 
 from ..e2e.proxy import ChaosProxy
 from .example import Example, sha256
-from .screen import SLOWLY, begin, press, row
+from .screen import LONG, SLOWLY, begin, press, row
 
 MIB = 1 << 20
 NEW = "/documents/new/"
@@ -178,7 +178,8 @@ def test_a_form_is_an_ordinary_one_without(
     page = visit(proxy.port, java_script_enabled=lacking != "JavaScript").new_page()
     fill_in(page, title, text, cover)
     if lacking == "WebSockets":
-        page.get_by_text("The file will be sent together with the form").first.wait_for()
+        said = page.get_by_text("The file will be sent together with the form").first
+        said.wait_for(timeout=LONG * 1000)  # half a minute, and HTTP has to be seen to work
     page.click(SAVE)
     saved(page, title)
     assert stored(example, title).read_text() == f"without {lacking}"
@@ -195,6 +196,7 @@ def test_a_form_that_waits_when_no_websocket_gets_through_is_sent_with_its_file(
     page = visit(proxy.port).new_page()
     fill_in(page, title, text)
     page.click(SAVE)
+    page.wait_for_url("**/documents/", timeout=LONG * 1000)
     saved(page, title)
     assert stored(example, title).read_text() == text.read_text()
 

@@ -176,6 +176,42 @@ test("an upload that waits can be paused and cancelled", LIMIT, async (context) 
   assert.deepEqual([upload.state, upload.retryAt], ["cancelled", null]);
 });
 
+test("a file that turns out to be unreadable while it is paused says so when it goes on", LIMIT, async (context) => {
+  const clock = new Clock();
+  const { uploader } = begin(context, new Server(), { ...clock });
+  let refuse;
+  const handle = { name: "a.bin", getFile: () => new Promise((_, reject) => (refuse = reject)) };
+  const upload = uploader.add(handle);
+  upload.pause();
+  await clock.pass(100_000);
+  refuse(new DOMException("gone", "NotFoundError"));
+  await settle();
+  assert.deepEqual([upload.state, uploader.uploads], ["paused", [upload]]);
+  upload.resume();
+  refuse(new DOMException("gone", "NotFoundError"));
+  await settle();
+  assert.deepEqual([upload.state, upload.error.code], ["waiting", "file_unreadable"]);
+});
+
+test("a pause behind FINISH that is taken back does not freeze the speed", LIMIT, async (context) => {
+  const clock = new Clock();
+  const { server, uploader } = begin(context, new Server(), { ...clock });
+  server.credit = 2 ** 30;
+  const held = [];
+  server.intercept = (type, stream, fields, socket) => type !== "CREATE" && held.push([socket, type, stream, fields]) > 0;
+  const upload = uploader.add(fileOf(200_000));
+  await until(() => server.count("FINISH"));
+  upload.pause();
+  upload.resume();
+  for (const said of held.filter(([, type]) => type === "DATA").slice(0, 2)) {
+    await clock.pass(1000);
+    server.answer(...said);
+    await settle();
+  }
+  assert.equal(upload.state, "uploading");
+  assert.ok(upload.progress.rate > 0);
+});
+
 test("a quota fails at once", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = (type, stream, fields, socket) =>

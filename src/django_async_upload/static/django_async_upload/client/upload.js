@@ -330,9 +330,7 @@ export class Upload extends EventTarget {
    * @internal
    */
   giveUp(error) {
-    if (next(this.#phase, "fail") !== this.#phase) {
-      this.#fail(error);
-    }
+    this.#fail(error);
   }
 
   /**
@@ -626,6 +624,9 @@ export class Upload extends EventTarget {
 
   /** @param {UploadError} error */
   #fail(error) {
+    if (next(this.#phase, "fail") === this.#phase) {
+      return; // it is paused: what is wrong is found again when it goes on
+    }
     if (!isKept(error)) {
       this.#memo.forget();
     }
@@ -646,7 +647,7 @@ export class Upload extends EventTarget {
     this.#phase = to;
     this.#stopWaiting();
     this.#error = error;
-    if (to !== "uploading") {
+    if (to !== "uploading" && to !== "holding") {
       this.#meter.stop();
     }
     if (to !== "finishing") {
