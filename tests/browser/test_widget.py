@@ -251,13 +251,17 @@ def test_a_failed_file_is_never_left_out_in_silence(page: Any, site: WidgetSite)
     page.click("button[name=save]")
     page.evaluate("uploads[0].fail('storage_full', {retryable: true})")
     expect(page.locator(".async-upload-message")).to_contain_text("The form was not sent")
+    beside = page.locator("button[name=save] + .async-upload-beside")
+    expect(beside).to_contain_text("The form was not sent")
     page.click("button[name=save]")
+    expect(beside).to_have_count(1)
     expect(page.get_by_role("button", name="Try again: a.pdf")).to_be_focused()
     expect(page.locator("#id_file")).to_have_attribute("aria-invalid", "true")
     assert site.posted == []
     page.keyboard.press("Enter")
     assert page.evaluate("uploads[0].calls") == ["retry"]
     page.evaluate("uploads[0].complete()")
+    expect(beside).to_have_count(0)
     page.click("button[name=save]")
     assert ("async_upload.file", "receipt of a.pdf") in posted(page, site)
 

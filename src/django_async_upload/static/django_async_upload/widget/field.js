@@ -58,6 +58,8 @@ export class UploadField {
   #left = false;
   #timer = 0;
   #undoTimer = 0;
+  /** What is said beside the button of its form. @type {HTMLElement | null} */
+  #beside = null;
   #looked = 0;
   #frame = 0;
   /** As of the last look: the input itself no longer knows it when it has left the page. @type {HTMLFormElement | null} */
@@ -197,9 +199,14 @@ export class UploadField {
     this.waiting.scrollIntoView({ block: "nearest" });
   }
 
-  /** @param {boolean} focus */
-  stop(focus) {
+  /**
+   * @param {boolean} focus
+   * @param {HTMLElement | null} button
+   */
+  stop(focus, button) {
     this.#tellPerson(this.texts.submitStopped);
+    // A long form may have its button far below the field.
+    button?.after((this.#beside = part("span", "beside", {}, this.texts.submitStopped)));
     this.#paint();
     const { broken } = this.selection;
     if (focus && broken) this.list.focus(broken);
@@ -251,6 +258,7 @@ export class UploadField {
   /** It is not coming back. */
   leave() {
     this.#left = true;
+    this.#beside?.remove();
     this.#letGo();
     this.#observer.disconnect();
     clearTimeout(this.#timer);
@@ -382,6 +390,7 @@ export class UploadField {
    */
   #act(action, item) {
     const { upload } = item;
+    if (action === "retry") this.#tellPerson("");
     if (action === "pause") upload?.pause();
     else if (action === "resume") upload?.resume();
     else if (action === "retry") upload?.retry();
@@ -550,6 +559,7 @@ export class UploadField {
    * @param {"error" | "note"} [kind]
    */
   #tellPerson(text, kind = "error") {
+    this.#beside?.remove();
     this.message.dataset.kind = kind;
     this.message.hidden = !text;
     this.message.textContent = text;

@@ -21,7 +21,8 @@ import { RECEIPT } from "./selection.js";
  * @property {() => void} restored the browser has brought the page back as it was when it was left
  * @property {() => void} resume what was paused goes on
  * @property {(waiting: boolean) => void} wait says that the form waits for this field, or no longer
- * @property {(focus: boolean) => void} stop says that the form was not sent because of this field
+ * @property {(focus: boolean, button: HTMLElement | null) => void} stop says that the form was not sent because of this field, beside
+ *   the button, too, if there is one
  * @property {() => void} reset
  */
 
@@ -125,8 +126,9 @@ function advance(form, pressed = false) {
   const own = of(form);
   const broken = own.filter((field) => field.broken);
   if (broken.length) {
+    const submitter = waiting.get(form) ?? null;
     keep(form);
-    broken.forEach((field, index) => field.stop(pressed && index === 0));
+    broken.forEach((field, index) => field.stop(pressed && index === 0, index === 0 ? submitter : null));
   } else if (!own.some(({ busy }) => busy)) {
     const submitter = waiting.get(form) ?? null;
     keep(form);
