@@ -554,3 +554,14 @@ async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
             await alice.send_data(stream, 10 * KIB, bytes(10 * KIB))
             await alice.send(m.Finish(20 * KIB, crc(bytes(20 * KIB))), stream)
             await alice.wait_for(m.Completed, stream)
+
+
+async def test_a_client_that_does_not_close_what_was_closed_is_not_read_for_ever(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.05)
+    alice = connect()
+    await alice.connect()
+    await alice.send_frame(b"no frame of this protocol at all")
+    assert isinstance((await alice.receive()).message, m.Error)
+    await asyncio.wait_for(asyncio.shield(alice.socket.future), 10)

@@ -66,6 +66,8 @@ None of those below 3000, 1012 for a restart neither: Daphne refuses to send the
 CONNECTION_WINDOW: Final = 2 * LARGEST_WINDOW
 """Bytes of DATA payload that may be on their way on one connection; LIMIT is said at half of it, with a window left."""
 AUTHENTICATION_SECONDS: Final = 5.0
+LINGER_SECONDS: Final = 2.0
+"""How long a client may take to close a connection that was closed by the server."""
 FAREWELL_SECONDS: Final = 5.0
 """How long a closing connection may take to be told why, and its uploads to be saved."""
 BREATH_SECONDS: Final = 0.02
@@ -533,6 +535,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if not (await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS))[0]:
             self._sender.cancel()  # the client does not read
             self._cut()
+        # Hypercorn reads on, whatever comes, until the client or the application ends the connection.
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._cut)
         self._close_code = None
 
     def _cut(self) -> None:
