@@ -267,15 +267,17 @@ async def test_frames_that_move_no_upload_are_read_only_so_fast_whatever_their_c
     """They take no more than a share of the loop's time."""
     monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 0.01)
     monkeypatch.setattr(pace, "BURST_SECONDS", 10_000.0)  # a hundred frames, and then no more
-    crowd = [connect(), connect()]
+    crowd = first, second = connect(), connect()
     for alice in crowd:
         await alice.connect()
-    for _ in range(60):
-        for alice in crowd:
-            await alice.send(m.Pong(1))
-    for alice in crowd:
-        await alice.send(m.Ping(1))
-        assert await alice.receives_nothing(0.2)
+    for _ in range(200):
+        await first.send(m.Pong(1))
+    await first.send(m.Ping(1))
+    assert await first.receives_nothing(0.2)
+    for nonce in (1, 2):
+        await second.send(m.Ping(nonce))
+    assert (await second.wait_for(m.Pong)).nonce == 1
+    assert await second.receives_nothing(0.2)
     async with connect_bob() as bob:
         await bob.send(m.Ping(1))
         await bob.wait_for(m.Pong)
