@@ -154,6 +154,24 @@ def test_a_list_of_ones_own_shows_each_upload_to_its_receipt(
 
 
 @one_server
+@pytest.mark.parametrize("name", ["react", "react-rendered"])
+def test_a_child_that_comes_and_goes_takes_nothing_with_it(
+    open_app: Callable[[str], Any], example: Example, tmp_path: Path, name: str
+) -> None:
+    page = open_app(name)
+    page.locator("async-upload[data-enhanced] [name=conditional]").wait_for()
+    page.click("#conditional")
+    until(page, lambda: page.locator("[name=conditional]").count() == 0, "the child's end")
+    assert page.inner_text("#conditional") == "Open", "React's root is there"
+    page.click("#conditional")
+    path = small(tmp_path, "conditional")
+    page.set_input_files("[name=conditional]", path)
+    row(page, path.name, "completed")
+    assert sha256(example.stored(path.name)) == sha256(path)
+    assert page.complaints == []
+
+
+@one_server
 def test_an_upload_that_is_removed_from_the_list_is_thrown_away(
     open_app: Callable[[str], Any], example: Example, middling: Path
 ) -> None:
