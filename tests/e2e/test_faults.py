@@ -218,7 +218,7 @@ def test_a_receiver_that_misbehaves_breaks_no_upload(host: Host, fault: str) -> 
 def test_a_receiver_that_never_returns_does_not_keep_the_server_from_ending(
     hosts: Callable[..., Host],
 ) -> None:
-    host = hosts()
+    host = hosts(RECEIVER_TIMEOUT=3600.0)
     with host.connect() as connection:
         stream, created = connection.create("stuck-for-ever.bin", 4)
         connection.upload(stream, b"data")
