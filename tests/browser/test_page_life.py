@@ -238,7 +238,7 @@ def test_a_page_that_comes_back_posts_nothing_twice(
     expect(rows(page)).to_contain_text("Uploaded")
     page.click("button[name=save]")
     page.wait_for_url("**/posted")
-    page.go_back()
+    page.go_back(wait_until="commit")  # a page that was kept is not loaded
     until(page, "window.back !== undefined")
     assert page.evaluate("window.back"), "the browser has kept the page"
     expect(page.locator(RECEIPTS)).to_have_count(len(usable))

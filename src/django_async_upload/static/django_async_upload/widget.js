@@ -133,13 +133,13 @@ function strip(element) {
   const input = inputOf(element);
   for (const part of element.querySelectorAll("[data-async-upload]")) part.remove();
   element.removeAttribute("data-enhanced");
+  uncover(element);
   if (!input) return;
   const described = input.getAttribute("aria-describedby")?.split(" ") ?? [];
   const others = described.filter((id) => !id.startsWith(`${element.id}-async-`)).join(" ");
   if (others) input.setAttribute("aria-describedby", others);
   else input.removeAttribute("aria-describedby");
   input.removeAttribute("aria-invalid");
-  uncover(input);
   satisfy(input, false);
 }
 

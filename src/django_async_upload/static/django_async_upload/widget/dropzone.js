@@ -16,14 +16,13 @@ const zones = new Set();
 const DRAG_ENDS = 500;
 let dragging = 0;
 
-/** The input lies over its zone. */
-const OVER = "data-async-upload-over";
+/** How an input lies over its zone, for the style. */
+const GEOMETRY = ["width", "height", "left", "top"].map((each) => `--async-upload-${each}`);
 
-/** The input is as the page made it. @param {HTMLInputElement} input */
-export function uncover(input) {
-  input.removeAttribute(OVER);
-  for (const name of ["width", "height", "left", "top"]) input.style.removeProperty(`--async-upload-${name}`);
-  if (!input.getAttribute("style")) input.removeAttribute("style");
+/** @param {HTMLElement} element is as the page made it */
+export function uncover(element) {
+  for (const name of GEOMETRY) element.style.removeProperty(name);
+  if (!element.getAttribute("style")) element.removeAttribute("style");
 }
 
 export class Dropzone {
@@ -68,16 +67,15 @@ export class Dropzone {
   /** The input stays where the page has it, and is laid over the zone: who made it (React, Vue) finds it there again. */
   #cover() {
     const { input, element } = this;
-    input.toggleAttribute(OVER, !this.plain);
-    if (this.plain) return;
-    const style = input.style; // not the attribute, which a strict policy forbids
-    style.setProperty("--async-upload-width", `${element.offsetWidth}px`);
-    style.setProperty("--async-upload-height", `${element.offsetHeight}px`);
-    const [own, zone] = [input, element].map((each) => each.getBoundingClientRect());
+    const host = /** @type {HTMLElement | null} */ (element.closest("async-upload"));
+    if (this.plain || !host) return;
+    const own = input.getBoundingClientRect();
+    const zone = element.getBoundingClientRect();
     this.#left += zone.left - own.left;
     this.#top += zone.top - own.top;
-    style.setProperty("--async-upload-left", `${this.#left}px`);
-    style.setProperty("--async-upload-top", `${this.#top}px`);
+    // Not on the input, whose attributes libraries copy, and not by an attribute, which a strict policy forbids.
+    const geometry = [element.offsetWidth, element.offsetHeight, this.#left, this.#top];
+    geometry.forEach((pixels, index) => host.style.setProperty(GEOMETRY[index], `${pixels}px`));
   }
 
   /**
