@@ -139,6 +139,25 @@ def test_the_component_is_the_element_and_can_go_and_come_back(
 
 
 @one_server
+def test_react_may_take_the_input_out_of_the_element_and_put_it_back(
+    open_app: Callable[[str], Any], example: Example, tmp_path: Path
+) -> None:
+    page = open_app("react")
+    zone = page.locator("async-upload:has([name=conditional]) .async-upload-zone")
+    for _ in range(2):
+        zone.wait_for()
+        page.click("#conditional")
+        zone.wait_for(state="detached")
+        assert page.locator("#conditional").count() == 1, "React has not dropped its root"
+        page.click("#conditional")
+    zone.wait_for()
+    file = small(tmp_path, "conditional")
+    page.set_input_files("[name=conditional]", file)
+    row(page, file.name, "completed")
+    assert page.complaints == []
+
+
+@one_server
 @pytest.mark.parametrize("name", RENDERED)
 def test_a_list_of_ones_own_shows_each_upload_to_its_receipt(
     open_app: Callable[[str], Any], example: Example, middling: Path, name: str
