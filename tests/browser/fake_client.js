@@ -73,6 +73,10 @@ export class Upload extends EventTarget {
     this.go("cancelled");
   }
 
+  discard() {
+    this.calls.push("discard");
+  }
+
   retry() {
     this.calls.push("retry");
     this.error = null;

@@ -408,6 +408,22 @@ def test_a_receipt_that_was_taken_away_is_not_posted_and_comes_back_with_undo(
     expect(page.get_by_text("Files removed: 2")).to_have_count(1)
     page.get_by_role("button", name="Undo").click()
     expect(receipts).to_have_count(2)
+    page.get_by_role("button", name="Remove: a.bin").click()
+    page.mouse.move(0, 0)
+    until(
+        page, "uploads[0].calls.includes('discard')"
+    )  # without a second thought it goes on the server, too
+    assert not page.evaluate("uploads[1].calls.includes('discard')")
+
+
+def test_a_form_that_is_reset_deletes_nothing_on_the_server(page: Any, site: WidgetSite) -> None:
+    show(page, site, form(LABEL + element(input_attributes=MANY)))
+    choose(page, a_file("a.bin"))
+    page.evaluate("uploads[0].complete()")
+    page.evaluate("document.querySelector('form').reset()")
+    expect(rows(page)).to_have_count(0)
+    page.wait_for_timeout(300)  # whatever would be said is said in the next slices
+    assert page.evaluate("uploads[0].calls") == []
 
 
 def test_a_refused_file_is_taken_away_without_a_word(page: Any, site: WidgetSite) -> None:

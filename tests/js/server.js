@@ -159,8 +159,11 @@ export class Server {
         return this.end(socket, stream, this.completed(session));
       case "CANCEL": {
         const target = session ?? [...this.sessions.values()].find(({ id }) => id === fields.upload);
+        if (target?.state === "completed" && !fields.finished) {
+          return this.end(socket, stream, this.completed(target));
+        }
         if (target) {
-          target.state = "cancelled";
+          target.state = target.state === "completed" ? "deleted" : "cancelled";
           this.end(socket, stream, { type: "CANCELLED", upload: target.id });
         }
         return;

@@ -579,6 +579,32 @@ test("an unfinished upload that is discarded is thrown away on the server", LIMI
   await until(() => server.sessions.get(key).state === "cancelled");
 });
 
+test("a finished upload that is discarded is deleted on the server, and no other is", LIMIT, async (context) => {
+  const { server, uploader } = begin(context);
+  const [one, two] = [uploader.add(fileOf(10)), uploader.add(fileOf(20))];
+  await Promise.all([one.result, two.result]);
+  one.discard();
+  two.cancel(); // what is finished is not cancelled
+  await until(() => server.sessions.get(one.key).state === "deleted");
+  assert.equal(one.state, "completed");
+  await uploader.add(fileOf(30)).result;
+  assert.equal(server.sessions.get(two.key).state, "completed");
+});
+
+test("a remembered finished upload that is discarded is deleted on the server", LIMIT, async (context) => {
+  const records = new Shelf();
+  const server = new Server();
+  const first = begin(context, server, { records });
+  const upload = first.uploader.add(fileOf(LARGE));
+  await upload.result;
+  first.uploader.close();
+  const { uploader } = begin(context, server, { records });
+  const [finished] = await uploader.remembered();
+  assert.equal(finished.isFinished, true);
+  await finished.discard();
+  await until(() => server.sessions.get(upload.key).state === "deleted");
+});
+
 test("without `remember` nothing is remembered, and small files never are", LIMIT, async (context) => {
   const records = new Shelf();
   const puts = context.mock.method(records, "put");

@@ -6,17 +6,20 @@ export class Cancellation {
   #turns;
   #create;
   #id;
+  #isFinished;
   #backoff;
 
   /**
    * @param {import( "./turns.js").Turns} turns
    * @param {Omit<import( "../protocol/messages.js").Create, "type">} create what the server was told of it
    * @param {string} [id] the server's, where it has answered
+   * @param {boolean} [isFinished] its file is to be deleted, unless somebody has taken it
    */
-  constructor(turns, create, id) {
+  constructor(turns, create, id, isFinished = false) {
     this.#turns = turns;
     this.#create = create;
     this.#id = id;
+    this.#isFinished = isFinished;
     this.#backoff = new Backoff({ random: turns.environment.random });
   }
 
@@ -29,7 +32,7 @@ export class Cancellation {
   open(connection) {
     const id = this.#id;
     if (id !== undefined) {
-      return connection.open(this, (protocol) => protocol.sendCancelOf(id)) !== null;
+      return connection.open(this, (protocol) => protocol.sendCancelOf(id, this.#isFinished)) !== null;
     }
     const stream = connection.open(this, (protocol) => protocol.sendCreate(this.#create));
     if (stream !== null) {

@@ -213,6 +213,14 @@ export class Upload extends EventTarget {
     this.#settle("cancel", new UploadError("upload_over", { facts: { state: "cancelled" } }));
   }
 
+  /** Delete the finished file on the server, unless an object, an API or a receiver has taken it. @returns {void} */
+  discard() {
+    if (this.#phase === "completed" && this.#told !== null && this.#id !== undefined) {
+      this.#turns.abandon(new Cancellation(this.#turns, this.#told, this.#id, true));
+      this.#memo.forget();
+    }
+  }
+
   /** Try a failed, cancelled or waiting upload again at once; what the server still has is not sent again. @returns {void} */
   retry() {
     if (next(this.#phase, "retry") === this.#phase) {

@@ -189,9 +189,7 @@ export class Uploader extends EventTarget {
       },
       discard: async () => {
         await this.forget(key);
-        if (!isFinished) {
-          this.#turns.abandon(new Cancellation(this.#turns, createOf(record), record.upload));
-        }
+        this.#turns.abandon(new Cancellation(this.#turns, createOf(record), record.upload, isFinished));
       },
     };
   }

@@ -205,9 +205,9 @@ export class Selection {
     });
   }
 
-  /** Files that were set aside are not brought back any more: those under way are cancelled. */
+  /** Files that were set aside are not brought back any more: those under way are cancelled, finished ones deleted. */
   letGo() {
-    this.#discard(this.#aside);
+    this.#discard(this.#aside, true);
     this.#aside = [];
   }
 
@@ -236,12 +236,18 @@ export class Selection {
     return removed;
   }
 
-  /** @param {Item[]} items */
-  #discard(items) {
+  /**
+   * @param {Item[]} items
+   * @param {boolean} [deleting] finished files go on the server, too: it was the person who took them away
+   */
+  #discard(items, deleting = false) {
     const uploader = uploaderOf(this.url);
     // Those under way come last, or each would give its turn to one that is about to go.
     void inSlices([...items].reverse(), ({ upload, unfinished, keptKey }) => {
-      if (upload?.state === "completed") void uploader.forget(upload.key);
+      if (upload?.state === "completed") {
+        if (deleting) upload.discard();
+        void uploader.forget(upload.key);
+      }
       else if (upload && upload.state !== "cancelled") upload.cancel();
       else if (unfinished) void unfinished.discard();
       else if (keptKey) void uploader.forget(keptKey);
