@@ -116,8 +116,11 @@ def test_a_file_whose_handle_is_kept_goes_on_by_itself(
                 await file.write(piece);
             }
             await file.close();
-            const field = document.querySelector("async-upload").getAttribute("field");
-            new Uploader({ url: "/ws/uploads/", field }).add(handle);
+            const { placeOf } = await import("/static/django_async_upload/widget/places.js");
+            const element = document.querySelector("async-upload");
+            const [field, owner] = ["field", "owner"].map((name) => element.getAttribute(name));
+            const place = placeOf(location.pathname, element, element.querySelector("input[type=file]"));
+            new Uploader({ url: "/ws/uploads/", field, owner }).add(handle, { place });
         }""",
         24 * MIB,
     )
