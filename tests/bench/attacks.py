@@ -187,6 +187,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="uploads of 64 MiB, each way")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and disks go, too
     directory = Path(tempfile.mkdtemp(prefix="async-upload-attacks-", dir=options.directory))
     try:
         template = directory / "template"
