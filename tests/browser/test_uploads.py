@@ -16,7 +16,8 @@ MIB = 1 << 20
 FOLDER = "#id_folder"
 REMEMBERED = """async () => {
     const { Uploader } = await import("/static/django_async_upload/client.js");
-    return (await new Uploader({ url: "/ws/uploads/" }).remembered()).map(({ name }) => name);
+    const owner = document.querySelector("async-upload").getAttribute("owner");
+    return (await new Uploader({ url: "/ws/uploads/", owner }).remembered()).map(({ name }) => name);
 }"""
 """The names of what a later page could go on with."""
 
