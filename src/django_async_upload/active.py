@@ -113,7 +113,7 @@ class ActiveUpload:
         """Queue a DATA frame that the protocol let in."""
         if len(self._frames) >= MAX_QUEUED:
             self.lose(Busy(retry_after=1.0))
-        if self._lost is not None:  # its credit may be somebody else's already
+        if self._lost is not None:  # its credit may be another upload's already
             return
         self._frames.append(frame)
         self._wake.set()
@@ -216,7 +216,7 @@ class ActiveUpload:
         try:
             self.writer = await self.store.run(self.store.create, self.session.size)
         except UploadError:
-            # Nobody was told of it: neither it nor its size shall count against its owner.
+            # The client has had no answer: neither the upload nor its size shall count against its owner.
             await self.service.forget(self.session)
             raise
         await self.save(Checkpoint(self.writer.part, boot_id=boot_id()), State.UPLOADING)

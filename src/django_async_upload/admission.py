@@ -1,4 +1,4 @@
-"""Who comes through the door: the address and the origin of a handshake, and how many may be there at once."""
+"""Admission of connections: the address and the origin of a handshake, and how many connections may be open at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .exceptions import TooManyConnections, UploadError
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_STRANGERS: Final = 64
-"""Connections of one address that have not signed in yet. One more sends the oldest of them away: it has had the
-most time, and a flood of them does not keep out those who sign in at once."""
+"""Connections of one address that have not signed in yet. One more has the oldest of them closed: it has had the
+most time, so a flood of them does not keep out clients that sign in at once."""
 RETRY_AFTER: Final = 5.0
+"""Seconds after which a refused client may try again."""
 
 IPV6_SUBSCRIBER: Final = 64
-"""Bits of an IPv6 address that tell one subscriber from another (RFC 6177): he has all addresses below."""
+"""Length in bits of the prefix that identifies a subscriber of IPv6 (RFC 6177), who has all addresses in it."""
 
 
 # Address ------------------------------------------------------------------------------------------
@@ -34,8 +35,9 @@ def client_address(scope: dict[str, Any]) -> Address | None:
     """Where a connection comes from; None where that is not known: a Unix socket, or no address at all.
 
     With ``NUM_PROXIES`` it is the entry of ``X-Forwarded-For`` that the first of these proxies has written, counted
-    from the right, whatever the server makes of that header: what is further left, the client has written itself.
-    Where there are fewer entries, the connection has not come through all of them, and the server's word counts.
+    from the right: the client has written the entries further left itself. The server's own reading of the header
+    does not matter. Where there are fewer entries, the connection has not come through all proxies, and the address
+    is the one that the server reports.
     """
     if count := conf.uploads().num_proxies:
         values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
@@ -60,7 +62,7 @@ def _parsed(text: str | None) -> Address | None:
 
 
 def network_of(address: Address | None) -> str | None:
-    """What caps and quotas are counted by: an IPv4 address, or the network of an IPv6 one as its first address."""
+    """What caps and quotas count by: an IPv4 address, or the first address of an IPv6 address's network."""
     if isinstance(address, ipaddress.IPv6Address):
         network = ipaddress.ip_network((address, IPV6_SUBSCRIBER), strict=False)
         return str(network.network_address)
@@ -71,7 +73,7 @@ def network_of(address: Address | None) -> str | None:
 
 
 class _Handshake(HttpRequest):
-    """A handshake as a request of Django's, its host and scheme as the settings have them."""
+    """A handshake as a Django request, whose host and scheme are read as the settings say."""
 
     def __init__(self, scope: dict[str, Any]) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ def own_origin(scope: dict[str, Any]) -> str | None:
 def origin_is_trusted(scope: dict[str, Any]) -> bool:
     """Whether the Origin is the server's own or in ``CSRF_TRUSTED_ORIGINS``, as Django's CSRF compares it.
 
-    True where there is none: then only a ticket is good enough, and no browser was there.
+    True where there is none: then the client is no browser, and only a ticket can authenticate it.
     """
     sent = origins(scope)
     if not sent:
@@ -143,20 +145,20 @@ _strangers: dict[str, dict[Place, None]] = {}  # the oldest first
 class Place:
     """A connection's place among those of this process.
 
-    It is a stranger's until :meth:`sign_in`. ``send_away`` is called with the error to tell, where the place is needed
-    for a newer stranger; it must return at once. Without an address nobody is counted before he has signed in, and
-    nobody by address.
+    Until :meth:`sign_in` the connection is a stranger. ``send_away`` is called with the error for the client when a
+    newer stranger needs the place; it must return at once. A connection without an address is counted only after it
+    has signed in, and only by its owner.
     """
 
     def __init__(self, address: Address | None, send_away: Callable[[UploadError], None]) -> None:
         self.address = network_of(address)
         self.is_open = False
-        """Whether the handshake is over: before, its place is not given to another."""
+        """Whether the handshake is over: before that, no other connection gets the place."""
         self._send_away = send_away
         self._owner: str | None = None
 
     def enter(self) -> None:
-        """Raises :class:`TooManyConnections`, before the handshake has cost anything."""
+        """Take a stranger's place, before the handshake. Raises :class:`TooManyConnections`."""
         if self.address is None:
             return
         self._check(_addresses[self.address], conf.uploads().address_max_connections)
@@ -171,7 +173,7 @@ class Place:
         _strangers.setdefault(self.address, {})[self] = None
 
     def sign_in(self, owner: str) -> None:
-        """Take a place of the owner's. Raises :class:`TooManyConnections`."""
+        """Exchange the stranger's place for one of the owner's. Raises :class:`TooManyConnections`."""
         limits = conf.uploads()
         self._check(_owners[owner], limits.user_max_connections)
         if self.address is not None:

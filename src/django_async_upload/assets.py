@@ -1,4 +1,4 @@
-"""What a page loads for the element: one script and one style, or with ``JAVASCRIPT_SOURCES`` what they are made of."""
+"""Static files of the element: one script and one style, or with ``JAVASCRIPT_SOURCES`` their sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Assets(NamedTuple):
     """Names of static files."""
 
     script: str
-    """A module."""
+    """A JavaScript module."""
     styles: tuple[str, ...]
 
     @property
@@ -25,7 +25,7 @@ class Assets(NamedTuple):
 
 
 def page_assets(*, admin: bool = False) -> Assets:
-    """As the settings have it. ``admin``: in the colors of Django's admin."""
+    """The files that the settings ask for. ``admin``: in the colors of Django's admin."""
     if conf.uploads().javascript_sources:
         names = ("widget.css", "admin.css") if admin else ("widget.css",)
         return Assets(f"{_FOLDER}/widget.js", tuple(f"{_FOLDER}/{each}" for each in names))

@@ -327,7 +327,7 @@ def _check_published() -> list[CheckMessage]:
                 found.append(
                     Warning(
                         f"{consumer.__name__} publishes uploads in the storage {alias!r}, whose files have URLs: "
-                        "whatever somebody uploads can be fetched from your site.",
+                        "every uploaded file can be fetched from your site.",
                         hint="Leave STORAGE out: finished files are private then, until an object of yours has them. "
                         "Or serve that storage from another domain.",
                         id="async_upload.W031",

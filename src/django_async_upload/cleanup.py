@@ -109,15 +109,15 @@ def purge(
     takers: Sequence[str] = (Taker.FORM, Taker.API),
     log: Callable[[str], None] = lambda line: None,
 ) -> Purge:
-    """Expire uploads without a sign of life, and delete what nobody needs any longer. Synchronous.
+    """Expire uploads without a sign of life, and delete what is no longer needed. Synchronous.
 
     That is: parts that no row knows, published names that a crash left after the host had bound the file, links of
     forms, and rows of uploads that have been cancelled, expired or failed for ``over_after``. With ``unbound_after``,
-    the uploads for ``takers``, too, that completed so long ago and that none of them has taken: somebody chose
-    a file and left the page.
+    the uploads for ``takers``, too, that completed so long ago and that none of them has taken: the person
+    chose a file and left the page.
 
     Safe beside live uploads: what a writer has open stays for :data:`HELD_GRACE` more, where the store can tell. A
-    session expires by compare-and-set, and a holder that still lives loses its epoch and is told so. Parts are
+    session expires by compare-and-set, and a holder that still lives gets an error, as its epoch is over. Parts are
     deleted only when they are older than :data:`GRACE` and no session names them.
     """
     done = Purge()

@@ -1,4 +1,4 @@
-"""What is done after the commit of a host's transaction, and can spoil nothing there."""
+"""Work after the commit of a host's transaction, whose errors do not reach the host."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ logger = logging.getLogger("django_async_upload")
 def after_commit(using: str, work: Callable[..., object], *args: object) -> None:
     """Call ``work(*args)`` after the commit; at once where there is no transaction.
 
-    What it raises is logged: the host's own hooks still run, and its view answers. Django's own ``robust=True``
-    logs the function's name, and raises where a ``partial`` has none.
+    An exception of ``work`` is logged: the host's own hooks still run, and its view answers. Django's own
+    ``robust=True`` logs the function's name, and raises where a ``partial`` has none.
     """
 
     def run() -> None:

@@ -237,7 +237,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         name = publication.own_name(self.session.stored_as, self.session.pk)
         if self._is_recovery or name != self.session.stored_as:
-            await self._commit(name)  # nobody has completed it meanwhile
+            await self._commit(name)  # raises where another process has completed it
         if self._is_recovery:
             await loop.run_in_executor(self.service.copies, self._forget_copy)
         name = await loop.run_in_executor(self.service.copies, self._save)

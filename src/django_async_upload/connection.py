@@ -514,8 +514,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """Tell the client why, and close the connection."""
         if self._gone:
             return
-        if not isinstance(error, Draining | IdleTimeout):  # these are nobody's fault
-            who = self.owner.key if self._logins else "nobody yet"
+        if not isinstance(error, Draining | IdleTimeout):  # neither of these is a fault
+            who = self.owner.key if self._logins else "an unknown user"
             notice(
                 error.code,
                 logging.WARNING,

@@ -47,7 +47,7 @@ class UploadConsumer(Connection):
         return self._setting("max_size")  # type: ignore[no-any-return]
 
     async def may_discard(self, session: UploadSession) -> bool:
-        """Whether the sender may delete this finished upload, which nobody has taken yet."""
+        """Whether the sender may delete this finished upload, whose file is not taken yet."""
         return True
 
     async def check(self, session: UploadSession) -> None:

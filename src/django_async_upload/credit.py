@@ -1,10 +1,10 @@
 """Credit: how far ahead each upload of a process may be sent, so that all of them fit its memory.
 
-Every open upload has a floor. Above it, it is promised what it consumed in the last second, at most the largest window,
-within its fair share of the budget: shared among the owners whose uploads moved lately, then among each owner's.
+Every open upload has the credit of a floor. Above that it is promised what it consumed in the last second, at most the
+largest window and its fair share of the budget: owners whose uploads moved lately share alike, then each one's uploads.
 No owner has more than :data:`OWNER_PART`; the rest is for others. Promises are absolute offsets and cannot be taken
-back silently: a stream that holds far more than it uses is asked to pause, and closed where it does not answer. Where
-no floor is left, an owner with little gets that of the one who holds the most.
+back silently: a stream that holds far more than it uses is asked to pause, and closed if it does not answer. Where no
+floor is left, an owner with few uploads gets the floor of an upload of the owner with the most.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Value = TypeVar("Value")
 
 FLOOR: Final = 16 * 1024
 WINDOW: Final = 8 * 1024 * 1024
-"""What every client can be ahead of ``durable``: HELLO says so."""
+"""Bytes that every client may be ahead of ``durable``; HELLO announces it."""
 LARGEST_WINDOW: Final = 4 * WINDOW
-"""And what it may be where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
+"""Bytes that it may be ahead where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
 LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Advised, bytes. A frame may be twice as long, but an ASGI server assembles a message by copying what it has of it."""
 CHUNK_SECONDS: Final = 0.2
@@ -33,18 +33,18 @@ OWNER_PART: Final = Fraction(3, 4)
 MOVING_SECONDS: Final = 2.0
 """An upload without a byte for so long leaves its share of the credit to the others."""
 IDLE_SECONDS: Final = 10.0
-"""And after so long it gives its floor back where its own owner wants it for another."""
+"""After so long without a byte an upload loses its floor where its owner needs it for another upload."""
 PAUSE_SECONDS: Final = 5.0
 """How long a client may take to answer PAUSE."""
 
 _PAGE: Final = 4096
 _RECLAIM_SECONDS: Final = 0.1
 _SLACK: Final = 4
-"""Credit of so many seconds is not called back."""
+"""Credit for so many seconds, at the stream's rate, is not called back."""
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep what the last messages were made of for the next ones.
+    """Have malloc reuse the memory of the last messages for the next ones.
 
     glibc gives a freed block of more than 128 KiB back to the kernel, and each message pays for fresh ones. The largest
     block that was ever freed raises that threshold, and what is kept to twice as much (mallopt(3), M_MMAP_THRESHOLD).
@@ -74,7 +74,7 @@ class Budget:
         evict: Callable[[], None],
         held: int = 0,
     ) -> Account:
-        """A new account of ``owner`` with the floor, and with ``held`` bytes that it takes as long as it lives.
+        """A new account of ``owner``: it takes the floor, and ``held`` bytes for as long as it is open.
 
         ``pause`` is called when the stream should give its unused credit back, ``evict`` when it must end: its
         account is closed already. Raises :class:`Busy` where not even the floor is left.
@@ -102,7 +102,7 @@ class Budget:
         del self._shares[share.owner]
 
     def fair_share(self, account: Account, now: float) -> int:
-        """What an account may be promised, bytes: by owners first, then by uploads; only what moves counts."""
+        """What an account may be promised, bytes: shared by owners first, then by uploads; only moving ones count."""
         share = account.share
         owners = _count_moving(self._moving, now, share)
         uploads = _count_moving(share.moving, now, account)
@@ -118,7 +118,7 @@ class Budget:
         return min(self.total - self.promised, int(self.total * OWNER_PART) - share.promised)
 
     def reclaim(self) -> None:
-        """Ask those who hold far more credit than they use to pause, and end those who did not answer."""
+        """Ask streams that hold far more credit than they use to pause, and end those that did not answer in time."""
         now = time.monotonic()
         if now - self._reclaimed < _RECLAIM_SECONDS:
             return
@@ -133,7 +133,7 @@ class Budget:
             account.pause()
 
     def answered(self, account: Account) -> None:
-        """The stream paused, or is gone."""
+        """The stream paused or has ended."""
         account.is_pausing = False
         self._pausing.pop(account, None)
 
@@ -146,7 +146,7 @@ class Budget:
         )
 
     def _idlest(self, share: Share) -> Account | None:
-        """Whose floor this owner may have: that of one who has more than his part, or an idle one of his own."""
+        """The account whose floor this owner may have: one of the owner with the most, or an idle one of his own."""
         shares = [*self._shares.values(), share]
         richest = max(shares, key=lambda each: len(each.accounts))
         if len(richest.accounts) > len(share.accounts) + 1:
@@ -165,7 +165,7 @@ class Share:
         self.owner = owner
         self.promised = 0
         self.accounts: dict[Account, None] = {}
-        """The one that moved last is the last."""
+        """Ordered by when they last moved, the latest last."""
         self.moving: dict[Account, float] = {}
 
     @property
@@ -237,9 +237,9 @@ class Account:
         self._promise(max(FLOOR, self.promised - self._held - size))
 
     def grant(self, unused: int) -> int:
-        """How far beyond what was received the limit may be now, bytes; never less than ``unused``.
+        """How far the limit may be beyond the bytes received, in bytes.
 
-        ``unused`` is how far it is already.
+        ``unused`` is how far it is already; the result is never less.
         """
         if self.is_pausing or not self.is_open:
             return unused
@@ -264,20 +264,20 @@ class Account:
         self._promise(FLOOR)
 
     def move(self, owner: str) -> None:
-        """It is known whose upload this is. Raises :class:`Busy` where he has his part already."""
+        """Move to the share of the owner, now that it is known. Raises :class:`Busy` where he has his part already."""
         if self.is_open and owner != self.share.owner:
             credit, held = self.promised - self._held, self._held
             self.close()
             self.enter(owner, credit, held)
 
     def complete(self) -> None:
-        """No more bytes come: only what it holds as long as it lives is taken."""
+        """No more bytes come: the account takes only its ``held`` bytes until it closes."""
         self.is_complete = True
         self.budget.answered(self)
         self._promise(0)
 
     def evict(self) -> None:
-        """End the stream: others need its floor, or it did not pause. Its credit is free at once."""
+        """End the stream, whose floor another needs or which did not pause. Its credit is free at once."""
         self.close()
         self._evict()
 
@@ -308,7 +308,7 @@ def _note(ordered: dict[Key, Value], key: Key, value: Value) -> None:
 
 
 def _count_moving(moving: dict[Key, float], now: float, own: Key) -> int:
-    """How many moved lately, ``own`` in any case; the others are forgotten."""
+    """How many moved lately, ``own`` included in any case; removes the others."""
     while moving:
         oldest = next(iter(moving))
         if now - moving[oldest] < MOVING_SECONDS:

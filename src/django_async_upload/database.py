@@ -1,11 +1,11 @@
-"""The one place through which the consumers' database work goes.
+"""All database work of the consumers goes through this module.
 
-A thread of its own keeps its connections, cares for their health, and commits in groups: what is asked for
-while a transaction runs shares the next one. (Measured: 1,390 rows/s in transactions of their own, 50,000
+A thread of its own keeps the connections, tests them, and commits in groups: calls that come while a
+transaction runs share the next one. (Measured: 1,390 rows/s in transactions of their own, 50,000
 with 100 rows each; and a receiver that blocked Django's shared thread delayed an UPDATE by a second.)
 
-Nothing waits without limit. What meets a lock is tried again on a second thread, one call at a time, beside
-the others; a thread that gets no answer is left to itself, and another one takes its place.
+No call waits without limit. A call that meets a lock is tried again on a second thread, one call at a time,
+beside the others; a thread that gets no answer is abandoned, and another one takes its place.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ logger = logging.getLogger("django_async_upload")
 
 MAX_GROUP = 256
 HEALTH_CHECK_AFTER = 15.0
-"""Seconds of rest after which the connections are tried before they are used."""
+"""Seconds without use after which a connection is tested before it is used again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 ANSWER_SECONDS = 5.0
 """For how long an answer is waited for at least, whatever the caller's patience."""
 LOCK_SECONDS, STATEMENT_SECONDS = 2.0, 10.0
-"""After these PostgreSQL gives up to wait for a lock, and to work on one statement."""
+"""PostgreSQL gives up waiting for a lock after the first, and working on a statement after the second."""
 STALLED_SECONDS = 30.0
-"""A thread that has no answer after so long is left to itself: its connection may be dead without knowing."""
+"""A thread that has no answer after so long is abandoned: its connection may be dead, and no error says so."""
 MAX_STALLED = 4
 CLOSE_SECONDS = 5.0
 """For how long :meth:`Database.close` waits for a call that runs."""
@@ -56,9 +56,9 @@ _LIMITS: Final = """
 SELECT CASE WHEN current_setting('lock_timeout') = '0' THEN set_config('lock_timeout', %s, true) END,
        CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, true) END
 """
-"""For one transaction: a pool in front of the database may give the connection to others afterwards."""
+"""Set for one transaction: a pool in front of the database may give the connection to another client afterwards."""
 _ABOUT_ONE: Final = {"55P03", "57014", "40P01"}
-"""PostgreSQL: lock_not_available, query_canceled, deadlock_detected."""
+"""Errors that concern one call (PostgreSQL): lock_not_available, query_canceled, deadlock_detected."""
 _NO_TABLES: Final = {"42P01", "42703"}
 """PostgreSQL: undefined_table, undefined_column."""
 
@@ -87,7 +87,7 @@ class _Lane:
         return self._thread
 
     def let_go(self) -> DaemonExecutor | None:
-        """Have the thread close its connections and end after the call that it is at."""
+        """After its current call the thread closes its connections and ends."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.submit(connections.close_all)
@@ -120,7 +120,7 @@ class Database:
         group is rolled back and each call is run again in a transaction of its own: a function may run
         more than once.
 
-        Owners are served in turn; ``owner`` is whose call it is, "" the server's own.
+        Owners are served in turn; ``owner`` is the key of the call's owner, "" for the server's own calls.
 
         While the database cannot be reached, is locked or gives no answer, it is tried again for ``patience``
         seconds; then :class:`DatabaseUnavailable` is raised, though the work may be done later. Raises
@@ -175,10 +175,10 @@ class Database:
         try:
             while lane.calls:
                 taken = lane.calls.take(lane.most)
-                group = [call for call in taken if not call.future.done()]  # who asked still waits
+                group = [call for call in taken if not call.future.done()]  # the caller still waits
                 try:
                     outcomes = await self._run(lane, group) if group else []
-                except Exception as error:  # whatever it is, who asked must hear of it
+                except Exception as error:  # of whatever kind: the callers must get it
                     logger.exception("The database thread failed")
                     outcomes = [error] * len(group)
                 for call, outcome in zip(group, outcomes, strict=True):
@@ -212,7 +212,7 @@ class Database:
         try:
             return self._transact(group)
         except (OperationalError, InterfaceError) as error:
-            # Not about one of them, or not to be known about which: each alone would wait as long.
+            # It concerns all of them, or an unknown one: each alone would wait as long.
             return [self._seen(error)] * len(group)
         except Exception as error:
             seen = self._seen(error)
@@ -248,7 +248,7 @@ class Database:
                 cursor.execute(_LIMITS, [f"{LOCK_SECONDS}s", f"{STATEMENT_SECONDS}s"])
 
     def _care(self, lane: _Lane) -> None:
-        """Close what does not work any more, of every database: users may live in another one than uploads.
+        """Close broken connections, of every database: users may be in another one than uploads.
 
         Seen: after a restart of PostgreSQL a kept connection never healed by itself.
         """
@@ -278,7 +278,7 @@ class Database:
         return DatabaseNotMigrated()
 
     def close(self) -> None:
-        """Close the connections and end the threads; what hangs is waited for some seconds."""
+        """Close the connections and end the threads; waits :data:`CLOSE_SECONDS` for a call that hangs."""
         for lane in (self._lane, self._slow_lane):
             if (thread := lane.let_go()) is not None and not thread.join(CLOSE_SECONDS):
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)

@@ -308,7 +308,7 @@ class DatabaseUnavailable(UploadInterrupted):
 
 
 class DatabaseNotMigrated(UploadInterrupted):
-    """Tables of this app are missing. No client waits for that: somebody has to run ``migrate``."""
+    """Tables of this app are missing. No client waits for that: the operator has to run ``migrate``."""
 
     code = "database_not_migrated"
     retryable = False

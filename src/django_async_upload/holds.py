@@ -1,4 +1,4 @@
-"""Whose a finished upload is: a request's for a while, or a host's for good, and then its published name goes."""
+"""Holds on finished uploads: a request's for a while, a host's object's for good. And the end of a published name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .stores.configured import staging_root
 from .stores.publication import is_own_name
 
 HOLD: Final = timedelta(minutes=2)
-"""For how long a request has an upload to itself, unless it lets go before or is saving it."""
+"""For how long a request holds an upload, unless it lets go before or is saving it."""
 GIVEN_UP: Final = (State.BOUND, State.CANCELLED)
 """States in which a published name is no longer needed."""
 BATCH: Final = 500
@@ -32,16 +32,16 @@ BATCH: Final = 500
 
 
 def alias() -> str:
-    """The database of the uploads: what another one has replicated may be old."""
+    """The database in which uploads are written: a replica may be behind."""
     return router.db_for_write(UploadSession)
 
 
 def claim(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
-    """Take uploads for a request, which has them for no longer than :data:`HOLD`; those that it got.
+    """Take uploads for a request, for at most :data:`HOLD`; returns the ids of those that it got.
 
-    Each gets an epoch more than the session given: it fences off whatever held it before.
+    The epoch of each is raised by one above the given session's, which fences off the holder before.
     """
-    # A time that no other request writes at this moment tells whose claim it was.
+    # A time that no other request writes at this moment identifies the claim.
     until = timezone.now() + HOLD + timedelta(microseconds=secrets.randbelow(1_000_000))
     rows = UploadSession.objects.using(alias())
     got: set[uuid.UUID] = set()
@@ -61,7 +61,7 @@ def claim(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
 
 
 def let_go(claims: Iterable[tuple[int, uuid.UUID]]) -> None:
-    """A request is done with uploads that it did not bind: pairs of the epoch that it has and the id."""
+    """Release uploads that a request has claimed and not bound: pairs of the epoch that it has and the id."""
     rows = UploadSession.objects.using(alias()).filter(state=State.COMPLETED)
     for epoch, pks in _by_epoch(claims):
         rows.filter(pk__in=pks, epoch=epoch).update(expires_at=None)
@@ -78,12 +78,12 @@ def _by_epoch(
 
 
 def withdraw(session: UploadSession) -> None:
-    """Remove the published name of an upload that the host has bound, or its sender thrown away.
+    """Remove the published name of an upload that the host has bound or its sender has thrown away.
 
     Raises what the storage raises.
 
-    A name without the upload's id may be another file's as soon as it is free. So it is put aside first, and then the
-    row says that it is gone: after a crash at any moment one can tell which file is meant.
+    A name without the upload's id may be another file's as soon as it is free. So the file is put aside first, and
+    then the row says that the name is gone: after a crash at any moment the purge can tell which file is meant.
     """
     aside = put_aside(session)
     rows = UploadSession.objects.using(alias()).filter(pk=session.pk, state__in=GIVEN_UP)

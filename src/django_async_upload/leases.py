@@ -113,7 +113,7 @@ def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def error_values(error: UploadError | None) -> dict[str, Any]:
-    """An error as the row keeps it, so that it is told again with its figures."""
+    """An error as the row keeps it, so that a later answer repeats it with its figures."""
     if error is None:
         return {"error": "", "error_message": "", "error_facts": {}}
     facts = {name: fact for name, fact in error.facts.items() if name != "retry_after"}
@@ -211,7 +211,7 @@ def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | U
 
 
 def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
-    """Look without taking, all in one query. A missing upload and somebody else's give the same answer."""
+    """Look without taking, all in one query. A missing upload and another owner's give the same answer."""
     refusals = _checked_owners(items)
     sessions = UploadSession.objects.in_bulk({item.upload for item in items})
     outcomes: list[UploadSession | UploadError] = []
@@ -362,7 +362,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         holder=item.epoch,
         epoch=F("epoch") + 1,
         part="",
-        metadata={},  # nobody asks for it any longer
+        metadata={},  # no reader needs it any longer
         **error_values(item.error),
     )
     if changed:
@@ -376,9 +376,9 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
 
 
 def discard(items: Sequence[uuid.UUID]) -> list[tuple[UploadSession, bool] | UploadError]:
-    """Cancel finished uploads that nobody has taken; each as it is now, and whether that was this call's work.
+    """Cancel finished uploads that are not taken; returns each as it is now, and whether this call cancelled it.
 
-    Not one that a request is saving at this moment. ``expires_at`` stays until its file is gone: see
+    An upload that a request is saving at this moment stays. ``expires_at`` stays until its file is gone: see
     :func:`withdrawn`.
     """
     return [_discard(pk) for pk in items]

@@ -13,11 +13,11 @@ SECONDS: Final = 60.0
 """Between two lines of one kind."""
 
 _lock = threading.Lock()
-_last: dict[str, tuple[float, int]] = {}  # kind -> when it was written, and how many were not since
+_last: dict[str, tuple[float, int]] = {}  # kind -> when it was written, and how many were left out
 
 
 def notice(kind: str, level: int, message: str, *args: object) -> None:
-    """Log the message unless one of its kind was logged within :data:`SECONDS`; the next one says how many were not.
+    """Log the message unless one of its kind was logged within :data:`SECONDS`; the next line counts those left out.
 
     ``kind`` must come from the program, never from a client: each kind is remembered. Any thread may call this.
     """

@@ -32,13 +32,13 @@ logger = logging.getLogger("django_async_upload")
 AT_ONCE: Final = 16
 """Deliveries that run at the same time in one process."""
 AT_ONCE_PER_OWNER: Final = 8
-"""Of these, for the uploads of one owner: the others have the rest."""
+"""At most so many of them are for the uploads of one owner: other owners have the rest."""
 MOST_WAITING: Final = 1000
-"""Events of one owner that a process keeps to itself. What is more, whoever has room takes up."""
+"""Events of one owner that a process holds at most. A process that has room takes up the others."""
 BATCH: Final = 100
 
 ATTEMPTS: Final = 20
-"""After so many an event is given up: with these pauses, after some eleven hours."""
+"""After so many attempts an event is given up; with the pauses below that takes some eleven hours."""
 FIRST_PAUSE: Final = timedelta(seconds=10)
 """After the first attempt that failed; each pause is twice as long as the one before."""
 LONGEST_PAUSE: Final = timedelta(hours=1)
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class Outbox:
-    """Sends the events that this process has claimed, and takes up those that nobody delivered."""
+    """Sends the events that this process has claimed, and takes up those that no process delivered."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -104,7 +104,7 @@ class Outbox:
         return count
 
     async def send_again(self, uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        """Deliver the completions of these uploads once more, with their ids; returns for whose that succeeded.
+        """Deliver the completions of these uploads once more, under the same ids; returns the uploads that succeeded.
 
         Left out are uploads that have not completed, and completions that are being delivered.
         """
@@ -125,7 +125,7 @@ class Outbox:
             await asyncio.wait(list(self._held.values()))
 
     async def close(self, seconds: float) -> None:
-        """Deliver what is held, within some seconds; what is left, others take up."""
+        """Deliver what is held, within ``seconds``; other processes take up what is left."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.join()
@@ -145,7 +145,7 @@ class Outbox:
     # One event ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Begin as many deliveries as there is room for, owners in turn."""
+        """Begin as many deliveries as may run at once, owners in turn."""
         while len(self._running) < AT_ONCE:
             busy = {owner for owner, count in self._owners.items() if count >= AT_ONCE_PER_OWNER}
             event = self._waiting.next(skip=busy)
@@ -174,7 +174,7 @@ class Outbox:
         self._begin()
 
     async def _deliver(self, event: CompletionEvent) -> bool:
-        """Whether all receivers succeeded, and that was noted."""
+        """Whether all receivers succeeded and the row says so."""
         try:
             failures = await signals.send(
                 signals.upload_completed, event.session, event_id=event.pk
@@ -202,7 +202,7 @@ class Outbox:
             await asyncio.sleep(CLAIM.total_seconds() / 3)
             try:
                 await self._database.call_many(renew, list(self._held))
-            except UploadError as error:  # the database is away: others may deliver these, too
+            except UploadError as error:  # the database is away: others may deliver these
                 logger.warning("Claims of completions could not be renewed: %s", error)
 
 
@@ -276,14 +276,14 @@ def renew(items: Sequence[uuid.UUID]) -> list[None]:
 
 
 def let_go(items: Sequence[uuid.UUID]) -> list[None]:
-    """Give back what was claimed and not begun: it is due for any process, and that was no attempt."""
+    """Give back what was claimed and not begun: it is due for any process, and no attempt is counted."""
     held = CompletionEvent.objects.filter(pk__in=items, delivered_at=None, attempts__gt=0)
     held.update(due_at=timezone.now(), attempts=F("attempts") - 1)
     return [None] * len(items)
 
 
 def note(items: Sequence[Outcome]) -> list[bool]:
-    """Write down what became of attempts; returns of each whether it was the last one, and failed."""
+    """Record what became of attempts; returns for each whether it failed and was the last one."""
     now = timezone.now()
     return [_note(item, now) for item in items]
 

@@ -1,4 +1,4 @@
-"""What a field of a page is for: see "Which file belongs where" in docs/design.md."""
+"""Tags of the place that a page's field is for: see "Which file belongs where" in docs/design.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTH: Final = 20
 
 @contextmanager
 def answering(request: HttpRequest) -> Iterator[None]:
-    """Fields that are rendered inside are on the page that answers this request."""
+    """Fields that are rendered in this context are on the page that answers the request."""
     before = _request.set(request)
     try:
         yield
@@ -53,7 +53,7 @@ def owner_here() -> str:
 
 
 def owner_tag(request: HttpRequest) -> str:
-    """An opaque tag for who asks, by which a browser keeps the uploads of its users apart; "" for nobody.
+    """An opaque tag of the request's owner, by which a browser keeps its users' uploads apart; "" without an owner.
 
     In an asynchronous view it is "" unless the user is known already, by ``await request.auser()``.
     """

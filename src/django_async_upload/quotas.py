@@ -19,14 +19,13 @@ from .models import UploadSession
 from .protocol.state import ACTIVE, OVER
 
 ENDED: Final = timedelta(hours=1)
-"""For so long after its creation an upload that was not completed counts as if it were open."""
+"""For so long after its creation a failed, cancelled or expired upload counts as if it were open."""
 MANY: Final = 1000
-"""Uploads that take some time to count."""
+"""Uploads of one owner or address that take some time to count."""
 RECOUNT_SECONDS: Final = 1.0
-"""How old the count of so many may be; what this process adds is counted at once."""
-
+"""How old the count of :data:`MANY` uploads may be; what this process adds is counted at once."""
 REFUSAL_SECONDS: Final = 0.2
-"""And where it refuses an upload."""
+"""How old that count may be where it refuses an upload."""
 
 
 @dataclass(slots=True)
@@ -52,11 +51,11 @@ Where = tuple[str, Any]
 """A column, and the owner's or the address's value in it."""
 
 _counted: dict[Where, tuple[float, Usage]] = {}
-"""The usage of those who have many uploads, and when it was read."""
+"""The usage of owners and addresses with :data:`MANY` uploads, and when it was read (``time.monotonic``)."""
 
 
 class Quota:
-    """The usage of the owners and addresses of a group of calls, read once and counted on."""
+    """The usage of the owners and addresses of a group of calls: read once, then counted up."""
 
     def __init__(self, items: Iterable[UploadSession | Growth]) -> None:
         self._limits = conf.uploads()
@@ -96,11 +95,11 @@ class Quota:
                     _counted[column, value] = (time.monotonic(), usage)
 
     def refusal(self, session: UploadSession) -> UploadError | None:
-        """Why a new upload is not let in. None counts it."""
+        """The error that refuses a new upload; None where it is allowed, and then it is counted."""
         return self._checked(_wheres(session), 1, session.size or 0)
 
     def growth_refusal(self, growth: Growth) -> UploadError | None:
-        """Why an upload may not become larger. None counts it."""
+        """The error that forbids an upload to grow; None where it is allowed, and then it is counted."""
         return self._checked(_wheres(growth), 0, growth.after - growth.before)
 
     def _checked(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
@@ -134,7 +133,7 @@ class Quota:
 
 
 def _is_old(where: Where) -> bool:
-    """Whether an owner must not be refused by the count that is known: he may have finished some uploads."""
+    """Whether the known count is too old to refuse an upload: the owner may have finished some meanwhile."""
     return where in _counted and time.monotonic() - _counted[where][0] >= REFUSAL_SECONDS
 
 

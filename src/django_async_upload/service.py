@@ -146,7 +146,7 @@ class UploadService:
             self._watch = asyncio.create_task(self._look_after())
 
     async def _look_after(self) -> None:
-        """Every ten seconds, begin to deliver completions and to go on with publications that nobody is at.
+        """Every ten seconds, begin to deliver completions and to go on with publications that no process works on.
 
         Waits for neither: one slow copy or receiver delays only itself.
         """

@@ -126,7 +126,7 @@ class UploadStream:
             await self.service.note(self._session, error)
 
     def _log(self, error: UploadError) -> None:
-        """Refusals are nobody's mistake, but many of one kind are something to look at."""
+        """A refusal is no error, but the operator should see many of one kind."""
         if isinstance(error, UploadRefused):
             who = self.connection.owner.key
             notice(error.code, logging.INFO, "An upload of %s was refused: %s", who, error)

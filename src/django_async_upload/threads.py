@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class DaemonExecutor(Executor):
-    """A pool as :class:`ThreadPoolExecutor`, but a call that hangs does not keep the process from ending.
+    """A pool as :class:`ThreadPoolExecutor`, in which a call that hangs does not keep the process from ending.
 
     The interpreter joins the threads of the standard library's pools at its exit, for as long as they take.
     """
@@ -37,7 +37,7 @@ class DaemonExecutor(Executor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # whatever it is, it is the caller's
+            except BaseException as error:  # the caller gets it, of whatever kind
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -65,14 +65,14 @@ class DaemonExecutor(Executor):
 
     @property
     def is_alive(self) -> bool:
-        """Whether any of its threads is at work, or waits for some."""
+        """Whether any of its threads runs, at work or waiting for work."""
         return any(thread.is_alive() for thread in self._threads)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls, and end the threads after those that were submitted.
 
-        ``wait`` waits for that; see :meth:`join` for a limit. With ``cancel_futures`` calls that did not
-        begin are left out.
+        ``wait``: return when they have ended, however long that takes; :meth:`join` takes a limit.
+        ``cancel_futures``: calls that have not begun are dropped.
         """
         with self._lock:
             if not self._is_shut:

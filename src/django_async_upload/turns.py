@@ -1,4 +1,4 @@
-"""A queue that serves owners in turn: who asks for much waits behind himself, not in front of others."""
+"""A queue that serves owners in turn: an owner with many items delays himself, not the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """What waits, oldest first for each owner, one of each owner at a time.
+    """Waiting items: one of each owner in turn, each owner's oldest first.
 
     ``owner`` is an :attr:`Owner.key <django_async_upload.owners.Owner.key>`; "" is the server itself.
     """

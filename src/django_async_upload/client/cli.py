@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
             about.add_argument(
                 "--finished",
                 action="store_true",
-                help="also where its file is finished and nobody has taken it yet",
+                help="also where its file is finished and not yet taken",
             )
     return parser
 

@@ -181,9 +181,9 @@ class UploadClient:
         return answer
 
     async def cancel(self, upload: str, *, finished: bool = False) -> None:
-        """Throw an upload away: an unfinished one, or with ``finished`` also one whose file nobody has taken yet.
+        """Throw an upload away: an unfinished one, or with ``finished`` also one whose file is not taken yet.
 
-        Raises :class:`UploadOver` where it has completed, or somebody has its file.
+        Raises :class:`UploadOver` where it has completed, or its file is taken.
         """
         answer = await self._ask(lambda c: c.protocol.send_cancel_of(upload, finished=finished))
         if isinstance(answer, messages.Completed):

@@ -151,7 +151,7 @@ class Cancel(Message):
 
     upload: str | None = None
     finished: bool | None = None
-    """On a new stream: also where its file is finished and nobody has taken it. None is no."""
+    """On a new stream: also where its file is finished and not yet taken. None is no."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@
         \\___________\\______________\\____________\\
                                                  +-> failed | cancelled | expired
 
-A transition that nobody has been answered for may be skipped over: a small file that arrived whole goes
-from ``created`` to ``finalizing`` in one step. A completed upload that nobody has taken is cancelled only by a
+A transition that no answer to the client has named may be skipped: a small file that arrived whole goes from
+``created`` to ``finalizing`` in one step. A completed upload whose file is not taken is cancelled only by a
 sender who says that he means a finished one.
 """
 
@@ -42,7 +42,7 @@ SOURCES: Final[dict[State, frozenset[State]]] = {
     State.COMPLETED: frozenset({State.FINALIZING}),
     State.BOUND: frozenset({State.COMPLETED}),
     State.FAILED: _CHECKED | {State.FINALIZING},  # what was to be published is gone
-    State.CANCELLED: _CHECKED | {State.COMPLETED},  # a finished file that nobody has taken
+    State.CANCELLED: _CHECKED | {State.COMPLETED},  # a finished file that is not taken
     State.EXPIRED: _CHECKED,
 }
 """State -> the states from which it may be entered."""

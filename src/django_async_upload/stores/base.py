@@ -166,7 +166,7 @@ class Store(abc.ABC):
     def is_held(self, part: str) -> bool:
         """Whether a writer, of this process or another one, has the part open; False where that cannot be known.
 
-        The purge asks: no clock, however wrong, ends an upload that somebody is at.
+        The purge asks: no clock, however wrong, ends an upload that a process is writing.
         """
         return False
 

@@ -1,4 +1,4 @@
-"""The store that the settings ask for, and where finished files lie until somebody takes them."""
+"""The store that the settings ask for, and the storage of finished files until they are taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIVATE: Final = "async_upload"
 
 
 class PrivateStorage(FileSystemStorage):
-    """Finished files that nobody has taken yet: in a folder beside the staging folder, without a URL.
+    """Finished files that are not taken yet: in a folder beside the staging folder, without a URL.
 
     On its file system, so that they are published by a link, and a ``FileField`` on it takes them by another.
     """
