@@ -47,10 +47,10 @@ upload_failed = Signal()
 """The upload is over. Arguments: ``error``, an :class:`~.exceptions.UploadError`."""
 
 upload_cancelled = Signal()
-"""The client, or somebody in the admin, threw the upload away."""
+"""The client, or a user of the admin, threw the upload away."""
 
 upload_expired = Signal()
-"""Nothing came for too long and the upload was purged, or somebody in the admin did not wait for that."""
+"""Nothing came for too long and the upload was purged, or a user of the admin did not wait for that."""
 
 
 async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
