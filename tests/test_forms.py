@@ -434,6 +434,8 @@ def test_the_admin_saves_an_object_with_its_inline(
     assert {"cover", "notes", "track_set-0-sound", "track_set-__prefix__-sound"} <= names
     assert len(found.all("async-upload")) == 4
     scripts = [each for each in found.all("script") if "async-upload" in (each.get("src") or "")]
+    (texts,) = [each for each in found.all("meta") if each.get("name") == "async-upload-texts"]
+    assert "Choose a file" in str(texts["content"])
     assert [each["type"] for each in scripts] == ["module"]
 
     owner = Owner(f"user:{admin_user.pk}", admin_user)

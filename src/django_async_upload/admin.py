@@ -20,7 +20,7 @@ from django.core.files.storage import InvalidStorageError, storages
 from django.core.paginator import Paginator
 from django.db import router, transaction
 from django.db.models import QuerySet
-from django.forms import Media, Script
+from django.forms import Script
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template.defaultfilters import filesizeformat
@@ -32,7 +32,6 @@ from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
 from . import conf, outbox, service
-from .assets import page_assets
 from .exceptions import UploadError
 from .models import CompletionEvent, UploadSession, UploadSessionQuerySet
 from .protocol.state import ACTIVE, State
@@ -64,10 +63,7 @@ class AsyncAdminFileInput(AsyncClearableFileInput):
     """The widget, around the admin's own input and in the admin's colors."""
 
     input_template_name = AdminFileWidget.template_name
-
-    @property
-    def media(self) -> Media:
-        return page_assets(admin=True).media
+    is_for_admin = True
 
 
 def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:

@@ -216,6 +216,8 @@ class AsyncFileInput(FileInput):
     """The template of Django's that is wrapped."""
     is_used: ClassVar[bool] = False
     """Whether any was made: the system checks ask."""
+    is_for_admin: ClassVar[bool] = False
+    """Whether its style has the colors of Django's admin."""
 
     def __init__(
         self,
@@ -242,7 +244,7 @@ class AsyncFileInput(FileInput):
     @property
     def media(self) -> Media:
         texts: Any = PageTexts()  # any object that has __html__
-        return Media(js=[texts]) + page_assets().media
+        return Media(js=[texts]) + page_assets(admin=self.is_for_admin).media
 
     def value_from_datadict(self, data: Any, files: Any, name: str) -> Any:
         posted = FileInput.value_from_datadict(self, data, files, name)
