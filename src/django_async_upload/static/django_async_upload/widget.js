@@ -4,9 +4,10 @@
  * It is an ordinary element around an ordinary file input, in the page's own tree, so that labels, forms, `required`, styles and
  * scripts of the page reach the input as always. Here is only how it comes into a page and leaves it; widget/field.js has the rest.
  */
-import { postedIn } from "./widget/selection.js";
 import { uncover } from "./widget/dropzone.js";
-import { UploadField, satisfy } from "./widget/field.js";
+import { UploadField } from "./widget/field.js";
+import { satisfy } from "./widget/input.js";
+import { postedIn } from "./widget/receipts.js";
 
 /** On a server, which imports the modules of a page in order to render it, there are no elements. */
 const Base = /** @type {typeof HTMLElement} */ (globalThis.HTMLElement ?? Object);

@@ -1,6 +1,7 @@
 /** One WebSocket: the protocol, what the socket may hold, and the fair division of both among the uploads. */
 import { ClientProtocol } from "../protocol/client.js";
 import { CODES, UploadError } from "../protocol/errors.js";
+import { Flight } from "./flight.js";
 import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 
 /** @typedef {import( "../protocol/messages.js").Message} Message */
@@ -16,10 +17,6 @@ import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
  * @property {(error: UploadError) => void} lost
  */
 
-/** What the socket may hold, in seconds of the measured rate: PONGs wait behind it, and servers give up after 20 s. */
-const QUEUED_SECONDS = 2.5;
-/** Bytes that it may hold at any rate, and while none is known. */
-const QUEUED_FLOOR = 256 * 1024;
 /** Seconds from opening the WebSocket to HELLO, and of grace behind a DRAIN. */
 const PATIENCE = 15;
 /** A PING that is not answered for so many heartbeats means that the connection is dead. */
@@ -59,11 +56,7 @@ export class Connection {
   /** Who may have something to do, in turn. @type {Set<StreamHolder>} */
   #ready = new Set();
   #stepping = false;
-  /** The end of a chunk that left, counted over the connection, and what had arrived by then. */
-  #departures = /** @type {{end: number, at: number, arrived: number}[]} */ ([]);
-  #rate = 0;
-  /** The shortest time from the departure of a chunk to the news of its arrival, ms. */
-  #delay = Infinity;
+  #flight;
   #heardAt;
   #saidAt;
   /** When the oldest PING that has no answer was sent, ms. @type {number | null} */
@@ -88,6 +81,7 @@ export class Connection {
     /** Seconds, where the server said when to come back. @type {number | undefined} */
     this.retryAfter = undefined;
     this.#heardAt = this.#saidAt = environment.now();
+    this.#flight = new Flight(this.#protocol);
     this.#socket = new environment.WebSocket(url, [SUBPROTOCOL]);
     this.#socket.binaryType = "arraybuffer";
     this.#socket.onmessage = ({ data }) => this.#take(data);
@@ -194,8 +188,7 @@ export class Connection {
     frame.set(this.#protocol.sendChunk(stream.id, size, crc));
     this.#saidAt = this.#environment.now();
     this.#socket.send(frame); // copies it: the next chunk may take its place
-    const { sent, inFlight } = this.#protocol;
-    this.#departures.push({ end: sent, at: this.#saidAt, arrived: sent - inFlight });
+    this.#flight.left(this.#saidAt);
   }
 
   /**
@@ -288,7 +281,7 @@ export class Connection {
         this.#line.slotFreed();
       }
     }
-    this.#measure();
+    this.#flight.landed(this.#environment.now());
     this.#pump();
   }
 
@@ -347,7 +340,7 @@ export class Connection {
     const until = this.#environment.now() + TURN;
     try {
       for (const holder of this.#ready) {
-        if (this.error !== null || !this.#hasRoom()) {
+        if (this.error !== null || !this.#flight.hasRoom(this.#socket.bufferedAmount)) {
           break; // the next ACK steps those who are left
         }
         if (this.#environment.now() > until) {
@@ -362,41 +355,6 @@ export class Connection {
     } finally {
       this.#stepping = false;
     }
-  }
-
-  /**
-   * What is on its way shall fill the line and no more: twice what it carries in the time that an answer takes. The window of
-   * HELLO is enough for a line that is near; more than that on it would only lie in buffers.
-   */
-  #hasRoom() {
-    const { inFlight } = this.#protocol;
-    if (inFlight === 0) {
-      return true;
-    }
-    const { window } = this.hello;
-    const filling = Number.isFinite(this.#delay) ? (2 * this.#rate * this.#delay) / 1000 : 0;
-    const most = Math.min(Math.max(QUEUED_FLOOR, this.#rate * QUEUED_SECONDS), Math.max(window, filling));
-    return inFlight < most && this.#socket.bufferedAmount < Math.max(window, filling);
-  }
-
-  /**
-   * How fast bytes arrive: what arrived between the departure and the arrival of the newest ones. This is the delivery rate of
-   * draft-cheng-iccrg-delivery-rate-estimation: it needs no full wire, so a cap that is too low shows a rate that lifts it. It
-   * rises at once and falls slowly.
-   */
-  #measure() {
-    const { sent, inFlight } = this.#protocol;
-    const arrived = sent - inFlight;
-    const behind = this.#departures.findIndex(({ end }) => end > arrived);
-    const gone = this.#departures.splice(0, behind < 0 ? this.#departures.length : behind);
-    const newest = gone.at(-1);
-    const now = this.#environment.now();
-    if (newest === undefined || now <= newest.at) {
-      return;
-    }
-    this.#delay = Math.min(this.#delay, now - newest.at);
-    const rate = ((arrived - newest.arrived) / (now - newest.at)) * 1000;
-    this.#rate = rate >= this.#rate ? rate : this.#rate + (rate - this.#rate) / 8;
   }
 
   /**

@@ -30,22 +30,13 @@ export class Dropzone {
   #top = 0;
   #sizes = new ResizeObserver(() => this.#cover());
 
-  /**
-   * @param {HTMLInputElement} input
-   * @param {object} of
-   * @param {import( "./reasons.js").Texts} of.texts
-   * @param {import( "./formats.js").Formats} of.formats
-   * @param {(picked: Picked[] | Promise<Picked[]>) => void} of.take
-   * @param {(path: string) => void} of.unreadable
-   * @param {boolean} of.everywhere what is dropped beside any zone of the page is for this one
-   */
-  constructor(input, { texts, formats, take, unreadable, everywhere }) {
-    this.everywhere = everywhere;
+  /** @param {import( "./field.js").UploadField} field */
+  constructor(field) {
+    const { input, texts, element } = field;
+    /** What is dropped beside any zone of the page is for this one. */
+    this.everywhere = element.hasAttribute("page-drop");
+    this.field = field;
     this.input = input;
-    this.texts = texts;
-    this.formats = formats;
-    this.take = take;
-    this.unreadable = unreadable;
     /** No longer a zone: the input is seen and used as it is. */
     this.plain = false;
     this.choose = part("span", "choose");
@@ -83,13 +74,13 @@ export class Dropzone {
    * @param {boolean} filled with the one file that it takes: another one replaces that
    */
   update({ maxSize, accept, directory }, filled) {
-    const { texts, input } = this;
+    const { texts, formats, input } = this.field;
     const many = input.multiple || directory;
     this.choose.textContent = directory ? texts.chooseFolder : many ? texts.chooseFiles : filled ? texts.replaceFile : texts.chooseFile;
     this.element.toggleAttribute("data-filled", filled && !many);
     this.or.textContent = many && !directory ? texts.orDropMany : texts.orDrop;
     const limits = [];
-    if (maxSize) limits.push(fill(texts.upTo, { size: this.formats.size(maxSize) }));
+    if (maxSize) limits.push(fill(texts.upTo, { size: formats.size(maxSize) }));
     if (accept) limits.push(fill(texts.allowed, { types: typesOf(accept, texts) }));
     this.limits.textContent = limits.join(" · ");
     this.limits.hidden = !limits.length;
@@ -134,8 +125,14 @@ export class Dropzone {
     const picked = fromInput(this.input);
     // In a task of its own: whoever listens to this event too finds the files in the input.
     setTimeout(() => this.#empty(picked));
-    this.take(picked);
+    void this.field.take(picked);
   };
+
+  /** @param {DataTransfer} transfer */
+  takeFrom(transfer) {
+    const { field } = this;
+    void field.take(fromTransfer(transfer, (path) => field.refuse(path, 0, field.texts.errorUnreadable)));
+  }
 
   /**
    * What was taken is not posted as well, and the same file can be chosen again.
@@ -165,7 +162,7 @@ export class Dropzone {
     this.element.removeAttribute("data-over");
     if (this.plain || !event.dataTransfer || !hasFiles(event.dataTransfer)) return;
     event.preventDefault();
-    if (!this.disabled) this.take(fromTransfer(event.dataTransfer, this.unreadable));
+    if (!this.disabled) this.takeFrom(event.dataTransfer);
   };
 }
 
@@ -182,7 +179,7 @@ function onPaste(event) {
   const zone = focused ?? (open.length === 1 && !writes ? open[0] : null);
   if (!zone) return;
   event.preventDefault();
-  zone.take(fromTransfer(event.clipboardData, zone.unreadable));
+  zone.takeFrom(event.clipboardData);
 }
 
 /**
@@ -214,5 +211,5 @@ function onMiss(event) {
   const zone = [...zones].find(({ everywhere, disabled }) => everywhere && !disabled);
   event.dataTransfer.dropEffect = zone ? "copy" : "none";
   zone?.element.toggleAttribute("data-over", event.type !== "drop");
-  if (event.type === "drop") zone?.take(fromTransfer(event.dataTransfer, zone.unreadable));
+  if (event.type === "drop") zone?.takeFrom(event.dataTransfer);
 }

@@ -7,7 +7,7 @@
 import { renewToken } from "./csrf.js";
 import { isTokenOld } from "./page.js";
 import { isParkedAtStake, parking } from "./places.js";
-import { RECEIPT } from "./selection.js";
+import { RECEIPT } from "./receipts.js";
 
 /**
  * An element as seen from here.

@@ -75,19 +75,11 @@ export class FileList {
   #ids = 0;
 
   /**
-   * @param {object} of
-   * @param {import( "./reasons.js").Texts} of.texts
-   * @param {import( "./formats.js").Formats} of.formats
-   * @param {import( "./previews.js").Previews} of.previews
-   * @param {(action: import( "./row.js").Action, item: Item) => void} of.act
-   * @param {(action: Bulk) => void} of.actOnAll
-   * @param {string} of.id unique in the page
-   * @param {string} of.label that of the field
+   * @param {import( "./field.js").UploadField} field
+   * @param {string} label of its input
    */
-  constructor({ texts, formats, previews, act, actOnAll, id, label }) {
-    this.shared = { texts, previews, act };
-    this.formats = formats;
-    this.id = id;
+  constructor(field, label) {
+    const { texts } = (this.field = field);
     const name = fill(texts.list, { label });
     this.bar = new Bar(name);
     this.line = part("span", "line");
@@ -95,7 +87,7 @@ export class FileList {
     this.buttons = (/** @type {Bulk[]} */ (["pauseAll", "resumeAll", "retryFailed", "removeFailed", "removeAll"])).map((action) => {
       const quiet = action.startsWith("remove") ? "button async-upload-quiet" : "button";
       const button = part("button", quiet, { type: "button", "data-action": action }, texts[action]);
-      button.addEventListener("click", () => actOnAll(action));
+      button.addEventListener("click", () => field.actOnAll(action));
       return [action, button];
     });
     const actions = part("span", "actions", {}, ...this.buttons.map(([, button]) => button));
@@ -132,15 +124,16 @@ export class FileList {
     let next = this.list.firstElementChild;
     for (const item of shown) {
       let row = this.#rows.get(item);
-      if (!row) this.#rows.set(item, (row = new FileRow(item, this.shared, `${this.id}-${++this.#ids}`)));
-      row.update(describe(item, this.shared.texts, this.formats));
+      if (!row) this.#rows.set(item, (row = new FileRow(item, this.field, `${this.field.element.id}-async-file-${++this.#ids}`)));
+      row.update(describe(item, this.field.texts, this.field.formats));
       if (row.element === next) next = next.nextElementSibling;
       else this.list.insertBefore(row.element, next);
       row.draw();
     }
     this.list.hidden = !items.length;
     this.more.hidden = shown.length === items.length;
-    this.rest.textContent = fill(this.shared.texts.notShown, { count: this.formats.count(items.length - shown.length) });
+    const { texts, formats } = this.field;
+    this.rest.textContent = fill(texts.notShown, { count: formats.count(items.length - shown.length) });
     this.#sumUp(total);
     return total;
   }
@@ -171,7 +164,7 @@ export class FileList {
 
   /** @param {ReturnType<typeof sum>} total */
   #sumUp(total) {
-    const { texts } = this.shared;
+    const { texts, formats } = this.field;
     const running = total.busy > 0;
     const left = this.#forecast.update(total.amounts, running, performance.now());
     if (running !== this.#running) {
@@ -182,15 +175,15 @@ export class FileList {
     this.summary.hidden = total.count < 2;
     if (this.summary.hidden) return;
     if (running) this.#rate.update(total.arrived);
-    const sentences = [fill(texts.uploadedOf, { done: this.formats.count(total.done), count: this.formats.count(total.count) })];
-    if (total.broken) sentences.push(fill(texts.failedCount, { count: this.formats.count(total.broken) }));
-    sentences.push(fill(texts.sentOf, { sent: this.formats.size(total.arrived), size: this.formats.size(total.size) }));
-    if (running && this.#rate.rate) sentences.push(this.formats.rate(this.#rate.rate));
-    if (left !== undefined) sentences.push(fill(texts.left, { time: this.formats.time(left) }));
+    const sentences = [fill(texts.uploadedOf, { done: formats.count(total.done), count: formats.count(total.count) })];
+    if (total.broken) sentences.push(fill(texts.failedCount, { count: formats.count(total.broken) }));
+    sentences.push(fill(texts.sentOf, { sent: formats.size(total.arrived), size: formats.size(total.size) }));
+    if (running && this.#rate.rate) sentences.push(formats.rate(this.#rate.rate));
+    if (left !== undefined) sentences.push(fill(texts.left, { time: formats.time(left) }));
     this.line.textContent = join(sentences);
     this.bar.element.hidden = total.busy + total.paused === 0;
     const fraction = total.size ? total.arrived / total.size : 1;
-    this.bar.show(fraction, join([this.formats.percent(fraction), sentences[0]], ", "));
+    this.bar.show(fraction, join([formats.percent(fraction), sentences[0]], ", "));
     /** @type {Record<Bulk, boolean>} */
     const useful = {
       pauseAll: total.busy > 1,

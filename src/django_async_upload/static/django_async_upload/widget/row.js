@@ -109,16 +109,12 @@ export class FileRow {
 
   /**
    * @param {Item} item
-   * @param {object} list what the rows of a list share
-   * @param {import( "./reasons.js").Texts} list.texts
-   * @param {import( "./previews.js").Previews} list.previews
-   * @param {(action: Action, item: Item) => void} list.act
+   * @param {import( "./field.js").UploadField} field
    * @param {string} id unique in the page
    */
-  constructor(item, { texts, previews, act }, id) {
+  constructor(item, field, id) {
     this.item = item;
-    this.texts = texts;
-    this.previews = previews;
+    this.field = field;
     // By its own direction: a name in Latin letters reads from left to right in an Arabic page, too.
     this.name = part("span", "name", { title: item.name, dir: "auto" }, ...named(item.name));
     this.note = part("span", "note", { id });
@@ -127,9 +123,9 @@ export class FileRow {
     this.last = part("button", "button async-upload-quiet", { type: "button", "aria-describedby": id });
     this.icon = icon("file");
     this.picture = part("span", "picture", { "aria-hidden": "true" }, this.icon);
-    this.signIn = part("a", "link", { target: "_blank", rel: "noopener", href: location.href }, texts.signIn);
-    this.main.addEventListener("click", () => this.#shown?.main && act(this.#shown.main, item));
-    this.last.addEventListener("click", () => this.#shown && act(this.#shown.last, item));
+    this.signIn = part("a", "link", { target: "_blank", rel: "noopener", href: location.href }, field.texts.signIn);
+    this.main.addEventListener("click", () => this.#shown?.main && field.act(this.#shown.main, item));
+    this.last.addEventListener("click", () => this.#shown && field.act(this.#shown.last, item));
     const body = part("span", "body", {}, this.name, this.bar.element, this.note, this.signIn, ...linkTo(item.elsewhere));
     const actions = part("span", "actions", {}, this.main, this.last);
     this.element = part("li", "file", {}, this.picture, body, actions);
@@ -160,7 +156,7 @@ export class FileRow {
     const canvas = document.createElement("canvas");
     canvas.hidden = true;
     this.picture.append(canvas);
-    this.previews.draw(file, canvas, () => {
+    this.field.previews.draw(file, canvas, () => {
       this.#pictured = true;
       canvas.hidden = false;
       this.#mark(this.#shown?.state ?? "");
@@ -181,7 +177,8 @@ export class FileRow {
    * @param {Action} action
    */
   #label(button, action) {
-    const { texts, item } = this;
+    const { item } = this;
+    const { texts } = this.field;
     const inWords = action === "retry" || action === "continue" || action === "useHere";
     button.replaceChildren(icon(action), ...(inWords ? [texts[action]] : []));
     button.dataset.action = action;

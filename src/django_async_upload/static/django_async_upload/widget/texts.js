@@ -23,6 +23,16 @@ export function textsFrom(json) {
   return Object.freeze(Object.assign(isBundled ? Object.create(NAMES) : {}, ENGLISH, Object.fromEntries(own)));
 }
 
+/** The same, also where its attribute is not JSON. @param {HTMLElement} element */
+export function textsOf(element) {
+  try {
+    return textsFrom(element.getAttribute("texts"));
+  } catch (error) {
+    console.error("django-resumable-upload: the texts attribute is not JSON", error);
+    return textsFrom(null);
+  }
+}
+
 /** Letters that are written from right to left. */
 const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
 
