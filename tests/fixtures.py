@@ -18,15 +18,17 @@ from django.core.files.storage import default_storage
 from django.db import connections
 from django.test import Client
 
-from django_async_upload import admission, connection, notices, service, signals
+from django_async_upload import admission, notices, signals
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine import service
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import field_token, receipt_of
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.websocket import connection
 
 KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 30.0

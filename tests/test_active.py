@@ -11,8 +11,9 @@ import pytest
 from crc32c import crc32c
 from django.db import DataError
 
-from django_async_upload import active, leases
-from django_async_upload.credit import FLOOR, LARGEST_WINDOW
+from django_async_upload.engine import active
+from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import (
     DatabaseUnavailable,
     FileTooLarge,
@@ -20,10 +21,10 @@ from django_async_upload.exceptions import (
     TakenOver,
     UploadOver,
 )
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import Checkpoint, disk
 
 from .fixtures import KIB, MIB, finish, row
@@ -208,7 +209,7 @@ async def test_a_checkpoint_that_breaks_is_logged_and_ends_the_upload(
 
     async with begun(uploads, owner, b"data") as upload:
         with monkeypatch.context() as patch:
-            patch.setattr(leases, "change", broken)
+            patch.setattr(rows, "change", broken)
             feed(upload, b"da")
             with pytest.raises(InternalError):
                 await upload.write()
@@ -304,7 +305,7 @@ async def test_what_the_database_refuses_when_an_upload_is_left_is_logged_and_br
             raise DataError("value out of range")
 
         with monkeypatch.context() as patch:
-            patch.setattr(leases, "change", refuse)
+            patch.setattr(rows, "change", refuse)
             assert await upload.interrupt() == 0
     assert "value out of range" in caplog.text
 

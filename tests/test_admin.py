@@ -27,12 +27,12 @@ from django.utils import timezone
 
 from django_async_upload import admin as upload_admin
 from django_async_upload.admin import AsyncAdminFileInput
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import NotFound, UploadOver
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import MIB, Heard, new_key, publish, row, run

@@ -18,16 +18,18 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
 
-from django_async_upload import cleanup, leases, signals
+from django_async_upload import signals
+from django_async_upload.binding.linked import CompletedUpload
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import UploadOver
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
+from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.stores.configured import make_store
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.uploaded import CompletedUpload
 
 from .fixtures import KIB, MIB, Heard, crc, new_key, publish, row, run, settled
 from .models import Document
@@ -343,14 +345,14 @@ def test_the_purge_frees_a_full_disk_that_the_database_lies_on(
     then = timezone.now() - LONG_AGO
     old = unfinished(owner, part(staging), expires_at=then)
     orphan = part(staging, age=LONG_AGO)
-    end = leases.end
+    end = rows.end
 
     def on_a_full_disk(items: Any) -> Any:
         if parts(staging) & {old.part, orphan}:
             raise OperationalError("database or disk is full") from Full()
         return end(items)
 
-    monkeypatch.setattr(leases, "end", on_a_full_disk)
+    monkeypatch.setattr(rows, "end", on_a_full_disk)
     assert cleanup.purge().sessions == 1
     assert not parts(staging)
     assert UploadSession.objects.get().state == State.EXPIRED
@@ -364,7 +366,7 @@ def test_another_error_of_the_database_costs_no_upload_its_bytes(
     def fail(items: Any) -> Any:
         raise OperationalError("gone")
 
-    monkeypatch.setattr(leases, "end", fail)
+    monkeypatch.setattr(rows, "end", fail)
     with pytest.raises(OperationalError):
         cleanup.purge()
     assert len(parts(staging)) == 1

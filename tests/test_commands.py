@@ -14,8 +14,8 @@ from django.utils import timezone
 
 from django_async_upload import signals
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.tickets import read_ticket
 
 from .fixtures import Heard, publish

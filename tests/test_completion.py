@@ -12,14 +12,14 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
-from django_async_upload import leases
-from django_async_upload.completion import part_file
+from django_async_upload.engine.publish import part_file
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import AuthenticationRequired, TakenOver
-from django_async_upload.leases import Claim
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.rows import Claim
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import publication
 from django_async_upload.stores.publication import STORED_NAME_MAX
 
@@ -110,7 +110,7 @@ async def test_a_holder_that_was_taken_over_publishes_nothing(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         done = await write(upload, b"data")
-        await uploads.database.call(leases.claim, Claim(upload.session.pk, owner, "default"))
+        await uploads.database.call(rows.claim, Claim(upload.session.pk, owner, "default"))
         with pytest.raises(TakenOver):
             await uploads.complete(upload, done, host)
     assert not media.exists()

@@ -25,10 +25,10 @@ from django.db import connection
 from django.test import Client, RequestFactory
 from django.utils.translation import gettext_lazy
 
-from django_async_upload import connection as connections
-from django_async_upload import notices, owners
+from django_async_upload import notices
 from django_async_upload.admission import MAX_STRANGERS
 from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain, undrain
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     BY_CODE,
     AuthenticationRequired,
@@ -51,13 +51,14 @@ from django_async_upload.exceptions import (
     UploadRefused,
 )
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import SESSION_TOKEN, ensure_visitor
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import SUBPROTOCOL
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
+from django_async_upload.sessions import owners
+from django_async_upload.sessions.owners import SESSION_TOKEN, ensure_visitor
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
+from django_async_upload.websocket import connection as connections
 
 from .fixtures import KIB, MIB, Heard, crc, finish, new_key, row, run, settled
 

@@ -14,8 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_async_upload import credit
-from django_async_upload.credit import FLOOR, LARGEST_CHUNK, LARGEST_WINDOW, WINDOW, Account, Budget
+from django_async_upload.engine import credit
+from django_async_upload.engine.credit import (
+    FLOOR,
+    LARGEST_CHUNK,
+    LARGEST_WINDOW,
+    WINDOW,
+    Account,
+    Budget,
+)
 from django_async_upload.exceptions import Busy
 
 MIB = 1024 * 1024
@@ -371,7 +378,7 @@ def test_promises_cover_what_may_come_and_never_exceed_the_budget(
 
 FAULTS = """
 import resource
-from django_async_upload.credit import keep_freed_memory
+from django_async_upload.engine.credit import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

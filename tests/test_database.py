@@ -21,8 +21,8 @@ from django.db import (
     transaction,
 )
 
-from django_async_upload import database as database_module
-from django_async_upload.database import Database
+from django_async_upload.engine import database as database_module
+from django_async_upload.engine.database import Database
 from django_async_upload.exceptions import (
     DatabaseNotMigrated,
     DatabaseUnavailable,

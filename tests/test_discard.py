@@ -15,13 +15,13 @@ from django.db import transaction
 from django.test import Client
 from django.utils import timezone
 
-from django_async_upload import cleanup
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import NotCompleted, NotFound, PermissionRefused, from_code
 from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions.state import State
 from django_async_upload.signals import upload_completed
 from django_async_upload.testing.communicator import UploadCommunicator
 

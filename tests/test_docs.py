@@ -33,8 +33,8 @@ from django_async_upload.client import UploadClient
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.exceptions import FileRefused
 from django_async_upload.models import UploadSession, UploadSessionQuerySet
-from django_async_upload.protocol.state import State
 from django_async_upload.rest import UploadField
+from django_async_upload.sessions.state import State
 from django_async_upload.templatetags import async_upload as tags
 from django_async_upload.widgets import (
     AsyncClearableFileInput,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from django_async_upload import doctor
-from django_async_upload.probe import Patient
+from django_async_upload.operations import doctor
+from django_async_upload.operations.probe import Patient
 from django_async_upload.protocol import messages as m
 
 from .e2e import servers

@@ -14,15 +14,17 @@ from django.core.files.storage import FileSystemStorage
 from django.db import transaction
 from django.utils import timezone
 
-from django_async_upload import cleanup, leases, uploaded
-from django_async_upload.completion import Publisher
+from django_async_upload.binding import linked
+from django_async_upload.engine.publish import Publisher
+from django_async_upload.engine.service import UploadService
+from django_async_upload.engine.small import SmallFiles
 from django_async_upload.exceptions import UploadError
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
+from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService
-from django_async_upload.small import SmallFiles
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import publication
 from django_async_upload.testing.communicator import UploadCommunicator
 
@@ -193,7 +195,7 @@ async def test_a_publication_that_died_and_is_deleted_takes_its_file_along(
         raise RuntimeError("as if the process were killed here")
 
     with monkeypatch.context() as until_death:
-        until_death.setattr(leases, "complete", die)
+        until_death.setattr(rows, "complete", die)
         assert isinstance(await send(connect), UploadError)
         await settled()
     session = await UploadSession.objects.aget()
@@ -257,7 +259,7 @@ def bind_and_die(session: UploadSession, monkeypatch: pytest.MonkeyPatch) -> Doc
         raise Died
 
     with monkeypatch.context() as until_death:
-        until_death.setattr(uploaded, "withdraw", die)
+        until_death.setattr(linked, "withdraw", die)
         with pytest.raises(Died), transaction.atomic():
             document = Document.objects.create(attachment=session.bind())
     assert UploadSession.objects.get(pk=session.pk).state == State.BOUND

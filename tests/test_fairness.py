@@ -17,9 +17,9 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_async_upload import active, leases, pace, quotas, service
-from django_async_upload import connection as connections
-from django_async_upload.connection import CONNECTION_WINDOW
+from django_async_upload.concurrency import pace
+from django_async_upload.engine import active, service
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     Busy,
     ByteQuotaExceeded,
@@ -27,15 +27,17 @@ from django_async_upload.exceptions import (
     SessionQuotaExceeded,
     StorageFull,
 )
-from django_async_upload.leases import Claim
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner, look_up
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
-from django_async_upload.service import UploadService
+from django_async_upload.sessions import quotas, rows
+from django_async_upload.sessions.owners import Owner, look_up
+from django_async_upload.sessions.rows import Claim
 from django_async_upload.stores import disk
 from django_async_upload.stores.filesystem import FileSystemStore, FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.websocket import connection as connections
+from django_async_upload.websocket.connection import CONNECTION_WINDOW
 
 from .fixtures import KIB, MIB, crc, new_key, publish
 
@@ -141,9 +143,9 @@ def test_a_group_of_questions_is_one_query(db: None, owner: Owner) -> None:
     with CaptureQueriesContext(
         database_connection,
     ) as alone:
-        leases.find(claims[:1])
+        rows.find(claims[:1])
     with CaptureQueriesContext(database_connection) as together:
-        found = leases.find(claims)
+        found = rows.find(claims)
     assert len(together) == len(alone)
     assert [each.pk for each in found if not isinstance(each, NotFound)] == [
         session.pk for session in sessions
@@ -157,7 +159,7 @@ def test_an_owner_of_many_connections_is_looked_at_once(db: None, owner: Owner) 
         owners = [replace(owner) for _ in range(connections)]
         with CaptureQueriesContext(database_connection) as queries:
             look_up(owners)
-            leases.find([Claim(session.pk, each, "default") for each in owners])
+            rows.find([Claim(session.pk, each, "default") for each in owners])
         return len(queries)
 
     assert look(31) == look(1)
@@ -328,13 +330,13 @@ async def test_a_trickle_is_written_down_less_and_less_often(
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
     changes = 0
 
-    def count(items: Sequence[leases.Change]) -> Any:
+    def count(items: Sequence[rows.Change]) -> Any:
         nonlocal changes
         changes += len(items)
         return change(items)
 
-    change = leases.change
-    monkeypatch.setattr(leases, "change", count)
+    change = rows.change
+    monkeypatch.setattr(rows, "change", count)
     async with connect() as alice:
         await alice.send(m.Create(new_key(), "a.bin"), 1)
         created = await alice.wait_for(m.Created, 1)
@@ -427,7 +429,7 @@ def test_many_open_uploads_are_not_counted_for_each_new_one(
     def count() -> int:
         session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
         with CaptureQueriesContext(database_connection) as queries:
-            assert leases.create([leases.Creation(session, owner)]) == [session]
+            assert rows.create([rows.Creation(session, owner)]) == [session]
         return sum("COUNT(" in query["sql"] for query in queries)
 
     assert [count() for _ in range(8)] == [1, 1, 1, 1, 0, 0, 0, 0]
@@ -443,7 +445,7 @@ def test_nobody_is_refused_by_an_old_count(
 
     def create() -> Any:
         session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
-        return leases.create([leases.Creation(session, owner)])[0]
+        return rows.create([rows.Creation(session, owner)])[0]
 
     for _ in range(5):
         assert isinstance(create(), UploadSession)

@@ -23,9 +23,9 @@ from PIL import Image
 
 from django_async_upload.forms import MultipleFileField
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import receipt_of
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.widgets import (
     AsyncClearableFileInput,
     AsyncFileInput,

@@ -13,7 +13,6 @@ from django.db import IntegrityError, connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_async_upload import leases
 from django_async_upload.exceptions import (
     AuthenticationRequired,
     ByteQuotaExceeded,
@@ -24,10 +23,11 @@ from django_async_upload.exceptions import (
     TakenOver,
     UploadOver,
 )
-from django_async_upload.leases import Change, Claim, Creation, Ending
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.rows import Change, Claim, Creation, Ending
+from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 
 from .fixtures import Heard, new_key
 
@@ -82,7 +82,7 @@ def test_a_holder_changes_the_state_or_hears_why_not(
     owner: Owner, source: State, target: State
 ) -> None:
     session = saved(owner, state=source)
-    (outcome,) = leases.change([Change(session.pk, session.epoch, target, {"durable": 7})])
+    (outcome,) = rows.change([Change(session.pk, session.epoch, target, {"durable": 7})])
     session.refresh_from_db()
     if source in SOURCES[target]:
         assert outcome is None
@@ -98,27 +98,27 @@ def test_a_holder_changes_the_state_or_hears_why_not(
 @pytest.mark.parametrize("target", CHANGES)
 def test_an_old_epoch_changes_nothing(owner: Owner, target: State) -> None:
     session = saved(owner, state=min(SOURCES[target]), epoch=3)
-    (outcome,) = leases.change([Change(session.pk, 2, target, {"durable": 7})])
+    (outcome,) = rows.change([Change(session.pk, 2, target, {"durable": 7})])
     assert isinstance(outcome, TakenOver)
     session.refresh_from_db()
     assert (session.state, session.epoch, session.durable) == (min(SOURCES[target]), 3, 0)
 
 
 def test_a_change_of_a_row_that_is_gone(owner: Owner) -> None:
-    (outcome,) = leases.change([Change(uuid.uuid4(), 1, State.UPLOADING)])
+    (outcome,) = rows.change([Change(uuid.uuid4(), 1, State.UPLOADING)])
     assert isinstance(outcome, NotFound)
 
 
 def test_a_change_says_what_an_upload_failed_with(owner: Owner) -> None:
     session = saved(owner, state=State.FAILED, error=DataLost.code)
-    (outcome,) = leases.change([Change(session.pk, 1, State.UPLOADING)])
+    (outcome,) = rows.change([Change(session.pk, 1, State.UPLOADING)])
     assert isinstance(outcome, DataLost)
 
 
 def test_a_refused_change_leaves_the_others_of_its_group(owner: Owner) -> None:
     good, bad = saved(owner), saved(owner, epoch=9)
     items = [Change(each.pk, 1, State.UPLOADING, {"durable": 5}) for each in (good, bad, good)]
-    outcomes = leases.change(items)
+    outcomes = rows.change(items)
     assert outcomes[0] is outcomes[2] is None
     assert isinstance(outcomes[1], TakenOver)
     assert state_of(good) == State.UPLOADING
@@ -127,7 +127,7 @@ def test_a_refused_change_leaves_the_others_of_its_group(owner: Owner) -> None:
 def test_a_change_may_depend_on_its_owner(owner: Owner) -> None:
     session, other = saved(owner), saved(owner)
     get_user_model().objects.filter(pk=owner.user_id).update(is_active=False)
-    outcomes = leases.change(
+    outcomes = rows.change(
         [
             Change(session.pk, 1, State.FINALIZING, owner=owner),
             Change(other.pk, 1, State.UPLOADING),
@@ -148,7 +148,7 @@ def test_an_upload_ends_only_before_it_is_published(
 ) -> None:
     long_ago = timezone.now() - timedelta(days=9)
     session = saved(owner, state=source, part="p", expires_at=long_ago)
-    ((ended, changed),) = leases.end([Ending(session.pk, target, error=DataLost())])
+    ((ended, changed),) = rows.end([Ending(session.pk, target, error=DataLost())])
     session.refresh_from_db()
     assert changed == (source in SOURCES[target] - PUBLISHED)
     assert ended.state == session.state == (target if changed else source)
@@ -161,7 +161,7 @@ def test_an_upload_ends_only_before_it_is_published(
 
 def test_an_old_holder_cannot_end_an_upload(owner: Owner) -> None:
     session = saved(owner, state=State.UPLOADING, epoch=2)
-    (outcome,) = leases.end([Ending(session.pk, State.FAILED, epoch=1)])
+    (outcome,) = rows.end([Ending(session.pk, State.FAILED, epoch=1)])
     assert isinstance(outcome, TakenOver)
     assert state_of(session) == State.UPLOADING
 
@@ -169,15 +169,15 @@ def test_an_old_holder_cannot_end_an_upload(owner: Owner) -> None:
 def test_ending_again_after_a_lost_commit_gives_the_same_end(owner: Owner) -> None:
     session = saved(owner, state=State.UPLOADING)
     ending = Ending(session.pk, State.FAILED, error=DataLost(), epoch=1)
-    assert leases.end([ending])[0][1] is True
-    ended, changed = leases.end([ending])[0]
+    assert rows.end([ending])[0][1] is True
+    ended, changed = rows.end([ending])[0]
     assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", True)
-    ended, changed = leases.end([Ending(session.pk, State.FAILED, epoch=1)])[0]
+    ended, changed = rows.end([Ending(session.pk, State.FAILED, epoch=1)])[0]
     assert (ended.state, ended.error, changed) == (State.FAILED, "data_lost", False)
 
 
 def test_the_end_of_a_row_that_is_gone(owner: Owner) -> None:
-    (outcome,) = leases.end([Ending(uuid.uuid4(), State.CANCELLED)])
+    (outcome,) = rows.end([Ending(uuid.uuid4(), State.CANCELLED)])
     assert isinstance(outcome, NotFound)
 
 
@@ -189,7 +189,7 @@ def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
     owner: Owner, source: State
 ) -> None:
     session = saved(owner, state=source)
-    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
     session.refresh_from_db()
     if source in OVER:
         assert isinstance(outcome, UploadOver)
@@ -205,9 +205,9 @@ def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
 def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
     session = saved(owner)
     claim = Claim(session.pk, owner, "default")
-    first, second = leases.claim([claim, claim])
+    first, second = rows.claim([claim, claim])
     assert (first.epoch, second.epoch) == (2, 3)
-    older, newer = leases.change(
+    older, newer = rows.change(
         [Change(session.pk, each.epoch, State.INTERRUPTED) for each in (first, second)]
     )
     assert isinstance(older, TakenOver)
@@ -218,17 +218,17 @@ def test_a_claim_that_was_overtaken_looks_again(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = saved(owner)
-    real = leases.find
+    real = rows.find
 
     def overtaken(items: list[Claim]) -> Any:
         found = real(items)
-        monkeypatch.setattr(leases, "find", real)
-        (other,) = leases.claim(items)
+        monkeypatch.setattr(rows, "find", real)
+        (other,) = rows.claim(items)
         assert other.epoch == 2
         return found
 
-    monkeypatch.setattr(leases, "find", overtaken)
-    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+    monkeypatch.setattr(rows, "find", overtaken)
+    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
     assert outcome.epoch == 3
 
 
@@ -243,7 +243,7 @@ def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
         try:
             for _ in range(15):
                 with transaction.atomic():
-                    (outcome,) = leases.claim([Claim(session.pk, owner, "default")])
+                    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
                     assert isinstance(outcome, UploadSession)
                 epochs.append(outcome.epoch)
         except BaseException as error:
@@ -261,7 +261,7 @@ def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
 
 
 @pytest.mark.parametrize("what", ["missing", "foreign", "elsewhere", "nobody's"])
-@pytest.mark.parametrize("verb", [leases.claim, leases.find])
+@pytest.mark.parametrize("verb", [rows.claim, rows.find])
 def test_somebody_elses_upload_is_answered_like_a_missing_one(
     owner: Owner, bob: Any, verb: Any, what: str
 ) -> None:
@@ -281,7 +281,7 @@ def test_somebody_elses_upload_is_answered_like_a_missing_one(
     assert session.epoch == 1
 
 
-@pytest.mark.parametrize("verb", [leases.claim, leases.find])
+@pytest.mark.parametrize("verb", [rows.claim, rows.find])
 def test_an_owner_who_is_no_more_is_refused_and_the_others_of_the_group_are_not(
     owner: Owner, bob: Any, verb: Any
 ) -> None:
@@ -297,7 +297,7 @@ def test_an_owner_who_is_no_more_is_refused_and_the_others_of_the_group_are_not(
 
 
 def create(owner: Owner, *sessions: UploadSession) -> list[Any]:
-    return leases.create([Creation(session, owner) for session in sessions])
+    return rows.create([Creation(session, owner) for session in sessions])
 
 
 def test_a_new_key_makes_a_new_row(owner: Owner) -> None:
@@ -361,7 +361,7 @@ def test_a_key_belongs_to_its_owner_and_endpoint(owner: Owner, bob: Any) -> None
         Creation(session, each)
         for session, each in zip(sessions, (owner, owner, other), strict=True)
     ]
-    outcomes = leases.create(creations)
+    outcomes = rows.create(creations)
     assert all(outcome is session for outcome, session in zip(outcomes, sessions, strict=True))
 
 
@@ -407,7 +407,7 @@ def test_an_address_has_a_quota_over_all_its_owners(
     settings.ASYNC_UPLOAD = limits
     other = Owner(f"user:{bob.pk}", bob)
     saved(owner, address="192.0.2.1")
-    outcomes = leases.create(
+    outcomes = rows.create(
         [
             Creation(make(other, address="192.0.2.1"), other),
             Creation(make(owner, address="192.0.2.1"), owner),
@@ -429,7 +429,7 @@ def test_a_refused_creation_leaves_the_others_of_its_group(owner: Owner, bob: An
     other = Owner(f"user:{bob.pk}", bob)
     get_user_model().objects.filter(pk=bob.pk).update(is_active=False)
     mine, theirs = make(owner), make(other)
-    created, refused = leases.create([Creation(mine, owner), Creation(theirs, other)])
+    created, refused = rows.create([Creation(mine, owner), Creation(theirs, other)])
     assert created is mine
     assert isinstance(refused, AuthenticationRequired)
     assert UploadSession.objects.count() == 1
@@ -444,25 +444,25 @@ def finalizing(owner: Owner, **fields: Any) -> UploadSession:
 
 def test_a_completion_writes_its_event_in_the_same_breath(owner: Owner, heard: Heard) -> None:
     session = finalizing(owner, expires_at=timezone.now())
-    (event,) = leases.complete([session])
+    (event,) = rows.complete([session])
     session.refresh_from_db()
     assert (session.state, session.part, session.expires_at) == (State.COMPLETED, "", None)
     assert session.completed_at is not None
     kept = CompletionEvent.objects.get(session=session)
     assert kept.pk == event.pk
     assert kept.delivered_at is None
-    assert timezone.now() < kept.due_at <= timezone.now() + leases.CLAIM
+    assert timezone.now() < kept.due_at <= timezone.now() + rows.CLAIM
 
 
 def test_a_completion_that_nobody_listens_to_is_delivered_already(owner: Owner) -> None:
-    (event,) = leases.complete([finalizing(owner)])
+    (event,) = rows.complete([finalizing(owner)])
     assert event.delivered_at is not None
 
 
 def test_completing_again_gives_the_same_event(owner: Owner) -> None:
     session, other = finalizing(owner), finalizing(owner)
-    (first,) = leases.complete([session])
-    again, new = leases.complete([session, other])
+    (first,) = rows.complete([session])
+    again, new = rows.complete([session, other])
     assert again.pk == first.pk
     assert new.session_id == other.pk
     assert CompletionEvent.objects.count() == 2
@@ -470,7 +470,7 @@ def test_completing_again_gives_the_same_event(owner: Owner) -> None:
 
 def test_completing_twice_in_one_group_is_one_event(owner: Owner) -> None:
     session = finalizing(owner)
-    first, second = leases.complete([session, session])
+    first, second = rows.complete([session, session])
     assert first.pk == second.pk
     assert CompletionEvent.objects.count() == 1
 
@@ -478,7 +478,7 @@ def test_completing_twice_in_one_group_is_one_event(owner: Owner) -> None:
 @pytest.mark.parametrize("state", sorted(ACTIVE - {State.FINALIZING} | OVER))
 def test_nothing_but_finalizing_is_completed(owner: Owner, state: State) -> None:
     good, bad = finalizing(owner), saved(owner, state=state)
-    event, refused = leases.complete([good, bad])
+    event, refused = rows.complete([good, bad])
     assert event.session_id == good.pk
     assert isinstance(refused, UploadOver if state in OVER else TakenOver)
     assert state_of(bad) == state
@@ -488,14 +488,14 @@ def test_nothing_but_finalizing_is_completed(owner: Owner, state: State) -> None
 def test_a_row_that_is_gone_is_not_completed(owner: Owner) -> None:
     good, gone = finalizing(owner), finalizing(owner)
     UploadSession.objects.filter(pk=gone.pk).delete()
-    event, refused = leases.complete([good, gone])
+    event, refused = rows.complete([good, gone])
     assert event.session_id == good.pk
     assert isinstance(refused, NotFound)
 
 
 def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"EXPIRE_AFTER": 60}
-    assert timedelta(seconds=59) < leases.expiry() - timezone.now() <= timedelta(seconds=60)
+    assert timedelta(seconds=59) < rows.expiry() - timezone.now() <= timedelta(seconds=60)
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="its writers take turns")
@@ -532,7 +532,7 @@ def test_a_race_for_a_key_in_another_connection_is_an_integrity_error(
 def test_keys_are_looked_up_by_the_whole_unique_index(owner: Owner) -> None:
     """Or each create reads every row that its owner ever had."""
     with CaptureQueriesContext(connection) as queries:
-        leases.create([Creation(make(owner), owner)])
+        rows.create([Creation(make(owner), owner)])
     (lookup,) = (each["sql"] for each in queries if '"key" IN' in each["sql"])
     assert all(f'"{column}" IN' in lookup for column in ("endpoint", "owner_key", "key"))
     if connection.vendor == "sqlite":

@@ -19,7 +19,7 @@ from django.utils.translation import override, to_locale
 from django.utils.translation.template import templatize
 
 from django_async_upload.models import UploadSession
-from django_async_upload.protocol.state import State
+from django_async_upload.sessions.state import State
 from django_async_upload.widgets import TEXTS, AsyncClearableFileInput
 
 SOURCE = Path(__file__).parents[1] / "src/django_async_upload"

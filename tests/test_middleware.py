@@ -35,13 +35,13 @@ from django.utils.datastructures import MultiValueDict
 from django.views.decorators.http import require_POST
 
 from django_async_upload import middleware, notices, widgets
+from django_async_upload.binding.linked import CompletedUpload, RefusedUpload
 from django_async_upload.exceptions import AlreadyBound
 from django_async_upload.middleware import UploadMiddleware
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import field_token, receipt_of
-from django_async_upload.uploaded import CompletedUpload, RefusedUpload
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.widgets import AsyncClearableFileInput
 
 from .fixtures import posted, publish

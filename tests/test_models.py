@@ -16,8 +16,8 @@ from django.utils import timezone
 
 from django_async_upload.exceptions import AlreadyBound, NotCompleted
 from django_async_upload.models import STATE_CHOICES, CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import ACTIVE, OVER, PUBLISHED, State
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, State
 from django_async_upload.stores.base import Checkpoint
 
 from .fixtures import crc, new_key, publish

@@ -12,11 +12,13 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from django_async_upload import leases, outbox, service, signals
+from django_async_upload import signals
+from django_async_upload.engine import outbox, service
+from django_async_upload.engine.outbox import AT_ONCE, AT_ONCE_PER_OWNER, Outbox
+from django_async_upload.engine.service import UploadService
 from django_async_upload.models import CompletionEvent
-from django_async_upload.outbox import AT_ONCE, AT_ONCE_PER_OWNER, Outbox
-from django_async_upload.owners import Owner
-from django_async_upload.service import UploadService
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
 
 from .fixtures import Heard, forget_service, publish, run
 
@@ -169,7 +171,7 @@ async def test_the_server_tries_again_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(outbox, "FIRST_PAUSE", timedelta(0))
-    monkeypatch.setattr(leases, "CLAIM", timedelta(seconds=0.05))
+    monkeypatch.setattr(rows, "CLAIM", timedelta(seconds=0.05))
     called: list[Any] = []
 
     def receiver(event_id: Any, **kwargs: Any) -> None:

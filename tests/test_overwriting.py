@@ -15,8 +15,8 @@ from django.test import Client
 
 from django_async_upload import checks
 from django_async_upload.models import UploadSession
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import field_token
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import crc, row, run

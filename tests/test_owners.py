@@ -11,7 +11,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.test import Client, RequestFactory
 
 from django_async_upload.exceptions import AuthenticationRequired, TicketExpired
-from django_async_upload.owners import (
+from django_async_upload.sessions.owners import (
     SESSION_TOKEN,
     Owner,
     ensure_visitor,

@@ -17,8 +17,8 @@ from django.test import AsyncClient, Client
 from django.urls import path
 
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import SESSION_TOKEN, Owner, ensure_visitor
 from django_async_upload.receipts import read_field_token
+from django_async_upload.sessions.owners import SESSION_TOKEN, Owner, ensure_visitor
 from django_async_upload.widgets import AsyncClearableFileInput, AsyncFileInput
 
 from .fixtures import publish

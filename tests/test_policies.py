@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from django_async_upload import policies
 from django_async_upload.exceptions import (
     FileTooLarge,
     MetadataInvalid,
     NameRefused,
     TypeRefused,
 )
+from django_async_upload.sessions import policies
 
 EVIL = json.loads((Path(__file__).parent / "vectors/evil_names.json").read_text("utf-8"))
 

@@ -15,11 +15,12 @@ from django.test import Client
 from django.urls import re_path
 from django.views.static import serve
 
-from django_async_upload import checks, cleanup
+from django_async_upload import checks
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.service import UploadService
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.service import UploadService
+from django_async_upload.operations import cleanup
+from django_async_upload.sessions.owners import Owner
 from django_async_upload.stores.configured import PRIVATE, get_storage, make_store
 from django_async_upload.testing.communicator import UploadCommunicator
 

@@ -27,9 +27,7 @@ from django_async_upload.exceptions import (
 )
 from django_async_upload.middleware import end
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import SESSION_TOKEN, Owner
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import (
     FieldToken,
     Wanted,
@@ -40,6 +38,8 @@ from django_async_upload.receipts import (
     read_field_token,
     receipt_of,
 )
+from django_async_upload.sessions.owners import SESSION_TOKEN, Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import crc, new_key, publish, row

@@ -16,12 +16,14 @@ from django.core.files.storage import FileSystemStorage
 from django.db import ProgrammingError, connections, models
 from django.utils import timezone
 
-from django_async_upload import leases, outbox, service, signals
+from django_async_upload import signals
+from django_async_upload.engine import outbox, service
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import Heard, forget_service, row, run
@@ -41,7 +43,7 @@ def host(owner: Owner) -> Host:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process looks twenty times a second."""
-    monkeypatch.setattr(leases, "CLAIM", timedelta(seconds=0.05))
+    monkeypatch.setattr(rows, "CLAIM", timedelta(seconds=0.05))
 
 
 async def eventually(condition: Callable[[], Any]) -> None:

@@ -20,9 +20,9 @@ from django.urls import path
 from django_async_upload import responses
 from django_async_upload.exceptions import AlreadyBound, NotCompleted
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
 from django_async_upload.responses import PIECE, picture_type, safe_headers, upload_response
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 
 from .fixtures import publish, run
 from .models import Document

@@ -23,10 +23,10 @@ from rest_framework.schemas.openapi import AutoSchema
 from rest_framework.views import APIView
 
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import receipt_of
 from django_async_upload.rest import UploadField
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 
 from .fixtures import posted, publish
 from .models import Document

@@ -12,9 +12,9 @@ from django.core.asgi import get_asgi_application
 from django.test import Client
 
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import NotFound
 from django_async_upload.models import CompletionEvent
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.routing import (
     lifespan,
@@ -22,7 +22,7 @@ from django_async_upload.routing import (
     upload_path,
     websocket_urlpatterns,
 )
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions.owners import Owner
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
 

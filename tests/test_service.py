@@ -15,10 +15,11 @@ from crc32c import crc32c
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_async_upload import active, leases, service
-from django_async_upload.active import ActiveUpload
-from django_async_upload.completion import Publisher
-from django_async_upload.database import Database
+from django_async_upload.engine import active, service
+from django_async_upload.engine.active import ActiveUpload
+from django_async_upload.engine.database import Database
+from django_async_upload.engine.publish import Publisher
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import (
     Busy,
     ByteQuotaExceeded,
@@ -36,13 +37,13 @@ from django_async_upload.exceptions import (
     UploadError,
     UploadOver,
 )
-from django_async_upload.leases import Claim
 from django_async_upload.models import CompletionEvent, UploadSession
-from django_async_upload.owners import Owner
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import MAX_CHUNK, build_data
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.rows import Claim
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk, publication
 
 from .fixtures import KIB, MIB, Heard, crc, finish, forget_service, new_key, row
@@ -73,7 +74,7 @@ class Ear:
 
 
 class Host:
-    """A host that may refuse; see :class:`~django_async_upload.completion.Host`."""
+    """A host that may refuse; see :class:`~django_async_upload.engine.publish.Host`."""
 
     inspects = False
 
@@ -115,7 +116,7 @@ def new_session(owner: Owner, data: bytes | None, **fields: Any) -> UploadSessio
             "owner_key": owner.key,
             "name": "a.bin",
             "size": None if data is None else len(data),
-            "expires_at": leases.expiry(),
+            "expires_at": rows.expiry(),
             **fields,
         }
     )
@@ -420,14 +421,14 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
     pk = await interrupted(uploads, owner, data, 200 * KIB)
     old = (await row(pk)).part
     still_there: list[bool] = []
-    change = leases.change
+    change = rows.change
 
     def changing(items: Any) -> Any:
         if any(item.values.get("part", old) != old for item in items):
             still_there.append(os.path.exists(os.path.join(uploads.store.root, old)))  # type: ignore[attr-defined]
         return change(items)
 
-    monkeypatch.setattr(leases, "change", changing)
+    monkeypatch.setattr(rows, "change", changing)
     other = uploads.store.open((await row(pk)).checkpoint)  # a process that is stopped has its lock
     try:
         async with attached(uploads, owner, pk) as upload:
@@ -1038,7 +1039,7 @@ async def test_an_end_whose_commit_was_not_answered_still_deletes_the_part_and_i
 
     def losing(self: Database, group: Any) -> Any:
         results = transact(self, group)
-        if not lost and any(call.function is leases.end for call in group):
+        if not lost and any(call.function is rows.end for call in group):
             lost.append(True)
             raise OperationalError("server closed the connection unexpectedly")
         return results

@@ -15,9 +15,9 @@ from django.db import connections
 from django.dispatch import Signal
 
 from django_async_upload import signals
+from django_async_upload.engine.service import UploadService
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
-from django_async_upload.service import UploadService
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import KIB, finish, new_key

@@ -13,20 +13,21 @@ import pytest
 from channels.auth import AuthMiddlewareStack
 from django.db import OperationalError
 
-from django_async_upload import connection as connection_module
-from django_async_upload import leases, signals
-from django_async_upload.completion import Publisher
+from django_async_upload import signals
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.database import Database
+from django_async_upload.engine.database import Database
+from django_async_upload.engine.publish import Publisher
+from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import StorageFailed
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
-from django_async_upload.protocol.state import State
-from django_async_upload.service import UploadService, get_service
+from django_async_upload.sessions import rows
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk
 from django_async_upload.stores.filesystem import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.websocket import connection as connection_module
 
 from .fixtures import crc, crc32c, new_key, settled
 
@@ -261,7 +262,7 @@ async def test_a_batch_that_fails_half_way_goes_one_by_one(
     connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch, staging: Path
 ) -> None:
     """The files are linked when the database fails: nobody may link them a second time."""
-    complete = leases.complete
+    complete = rows.complete
     failures = iter([True])
 
     def failing(items: Sequence[UploadSession]) -> Any:
@@ -269,7 +270,7 @@ async def test_a_batch_that_fails_half_way_goes_one_by_one(
             raise ZeroDivisionError("once")
         return complete(items)
 
-    monkeypatch.setattr(leases, "complete", failing)
+    monkeypatch.setattr(rows, "complete", failing)
     files = [(f"{n}.bin", os.urandom(200)) for n in range(3)]
     async with connect() as uploads:
         ends = await breathe(uploads, files)
@@ -337,7 +338,7 @@ async def test_a_commit_whose_answer_was_lost_costs_no_file(
 
     def losing(self: Database, group: Any) -> Any:
         results = transact(self, group)
-        if not lost and any(call.function is leases.create for call in group):
+        if not lost and any(call.function is rows.create for call in group):
             lost.append(True)
             raise OperationalError("server closed the connection unexpectedly")
         return results

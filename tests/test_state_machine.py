@@ -33,16 +33,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_async_upload import active, admission, connection, service
+from django_async_upload import admission
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine import active, service
+from django_async_upload.engine.service import get_service
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
-from django_async_upload.protocol.state import State
-from django_async_upload.service import get_service
+from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk, filesystem
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
+from django_async_upload.websocket import connection
 
 from .fixtures import KIB, Heard, crc, finish, new_key, settled
 

@@ -18,12 +18,12 @@ from django.test import RequestFactory
 from django.utils import timezone
 
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.service import get_service
 from django_async_upload.exceptions import AlreadyBound, MetadataInvalid
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import field_token, open_receipt, receipt_of
-from django_async_upload.service import get_service
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 from django_async_upload.signals import upload_completed
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.widgets import AsyncFileInput

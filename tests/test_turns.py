@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_async_upload.turns import Turns
+from django_async_upload.concurrency.turns import Turns
 
 
 def test_one_who_asks_last_is_served_beside_the_first_of_a_crowd() -> None:

@@ -15,8 +15,8 @@ from django.test import override_settings
 
 from django_async_upload.exceptions import AlreadyBound
 from django_async_upload.models import UploadSession
-from django_async_upload.owners import Owner
-from django_async_upload.protocol.state import State
+from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import State
 
 from .fixtures import publish
 from .models import Copy, Document, elsewhere, objects_elsewhere

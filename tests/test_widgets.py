@@ -20,10 +20,10 @@ from django.utils import translation
 from django.utils.functional import lazy
 
 from django_async_upload import widgets
+from django_async_upload.binding.linked import CompletedUpload, RefusedUpload
 from django_async_upload.models import UploadSession
-from django_async_upload.protocol.state import State
 from django_async_upload.receipts import FieldToken, read_field_token, receipt_of
-from django_async_upload.uploaded import CompletedUpload, RefusedUpload
+from django_async_upload.sessions.state import State
 from django_async_upload.widgets import (
     TEXTS,
     AsyncClearableFileInput,

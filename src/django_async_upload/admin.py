@@ -31,11 +31,12 @@ from django.utils.html import format_html
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
-from . import conf, outbox, service
+from . import conf
+from .engine import outbox, service
 from .exceptions import UploadError
 from .models import CompletionEvent, UploadSession, UploadSessionQuerySet
-from .protocol.state import ACTIVE, State
 from .responses import upload_response
+from .sessions.state import ACTIVE, State
 from .widgets import AsyncClearableFileInput
 
 if TYPE_CHECKING:

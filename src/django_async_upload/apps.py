@@ -14,7 +14,9 @@ class AsyncUploadConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, cleanup, conf, uploaded  # noqa: F401  (they register themselves)
+        from . import checks, conf  # noqa: F401  (they register themselves)
+        from .binding import linked  # noqa: F401  (they register themselves)
+        from .operations import cleanup  # noqa: F401  (they register themselves)
 
         with suppress(ImproperlyConfigured):  # the checks say so
             if conf.uploads().admin_widget and apps.is_installed("django.contrib.admin"):

@@ -9,14 +9,15 @@ from django.core.files import File
 from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from . import conf, leases, policies
+from . import conf
 from .admission import network_of
-from .connection import CLOSE_CODES, Connection, drain, undrain
 from .exceptions import PermissionRefused
 from .models import Taker, UploadSession
-from .owners import Owner
 from .protocol import messages as m
 from .receipts import read_field_token
+from .sessions import policies, rows
+from .sessions.owners import Owner
+from .websocket.connection import CLOSE_CODES, Connection, drain, undrain
 
 __all__ = ["CLOSE_CODES", "UploadConsumer", "drain", "undrain"]
 
@@ -136,7 +137,7 @@ class UploadConsumer(Connection):
             taker=taker,
             digest=create.digest or "",
             storage=self._setting("storage"),
-            expires_at=leases.expiry(),
+            expires_at=rows.expiry(),
         )
         await self.check(session)
         return session, max_size

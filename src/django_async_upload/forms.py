@@ -7,7 +7,7 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
-from .uploaded import RefusedUpload
+from .binding.linked import RefusedUpload
 from .widgets import AsyncMultipleFileInput
 
 

@@ -16,20 +16,12 @@ from django.http.request import UnreadablePostError
 from django.middleware.csrf import get_token
 from django.utils.cache import add_never_cache_headers
 
-from .holds import let_go
+from .binding.linked import CompletedUpload, RefusedUpload, UploadedBytes
+from .binding.places import answering, owner_tag
 from .models import Taker
 from .notices import notice
-from .places import answering, owner_tag
-from .receipts import (
-    MOVED,
-    PREFIX,
-    Wanted,
-    open_receipts,
-    openers,
-    posted_field,
-    usable_receipts,
-)
-from .uploaded import CompletedUpload, RefusedUpload, UploadedBytes
+from .receipts import MOVED, PREFIX, Wanted, open_receipts, openers, posted_field, usable_receipts
+from .sessions.holds import let_go
 
 logger = logging.getLogger("django_async_upload")
 

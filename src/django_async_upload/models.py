@@ -16,9 +16,9 @@ from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from .commits import after_commit
 from .exceptions import AlreadyBound, NotCompleted
-from .protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from .sessions.commits import after_commit
+from .sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 from .stores.base import Checkpoint
 from .stores.configured import get_storage
 
@@ -257,12 +257,12 @@ class UploadSession(models.Model):
         The field's own storage, ``upload_to`` and validators apply. On a file system the host's file is a hard link
         of the published one, which is removed after the commit; on a rollback it stays, and can be bound
         again. Where a storage of your own takes the file, and no model, call the file's
-        :meth:`~.uploaded.CompletedUpload.bind`, too: else the published one stays.
+        :meth:`~.binding.linked.CompletedUpload.bind`, too: else the published one stays.
 
         Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError` outside of
         a transaction.
         """
-        from .uploaded import CompletedUpload
+        from .binding.linked import CompletedUpload
 
         using = router.db_for_write(UploadSession, instance=self)
         if not transaction.get_connection(using).in_atomic_block:

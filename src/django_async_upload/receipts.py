@@ -21,12 +21,12 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from . import conf
+from .binding.linked import CompletedUpload
 from .exceptions import AuthenticationRequired, MetadataInvalid
-from .holds import alias, claim
 from .models import Taker, UploadSession
-from .owners import owner_of_request
-from .protocol.state import State
-from .uploaded import CompletedUpload
+from .sessions.holds import alias, claim
+from .sessions.owners import owner_of_request
+from .sessions.state import State
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
@@ -73,7 +73,7 @@ class FieldToken:
     taker: str = Taker.FORM.value
     """Who takes what is uploaded there: a value of :class:`Taker`."""
     place: str = ""
-    """What the field's form is for, as :func:`~.places.place_of` has it."""
+    """What the field's form is for, as :func:`~.binding.places.place_of` has it."""
     endpoint: str = "default"
 
 

@@ -13,7 +13,7 @@ from django.utils.http import content_disposition_header
 
 from .exceptions import NameRefused
 from .models import UploadSession
-from .policies import check_name
+from .sessions.policies import check_name
 
 if TYPE_CHECKING:
     from django.core.files import File

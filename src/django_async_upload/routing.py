@@ -11,7 +11,7 @@ from django.urls import path, re_path
 from django.urls.resolvers import URLPattern
 
 from .consumers import UploadConsumer
-from .service import get_service
+from .engine.service import get_service
 
 Application = Callable[..., Awaitable[None]]
 

@@ -17,8 +17,8 @@ from django.db import connections
 from django.dispatch import Signal
 
 from . import conf
+from .concurrency.threads import DaemonExecutor
 from .exceptions import AlreadyBound
-from .threads import DaemonExecutor
 
 Result = TypeVar("Result")
 
@@ -40,7 +40,7 @@ upload_completed = Signal()
 """The file is published. Arguments: ``event_id``, a UUID.
 
 Sent after the commit, at least once: all receivers are called again, with the same ``event_id``, until none of them
-raises or takes too long. After :data:`.outbox.ATTEMPTS` that is given up, loudly; the admin can send it again.
+raises or takes too long. After :data:`.engine.outbox.ATTEMPTS` that is given up, loudly; the admin can send it again.
 """
 
 upload_failed = Signal()

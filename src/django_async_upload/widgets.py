@@ -28,11 +28,11 @@ from django.utils.translation import ngettext as django_ngettext
 
 from . import conf
 from .assets import page_assets
+from .binding.linked import CompletedUpload, RefusedUpload
+from .binding.places import owner_here, place_of
 from .exceptions import TypeRefused
 from .models import Taker
 from .notices import notice
-from .places import owner_here, place_of
-from .policies import check_accept
 from .receipts import (
     FIELD_PREFIX,
     MOVED,
@@ -44,7 +44,7 @@ from .receipts import (
     posted_field,
     refusal,
 )
-from .uploaded import CompletedUpload, RefusedUpload
+from .sessions.policies import check_accept
 
 _django = gettext_lazy  # of Django's own catalogue: not gathered into this app's
 

@@ -41,11 +41,11 @@ SETTLED = 20.0
 MANY_ROWS = """
 from django.contrib.auth.models import User
 from django_async_upload.models import UploadSession
-from django_async_upload import leases
+from django_async_upload.sessions import rows
 user = User.objects.get(username="demo")
 UploadSession.objects.bulk_create([
     UploadSession(key=f"{n:032x}", endpoint="default", owner=user, owner_key=f"user:{user.pk}",
-        address="127.0.0.1", name="a.bin", size=1000, expires_at=leases.expiry())
+        address="127.0.0.1", name="a.bin", size=1000, expires_at=rows.expiry())
     for n in range(9900)
 ])
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from django_async_upload.credit import LARGEST_CHUNK
+from django_async_upload.engine.credit import LARGEST_CHUNK
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import (
     HEADER_SIZE,

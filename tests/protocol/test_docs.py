@@ -14,7 +14,6 @@ import pytest
 from crc32c import crc32c
 
 from django_async_upload.client.connection import CLOSE_CODES as client_close_codes
-from django_async_upload.connection import CLOSE_CODES
 from django_async_upload.exceptions import (
     BY_CODE,
     BindError,
@@ -29,6 +28,7 @@ from django_async_upload.protocol.client import RECEIVES
 from django_async_upload.protocol.frames import FrameType
 from django_async_upload.protocol.messages import Message
 from django_async_upload.protocol.server import MAX_REWINDS, Broken, ServerProtocol
+from django_async_upload.websocket.connection import CLOSE_CODES
 
 from . import page
 from .page import PROTOCOL, rows

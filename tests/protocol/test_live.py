@@ -12,9 +12,9 @@ import pytest
 from asgiref.sync import sync_to_async
 from crc32c import crc32c
 
-from django_async_upload import owners
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType
+from django_async_upload.sessions import owners
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.testing.transcripts import (
     Transcript,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from django_async_upload.protocol.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/protocol.md").read_text("utf-8")
 

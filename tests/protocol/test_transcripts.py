@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from crc32c import crc32c
 
-from django_async_upload.connection import CLOSE_CODES
 from django_async_upload.exceptions import BY_CODE
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import MAX_DEPTH, FrameType, parse_fields, parse_header
@@ -24,6 +23,7 @@ from django_async_upload.testing.transcripts import (
     run_on_client,
     run_on_server,
 )
+from django_async_upload.websocket.connection import CLOSE_CODES
 
 from .vectors import ENDINGS, FOLDER, TRANSCRIPTS, named
 

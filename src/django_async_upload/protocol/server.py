@@ -25,16 +25,7 @@ from ..exceptions import (
     WrongOffset,
 )
 from . import messages as m
-from .frames import (
-    CRC,
-    HEADER_SIZE,
-    Flag,
-    FrameType,
-    Header,
-    is_intact,
-    parse_fields,
-    parse_header,
-)
+from .frames import CRC, HEADER_SIZE, Flag, FrameType, Header, is_intact, parse_fields, parse_header
 
 MAX_REWINDS: Final = 8
 """Rewinds to one offset before the stream ends with ``corrupt_chunks``."""

@@ -20,12 +20,7 @@ from crc32c import crc32c
 
 from ..exceptions import ConnectionLost, from_code
 from ..protocol import messages as m
-from ..protocol.frames import (
-    SUBPROTOCOL,
-    build_data,
-    parse_fields,
-    parse_header,
-)
+from ..protocol.frames import SUBPROTOCOL, build_data, parse_fields, parse_header
 
 M = TypeVar("M", bound=m.Message)
 

@@ -21,13 +21,7 @@ from crc32c import crc32c
 from ..exceptions import UploadError
 from ..protocol import messages as m
 from ..protocol.client import ClientProtocol
-from ..protocol.frames import (
-    FrameType,
-    build_control,
-    build_header,
-    parse_fields,
-    parse_header,
-)
+from ..protocol.frames import FrameType, build_control, build_header, parse_fields, parse_header
 from ..protocol.server import Broken, Chunk, Received, ServerProtocol
 
 Side = Literal["client", "server"]

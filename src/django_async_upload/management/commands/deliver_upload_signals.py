@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from django_async_upload import outbox
+from django_async_upload.engine import outbox
 from django_async_upload.models import CompletionEvent
 
 

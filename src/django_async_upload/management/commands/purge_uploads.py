@@ -5,8 +5,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from django_async_upload.cleanup import OVER_AFTER, purge
 from django_async_upload.models import Taker
+from django_async_upload.operations.cleanup import OVER_AFTER, purge
 
 
 class Command(BaseCommand):

@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 if TYPE_CHECKING:
-    from django_async_upload.doctor import Finding
+    from django_async_upload.operations.doctor import Finding
 
 STYLES = {"ok": "SUCCESS", "bad": "ERROR", "warning": "WARNING", "unknown": "NOTICE"}
 
@@ -40,8 +40,8 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         try:
-            from django_async_upload.doctor import examine
-            from django_async_upload.probe import Patient
+            from django_async_upload.operations.doctor import examine
+            from django_async_upload.operations.probe import Patient
         except ModuleNotFoundError as error:
             if error.name != "websockets":
                 raise

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 class Turns(Generic[Item]):
     """Waiting items: one of each owner in turn, each owner's oldest first.
 
-    ``owner`` is an :attr:`Owner.key <django_async_upload.owners.Owner.key>`; "" is the server itself.
+    ``owner`` is an :attr:`Owner.key <django_async_upload.sessions.owners.Owner.key>`; "" is the server itself.
     """
 
     def __init__(self) -> None:

@@ -18,17 +18,18 @@ from django.db.models.signals import post_delete, pre_delete
 from django.dispatch import receiver
 from django.utils import timezone
 
-from . import leases, signals
-from .commits import after_commit
-from .exceptions import UploadError
-from .holds import BATCH, GIVEN_UP, withdraw
-from .leases import Ending
-from .models import Taker, UploadSession
-from .protocol.state import OVER, State
-from .stores.base import Part, Store
-from .stores.configured import make_store
-from .stores.publication import is_linked, is_own_name
-from .uploaded import abandoned_links
+from .. import signals
+from ..binding.linked import abandoned_links
+from ..exceptions import UploadError
+from ..models import Taker, UploadSession
+from ..sessions import rows
+from ..sessions.commits import after_commit
+from ..sessions.holds import BATCH, GIVEN_UP, withdraw
+from ..sessions.rows import Ending
+from ..sessions.state import OVER, State
+from ..stores.base import Part, Store
+from ..stores.configured import make_store
+from ..stores.publication import is_linked, is_own_name
 
 logger = logging.getLogger("django_async_upload")
 
@@ -218,7 +219,7 @@ def _expire(session: UploadSession, store: Store) -> bool:
 
 def _end(session: UploadSession) -> tuple[UploadSession, bool] | UploadError:
     with transaction.atomic(using=router.db_for_write(UploadSession)):
-        return leases.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
+        return rows.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
 
 
 def _is_disk_full(error: DatabaseError) -> bool:

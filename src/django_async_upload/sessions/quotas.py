@@ -13,10 +13,10 @@ from django.db.models import Case, Count, F, Q, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from . import conf
-from .exceptions import ByteQuotaExceeded, SessionQuotaExceeded, UploadError
-from .models import UploadSession
-from .protocol.state import ACTIVE, OVER
+from .. import conf
+from ..exceptions import ByteQuotaExceeded, SessionQuotaExceeded, UploadError
+from ..models import UploadSession
+from .state import ACTIVE, OVER
 
 ENDED: Final = timedelta(hours=1)
 """For so long after its creation a failed, cancelled or expired upload counts as if it were open."""

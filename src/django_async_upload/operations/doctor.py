@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from crc32c import crc32c
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from .exceptions import ProtocolViolation
+from ..exceptions import ProtocolViolation
+from ..protocol import frames
+from ..protocol import messages as m
+from ..protocol.frames import MAX_FRAME, SUBPROTOCOL, FrameType
 from .probe import SAMPLE, Patient, round_trip, send_sample, talk
-from .protocol import frames
-from .protocol import messages as m
-from .protocol.frames import MAX_FRAME, SUBPROTOCOL, FrameType
 
 STRANGER: Final = "https://upload-doctor.invalid"
 PROXY_PATIENCE: Final = 60.0

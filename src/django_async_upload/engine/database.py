@@ -29,9 +29,9 @@ from django.db import (
 )
 from django.db.utils import DatabaseError
 
-from .exceptions import DatabaseNotMigrated, DatabaseUnavailable, UploadError
-from .threads import DaemonExecutor
-from .turns import Turns
+from ..concurrency.threads import DaemonExecutor
+from ..concurrency.turns import Turns
+from ..exceptions import DatabaseNotMigrated, DatabaseUnavailable, UploadError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

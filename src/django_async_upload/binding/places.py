@@ -11,8 +11,8 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db.models import Model
 from django.utils.crypto import salted_hmac
 
-from .exceptions import AuthenticationRequired
-from .owners import owner_of_request
+from ..exceptions import AuthenticationRequired
+from ..sessions.owners import owner_of_request
 
 if TYPE_CHECKING:
     from django.http import HttpRequest

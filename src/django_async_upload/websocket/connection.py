@@ -17,10 +17,12 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.files import File
 
-from . import __version__, conf, pace, policies
-from .admission import Place, client_address, origin_is_trusted, origins, own_origin
-from .credit import FLOOR, LARGEST_WINDOW
-from .exceptions import (
+from .. import __version__, conf
+from ..admission import Place, client_address, origin_is_trusted, origins, own_origin
+from ..concurrency import pace
+from ..engine.credit import FLOOR, LARGEST_WINDOW
+from ..engine.service import UploadService, get_service
+from ..exceptions import (
     AuthenticationRequired,
     AuthenticationTimeout,
     Busy,
@@ -36,15 +38,15 @@ from .exceptions import (
     TooManyConnections,
     UploadError,
 )
-from .models import UploadSession
-from .notices import notice
-from .owners import Owner, look_up
-from .protocol import messages as m
-from .protocol.frames import SUBPROTOCOL, parse_header
-from .protocol.server import Broken, Chunk, Event, Received, ServerProtocol
-from .service import UploadService, get_service
-from .streams import UploadStream, error_message
-from .tickets import read_ticket
+from ..models import UploadSession
+from ..notices import notice
+from ..protocol import messages as m
+from ..protocol.frames import SUBPROTOCOL, parse_header
+from ..protocol.server import Broken, Chunk, Event, Received, ServerProtocol
+from ..sessions import policies
+from ..sessions.owners import Owner, look_up
+from ..tickets import read_ticket
+from .stream import UploadStream, error_message
 
 logger = logging.getLogger("django_async_upload")
 
@@ -107,7 +109,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
 
     @abc.abstractmethod
     async def get_name(self, session: UploadSession) -> str:
-        """See :class:`~.completion.Host`."""
+        """See :class:`~.engine.publish.Host`."""
 
     @abc.abstractmethod
     async def may_discard(self, session: UploadSession) -> bool:
@@ -116,11 +118,11 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
     @property
     @abc.abstractmethod
     def inspects(self) -> bool:
-        """See :class:`~.completion.Host`."""
+        """See :class:`~.engine.publish.Host`."""
 
     @abc.abstractmethod
     async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
-        """See :class:`~.completion.Host`."""
+        """See :class:`~.engine.publish.Host`."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""

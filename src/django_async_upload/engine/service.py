@@ -20,13 +20,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from django.core.signals import setting_changed
 from django.db import router, transaction
 
-from . import conf, leases, signals
-from .active import ActiveUpload, Listener
-from .commits import after_commit
-from .completion import Host, Publisher, verify
-from .credit import Budget, keep_freed_memory
-from .database import Database
-from .exceptions import (
+from .. import conf, signals
+from ..concurrency.pace import Pace
+from ..concurrency.threads import DaemonExecutor
+from ..exceptions import (
     Busy,
     DataLost,
     InternalError,
@@ -36,21 +33,25 @@ from .exceptions import (
     UploadError,
     UploadFailed,
 )
-from .holds import put_aside
-from .leases import Claim, Creation, Ending, TakeUp, Trouble
-from .models import UploadSession
-from .notices import notice
+from ..models import UploadSession
+from ..notices import notice
+from ..protocol import messages as m
+from ..sessions import rows
+from ..sessions.commits import after_commit
+from ..sessions.holds import put_aside
+from ..sessions.owners import Owner
+from ..sessions.policies import check_size
+from ..sessions.rows import Claim, Creation, Ending, TakeUp, Trouble
+from ..sessions.state import ACTIVE, OVER, PUBLISHED, State
+from ..stores.base import Store, Writer
+from ..stores.configured import make_store
+from ..stores.disk import most_descriptors
+from .active import ActiveUpload, Listener
+from .credit import Budget, keep_freed_memory
+from .database import Database
 from .outbox import Outbox
-from .owners import Owner
-from .pace import Pace
-from .policies import check_size
-from .protocol import messages as m
-from .protocol.state import ACTIVE, OVER, PUBLISHED, State
+from .publish import Host, Publisher, verify
 from .small import SmallFiles
-from .stores.base import Store, Writer
-from .stores.configured import make_store
-from .stores.disk import most_descriptors
-from .threads import DaemonExecutor
 
 logger = logging.getLogger("django_async_upload")
 
@@ -155,7 +156,7 @@ class UploadService:
             await self._survive(self._give_sign_of_life)
             if self._taking_up is None or self._taking_up.done():
                 self._taking_up = asyncio.create_task(self._survive(self._take_up))
-            await asyncio.sleep(leases.CLAIM.total_seconds())
+            await asyncio.sleep(rows.CLAIM.total_seconds())
 
     async def _survive(self, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -168,7 +169,7 @@ class UploadService:
     async def _give_sign_of_life(self) -> None:
         """Have other processes leave alone what this one publishes."""
         if busy := {*self._results, *self._publishing}:
-            await self.database.call_many(leases.touch, list(busy))
+            await self.database.call_many(rows.touch, list(busy))
 
     async def _take_up(self) -> None:
         old = time.monotonic() - 2 * LONGEST_REST  # tried long ago and not again: no longer there
@@ -177,7 +178,7 @@ class UploadService:
             while (room := RECOVERIES - len(self._recovering)) <= 0:
                 await asyncio.wait(self._recovering.values(), return_when=asyncio.FIRST_COMPLETED)
             wanted = TakeUp(STUCK_SECONDS, room)
-            sessions = await self.database.call(leases.take_up, wanted)
+            sessions = await self.database.call(rows.take_up, wanted)
             for session in sessions:
                 rests = self._resting.get(session.pk, (0.0, 0))[0] > time.monotonic()
                 if not rests and session.pk not in self._recovering:
@@ -257,7 +258,7 @@ class UploadService:
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
-        outcome = await self.database.call(leases.create, Creation(session, owner), owner=owner.key)
+        outcome = await self.database.call(rows.create, Creation(session, owner), owner=owner.key)
         if outcome.pk != session.pk or outcome.state != State.CREATED:
             return outcome
         # Also where another object came back: the COMMIT before a lost connection went through.
@@ -267,11 +268,11 @@ class UploadService:
 
     async def forget(self, session: UploadSession) -> None:
         """Delete a session that has no part yet and that no client knows."""
-        await self.database.call(leases.forget, session.pk, owner=session.owner_key)
+        await self.database.call(rows.forget, session.pk, owner=session.owner_key)
 
     async def find(self, claim: Claim) -> UploadSession:
         """Raises :class:`NotFound`, for somebody else's upload too."""
-        return await self.database.call(leases.find, claim, owner=claim.owner.key)
+        return await self.database.call(rows.find, claim, owner=claim.owner.key)
 
     async def attach(
         self, upload: ActiveUpload, claim: Claim, max_size: int | None = None
@@ -279,7 +280,7 @@ class UploadService:
         """Take an upload over from whoever holds it.
 
         Afterwards ``upload`` has a writer and can go on; without one the upload is past that, and
-        :meth:`result` has the answer. Raises what :func:`leases.claim` returns, :class:`DataLost` and
+        :meth:`result` has the answer. Raises what :func:`rows.claim` returns, :class:`DataLost` and
         :class:`StorageFailed`.
         """
         async with self._turn(claim.upload):
@@ -287,7 +288,7 @@ class UploadService:
             if claim.upload in self._results or session.state not in ACTIVE:
                 return await self._outcome(claim)
             await self._evict(claim.upload)
-            outcome = await self.database.call(leases.claim, claim, owner=claim.owner.key)
+            outcome = await self.database.call(rows.claim, claim, owner=claim.owner.key)
             if outcome.state == State.UPLOADING:
                 await self._open(upload, outcome, max_size)
             return outcome
@@ -296,7 +297,7 @@ class UploadService:
         session = await self.find(claim)
         if session.state in PUBLISHED or claim.upload in self._results:
             return session
-        raise leases.over(session)
+        raise rows.over(session)
 
     async def _open(
         self, upload: ActiveUpload, session: UploadSession, max_size: int | None
@@ -386,11 +387,11 @@ class UploadService:
         if running := self._results.get(session.pk):
             return await asyncio.shield(running)
         async with self._turn(session.pk):
-            session = await self.database.call(leases.read, session.pk)
+            session = await self.database.call(rows.read, session.pk)
             if session.state in PUBLISHED:  # by whoever had the turn before
                 return session
             if session.state in OVER:
-                raise leases.over(session)
+                raise rows.over(session)
             if session.state != State.FINALIZING:  # what ran was interrupted
                 raise Busy(retry_after=1.0)
             self._publishing.add(session.pk)
@@ -446,7 +447,7 @@ class UploadService:
         :class:`NotFound`.
         """
         discarded, changed = await self.database.call(
-            leases.discard, session.pk, owner=session.owner_key
+            rows.discard, session.pk, owner=session.owner_key
         )
         if changed:
             await self._withdraw(discarded)
@@ -457,7 +458,7 @@ class UploadService:
         loop = asyncio.get_running_loop()
         try:
             aside = await loop.run_in_executor(self.copies, put_aside, session)
-            await self.database.call(leases.withdrawn, session.pk, owner=session.owner_key)
+            await self.database.call(rows.withdrawn, session.pk, owner=session.owner_key)
             if aside is not None:
                 await self.store.run(os.unlink, aside)
         except Exception:  # of the host's storage: the purge tries again
@@ -472,7 +473,7 @@ class UploadService:
         if isinstance(error, StorageFailed | StorageFull | InternalError):
             with suppress(UploadError):
                 trouble = Trouble(session.pk, session.epoch, error)
-                await self.database.call(leases.note, trouble, owner=session.owner_key)
+                await self.database.call(rows.note, trouble, owner=session.owner_key)
 
     async def end(
         self,
@@ -484,11 +485,11 @@ class UploadService:
     ) -> UploadSession:
         """Bring an upload to an end and delete its part; raises :class:`TakenOver` for an old holder."""
         ending = Ending(session.pk, to, error=error, epoch=epoch)
-        ended, changed = await self.database.call(leases.end, ending, owner=session.owner_key)
+        ended, changed = await self.database.call(rows.end, ending, owner=session.owner_key)
         holder = self.active.get(session.pk)
         parts = {ended.part} if changed else set()
         if holder is not None and ended.state in OVER:
-            holder.lose(leases.over(ended))
+            holder.lose(rows.over(ended))
             if holder.writer is not None:  # the row may not have its part's name yet
                 parts.add(holder.writer.part)
         for part in parts - {""}:
@@ -498,14 +499,14 @@ class UploadService:
         if to is State.CANCELLED:
             await signals.send(signals.upload_cancelled, ended)
         elif to is State.FAILED:
-            await signals.send(signals.upload_failed, ended, error=leases.over(ended))
+            await signals.send(signals.upload_failed, ended, error=rows.over(ended))
         return ended
 
     def was_ended(self, sessions: Sequence[UploadSession]) -> None:
         """Somebody brought these to an end: those that this process holds stop now, not at their next checkpoint."""
         for session in sessions:
             if holder := self.active.get(session.pk):
-                holder.lose(leases.over(session))
+                holder.lose(rows.over(session))
 
     async def leave(self, upload: ActiveUpload) -> None:
         """Let go of an upload in whatever state it is. Cannot fail."""
@@ -536,7 +537,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
     """
     using = router.db_for_write(UploadSession)
     with transaction.atomic(using=using):
-        outcomes = leases.end([Ending(pk, to) for pk in pks])
+        outcomes = rows.end([Ending(pk, to) for pk in pks])
     ended = [each[0] for each in outcomes if not isinstance(each, UploadError) and each[1]]
     after_commit(using, _after_end, ended)
     return ended

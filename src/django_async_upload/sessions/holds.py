@@ -18,10 +18,10 @@ from django.db import connections, router, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from .models import UploadSession
-from .protocol.state import State
-from .stores.configured import staging_root
-from .stores.publication import is_own_name
+from ..models import UploadSession
+from ..stores.configured import staging_root
+from ..stores.publication import is_own_name
+from .state import State
 
 HOLD: Final = timedelta(minutes=2)
 """For how long a request holds an upload, unless it lets go before or is saving it."""

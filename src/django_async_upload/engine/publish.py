@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage
 
-from . import leases
+from ..exceptions import DigestMismatch, NotFound, SizeMismatch, StorageFailed, UploadError
+from ..models import CompletionEvent, UploadSession
+from ..protocol import messages as m
+from ..sessions import rows
+from ..sessions.owners import Owner
+from ..sessions.rows import Change, checkpoint_values
+from ..sessions.state import State
+from ..stores import publication
+from ..stores.base import Checkpoint, Writer
 from .active import ActiveUpload
-from .exceptions import DigestMismatch, NotFound, SizeMismatch, StorageFailed, UploadError
-from .leases import Change, checkpoint_values
-from .models import CompletionEvent, UploadSession
-from .owners import Owner
-from .protocol import messages as m
-from .protocol.state import State
-from .stores import publication
-from .stores.base import Checkpoint, Writer
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -103,7 +103,7 @@ async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
     upload.progress = m.Progress(phase, 0, upload.received)
     if upload.session.state != State.VERIFYING:
         change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
-        await upload.service.database.call(leases.change, change, owner=upload.session.owner_key)
+        await upload.service.database.call(rows.change, change, owner=upload.session.owner_key)
         upload.session.state = State.VERIFYING
 
 
@@ -163,7 +163,7 @@ class Publisher:
             await self._copy()
         try:
             event = await self.service.database.call(
-                leases.complete, self.session, owner=self.session.owner_key, patience=60.0
+                rows.complete, self.session, owner=self.session.owner_key, patience=60.0
             )
         except NotFound:
             await run(self._withdraw, path)
@@ -191,7 +191,7 @@ class Publisher:
         }
         change = Change(self.session.pk, self.session.epoch, State.FINALIZING, values, owner)
         await self.service.database.call(
-            leases.change, change, owner=self.session.owner_key, patience=60.0
+            rows.change, change, owner=self.session.owner_key, patience=60.0
         )
         self.session.state = State.FINALIZING
         self.session.stored_as = name

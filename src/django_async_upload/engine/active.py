@@ -9,18 +9,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from . import leases, signals
+from .. import signals
+from ..exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
+from ..models import UploadSession
+from ..protocol import messages as m
+from ..protocol.frames import HEADER_SIZE
+from ..sessions import rows
+from ..sessions.policies import check_size, smallest
+from ..sessions.quotas import Growth
+from ..sessions.rows import Change
+from ..sessions.state import State
+from ..stores.base import Checkpoint, Store, Writer
+from ..stores.disk import boot_id
 from .credit import FLOOR, LARGEST_WINDOW, WINDOW, Account
-from .exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
-from .leases import Change
-from .models import UploadSession
-from .policies import check_size, smallest
-from .protocol import messages as m
-from .protocol.frames import HEADER_SIZE
-from .protocol.state import State
-from .quotas import Growth
-from .stores.base import Checkpoint, Store, Writer
-from .stores.disk import boot_id
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -389,14 +390,14 @@ class ActiveUpload:
 
     async def save(self, checkpoint: Checkpoint, state: State) -> None:
         """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
-        values = leases.checkpoint_values(checkpoint)
+        values = rows.checkpoint_values(checkpoint)
         growth = None
         if self.session.size is None and state is State.UPLOADING:
             before = self._checkpoint.offset
             growth = Growth(self.session.owner_key, self.session.address, before, checkpoint.offset)
         change = Change(self.session.pk, self.session.epoch, state, values, growth=growth)
         await self.service.database.call(
-            leases.change, change, owner=self.session.owner_key, patience=60.0
+            rows.change, change, owner=self.session.owner_key, patience=60.0
         )
         stale, self._checkpoint = self._checkpoint, checkpoint
         if stale.part and stale.part != checkpoint.part:

@@ -20,9 +20,9 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 from django.utils.crypto import constant_time_compare, get_random_string
 
-from . import conf
-from .exceptions import AuthenticationRequired, TicketExpired, UploadError
-from .tickets import Ticket, auth_hash
+from .. import conf
+from ..exceptions import AuthenticationRequired, TicketExpired, UploadError
+from ..tickets import Ticket, auth_hash
 
 SESSION_TOKEN = "async_upload_owner"  # noqa: S105  (the name of a key)
 

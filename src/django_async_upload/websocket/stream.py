@@ -8,10 +8,12 @@ import uuid
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from . import signals
-from .active import ActiveUpload
-from .credit import FLOOR
-from .exceptions import (
+from .. import signals
+from ..engine.active import ActiveUpload
+from ..engine.credit import FLOOR
+from ..engine.service import UploadService
+from ..engine.small import SmallFile
+from ..exceptions import (
     ByteQuotaExceeded,
     FileChanged,
     InternalError,
@@ -20,14 +22,12 @@ from .exceptions import (
     UploadError,
     UploadRefused,
 )
-from .leases import Claim, over
-from .models import UploadSession
-from .notices import notice
-from .protocol import messages as m
-from .protocol.state import OVER, PUBLISHED, State
-from .receipts import receipt_of
-from .service import UploadService
-from .small import SmallFile
+from ..models import UploadSession
+from ..notices import notice
+from ..protocol import messages as m
+from ..receipts import receipt_of
+from ..sessions.rows import Claim, over
+from ..sessions.state import OVER, PUBLISHED, State
 
 if TYPE_CHECKING:
     from .connection import Connection

@@ -18,12 +18,12 @@ from django.db.models import F, Q, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
-from . import signals
+from .. import signals
+from ..concurrency.turns import Turns
+from ..exceptions import UploadError
+from ..models import CompletionEvent, UploadSession
+from ..sessions.rows import CLAIM
 from .database import Database
-from .exceptions import UploadError
-from .leases import CLAIM
-from .models import CompletionEvent, UploadSession
-from .turns import Turns
 
 Result = TypeVar("Result")
 

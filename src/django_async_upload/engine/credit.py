@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Final, TypeVar
 
-from .exceptions import Busy
+from ..exceptions import Busy
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

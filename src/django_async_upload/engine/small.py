@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Final, cast
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
-from . import leases, signals
+from .. import signals
+from ..concurrency.turns import Turns
+from ..exceptions import NotFound, UploadError
+from ..models import UploadSession
+from ..protocol import messages as m
+from ..sessions import rows
+from ..sessions.owners import Owner
+from ..sessions.rows import Creation
+from ..sessions.state import State
+from ..stores import publication
+from ..stores.base import Checkpoint, Writer
 from .active import ActiveUpload
-from .exceptions import NotFound, UploadError
-from .leases import Creation
-from .models import UploadSession
-from .owners import Owner
-from .protocol import messages as m
-from .protocol.state import State
-from .stores import publication
-from .stores.base import Checkpoint, Writer
-from .turns import Turns
 
 if TYPE_CHECKING:
     from .service import UploadService
@@ -108,7 +109,7 @@ class SmallFiles:
             await self._share(self._link, created)
             linked = [file for file in created if file.is_linked]
             sessions = [file.session for file in linked]
-            events = await service.database.call_many(leases.complete, sessions)
+            events = await service.database.call_many(rows.complete, sessions)
             for file, event in zip(linked, events, strict=True):
                 if isinstance(event, NotFound):  # deleted meanwhile, by the host
                     await service.store.run(self._withdraw, file)
@@ -158,7 +159,7 @@ class SmallFiles:
 
     async def _create(self, files: list[SmallFile]) -> list[SmallFile]:
         creations = [Creation(file.session, file.owner) for file in files]
-        outcomes = await self._service.database.call_many(leases.create, creations)
+        outcomes = await self._service.database.call_many(rows.create, creations)
         created = []
         for file, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, UploadError):
@@ -183,7 +184,7 @@ class SmallFiles:
         writers = [file.writer for file in files if file.writer is not None]
         checkpoints = self._service.store.sync_all(writers)
         for file, checkpoint in zip(files, checkpoints, strict=True):
-            for column, value in leases.checkpoint_values(checkpoint).items():
+            for column, value in rows.checkpoint_values(checkpoint).items():
                 setattr(file.session, column, value)
 
     def _link(self, files: Sequence[SmallFile]) -> None:
@@ -216,5 +217,5 @@ class SmallFiles:
                     self._service.store.delete(file.writer.part)
                 if not file.is_created:  # the ordinary way begins from nothing
                     file.session.state, file.session.stored_as = State.CREATED, ""
-                    for column, value in leases.checkpoint_values(Checkpoint("")).items():
+                    for column, value in rows.checkpoint_values(Checkpoint("")).items():
                         setattr(file.session, column, value)

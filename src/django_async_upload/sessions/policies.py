@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.core.exceptions import SuspiciousFileOperation
 from django.utils.text import get_valid_filename
 
-from .exceptions import FileTooLarge, MetadataInvalid, NameRefused, TypeRefused
+from ..exceptions import FileTooLarge, MetadataInvalid, NameRefused, TypeRefused
 
 MAX_NAME: Final = 255
 """Characters of a file name, and bytes of the name in the storage."""

@@ -29,13 +29,13 @@ from django.db.models.signals import post_save, pre_save
 from django.dispatch import receiver
 from django.utils import timezone
 
-from .commits import after_commit
-from .exceptions import AlreadyBound
-from .holds import HOLD, alias, withdraw
-from .models import UploadSession
-from .protocol.state import State
-from .stores.configured import PRIVATE, get_storage, staging_root
-from .stores.publication import is_same_place
+from ..exceptions import AlreadyBound
+from ..models import UploadSession
+from ..sessions.commits import after_commit
+from ..sessions.holds import HOLD, alias, withdraw
+from ..sessions.state import State
+from ..stores.configured import PRIVATE, get_storage, staging_root
+from ..stores.publication import is_same_place
 
 if TYPE_CHECKING:
     UploadedBytes = UploadedFile[bytes]

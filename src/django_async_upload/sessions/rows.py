@@ -18,8 +18,8 @@ from typing import Any
 from django.db.models import F, Q
 from django.utils import timezone
 
-from . import conf, signals
-from .exceptions import (
+from .. import conf, signals
+from ..exceptions import (
     BY_CODE,
     ConnectionRefused,
     KeyReused,
@@ -28,12 +28,12 @@ from .exceptions import (
     UploadError,
     UploadOver,
 )
+from ..models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
+from ..stores.base import Checkpoint
 from .holds import HOLD
-from .models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from .owners import Owner
-from .protocol.state import OVER, PUBLISHED, State
 from .quotas import Growth, Quota
-from .stores.base import Checkpoint
+from .state import OVER, PUBLISHED, State
 
 CLAIM = timedelta(seconds=10)
 """For how long a process keeps a completion event to itself, unless it renews the claim."""

@@ -18,9 +18,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
-from .protocol import frames
-from .protocol import messages as m
-from .protocol.frames import SUBPROTOCOL
+from ..protocol import frames
+from ..protocol import messages as m
+from ..protocol.frames import SUBPROTOCOL
 
 TIMEOUT: Final = 10.0
 """Seconds for a handshake, and for an answer."""
