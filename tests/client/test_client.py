@@ -90,6 +90,14 @@ async def test_what_arrives_is_what_was_sent(server: ScriptedServer, what: Path)
     assert result.stored_as == "in/name.bin"
     assert (result.resumed, result.bytes_sent) == (False, len(LARGE))
     assert result.receipt == f"signed {result.id}"
+    assert result.response is None
+
+
+async def test_the_apps_own_answer_is_in_the_result(server: ScriptedServer, large: Path) -> None:
+    server.complete = lying(response={"document": 7, "größe": [1.5, None]})
+    async with server.client() as client:
+        result = await client.upload(large)
+    assert result.response == {"document": 7, "größe": [1.5, None]}
 
 
 async def test_an_empty_file_arrives(server: ScriptedServer, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ test("brackets, quotes and numbers inside of strings are no structure", () => {
   assert.deepEqual(message, { type: "ERROR", facts: {}, ...fields });
 });
 
-test("the receipt of a completed upload is read, and may be missing", () => {
+function completed(more) {
   const fields = {
     upload: "5d3c7f3e-8a1b-4c52-9f0e-2b64a7d1c9e0",
     name: "a",
@@ -142,13 +142,24 @@ test("the receipt of a completed upload is read, and may be missing", () => {
     crc32c: "00000000",
     stored_as: "a",
   };
-  const parse = (more) =>
-    parseMessage("COMPLETED", parseFields(buildControl("COMPLETED", 1, { ...fields, ...more })));
-  assert.equal(parse({}).receipt, undefined);
-  assert.equal(parse({ receipt: "x:y" }).receipt, "x:y");
-  assert.equal(parse({ receipt: "x".repeat(4096) }).receipt.length, 4096);
-  assert.throws(() => parse({ receipt: "x".repeat(4097) }), { code: "malformed_frame" });
-  assert.throws(() => parse({ receipt: null }), { code: "malformed_frame" });
+  return parseMessage("COMPLETED", parseFields(buildControl("COMPLETED", 1, { ...fields, ...more })));
+}
+
+test("the receipt of a completed upload is read, and may be missing", () => {
+  assert.equal(completed({}).receipt, undefined);
+  assert.equal(completed({ receipt: "x:y" }).receipt, "x:y");
+  assert.equal(completed({ receipt: "x".repeat(4096) }).receipt.length, 4096);
+  assert.throws(() => completed({ receipt: "x".repeat(4097) }), { code: "malformed_frame" });
+  assert.throws(() => completed({ receipt: null }), { code: "malformed_frame" });
+});
+
+test("the app's answer is an object as it was sent, and may be missing", () => {
+  assert.equal(completed({}).response, undefined);
+  const response = { document: 7, tags: ["a", null, 1.5], "größe": { ja: true } };
+  assert.deepEqual(completed({ response }).response, response);
+  for (const wrong of [null, [], "{}", 1]) {
+    assert.throws(() => completed({ response: wrong }), { code: "malformed_frame" });
+  }
 });
 
 test("a flipped bit anywhere in a frame is seen", () => {

@@ -10,6 +10,7 @@ const PLACE = { page: "/documents/7/", row: 2 };
 /** A page that uploaded a file and is gone; its form was not sent. */
 async function finish(context, options = {}, size = MIB) {
   const server = new Server();
+  server.response = { document: 7 };
   const records = new Shelf();
   const { uploader } = begin(context, server, { records });
   const upload = uploader.add(fileOf(size), options);
@@ -29,6 +30,7 @@ test("a finished upload whose receipt was not sent is given back after a reload,
   const upload = await found.continue();
   assert.equal(upload.state, "completed");
   assert.deepEqual(await upload.result, result);
+  assert.deepEqual(result.response, { document: 7 });
   assert.deepEqual([upload.name, upload.size, upload.type, upload.key], ["a.bin", MIB, "application/x-test", key]);
   assert.equal(upload.progress.fraction, 1);
   assert.deepEqual(server.heard, []);

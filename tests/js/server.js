@@ -44,6 +44,8 @@ export class Server {
   chunk = 65536;
   /** Bytes that a client may be ahead of what has arrived. */
   credit = 4 * 65536;
+  /** The app's own answer, for COMPLETED. @type {object | undefined} */
+  response = undefined;
   /** (type, stream, fields, socket) => true where it was handled otherwise. */
   intercept = () => false;
 
@@ -181,7 +183,7 @@ export class Server {
     const { id, name, size, crc, digests } = session;
     return {
       ...{ type: "COMPLETED", upload: id, name, size, crc32c: crc, stored_as: name },
-      ...{ digests, receipt: `receipt of ${id}` },
+      ...{ digests, receipt: `receipt of ${id}`, response: this.response },
     };
   }
 

@@ -23,7 +23,7 @@ for (const size of [0, 1, 16384, 16385, 65536, 65537, 1_000_003, LARGE]) {
     const session = sessionOf(server, upload);
     assert.deepEqual(result, {
       ...{ id: session.id, name: "a.bin", size, crc32c: session.crc, storedAs: "a.bin" },
-      ...{ digests: {}, receipt: `receipt of ${session.id}` },
+      ...{ digests: {}, receipt: `receipt of ${session.id}`, response: undefined },
     });
     assert.deepEqual(states.map(({ state }) => state), ["uploading", "finishing", "completed"]);
     assert.equal(upload.progress.fraction, 1);
@@ -31,6 +31,17 @@ for (const size of [0, 1, 16384, 16385, 65536, 65537, 1_000_003, LARGE]) {
     assert.equal(server.socket.url, "wss://example.org/ws/uploads/");
   });
 }
+
+test("the app's own answer is in the result, and in the detail of the event", LIMIT, async (context) => {
+  const server = new Server();
+  server.response = { document: 7, url: "/documents/7/" };
+  const { uploader } = begin(context, server);
+  const upload = uploader.add(fileOf(1000));
+  const completed = record(upload, "completed");
+  const { response } = await upload.result;
+  assert.deepEqual(response, { document: 7, url: "/documents/7/" });
+  assert.deepEqual(completed, [{ result: await upload.result }]);
+});
 
 test("a small file goes out in one breath", LIMIT, async (context) => {
   const { server, uploader } = begin(context);

@@ -56,6 +56,8 @@ class UploadResult:
     """Payload bytes that this program sent, those that had to be sent again included."""
     receipt: str | None = None
     """Signed by the server: post it to a form or an API of the site, in place of the file."""
+    response: dict[str, Any] | None = None
+    """The app's own answer, a JSON object; None where its endpoint gave none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ class Upload:
             resumed=self._resumed,
             bytes_sent=self._sent,
             receipt=completed.receipt,
+            response=completed.response,
         )
 
     async def _begin(self, source: Source) -> tuple[messages.Create, bool]:

@@ -308,6 +308,8 @@ class Completed(Message):
     digests: dict[str, str] = field(default_factory=dict)
     receipt: str | None = None
     """Signed by the server: to be posted with a form, in place of the file."""
+    response: dict[str, Any] | None = None
+    """The app's own answer."""
 
 
 @dataclass(frozen=True, slots=True)

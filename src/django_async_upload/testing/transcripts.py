@@ -39,6 +39,7 @@ _OWN_FIGURES: Final = frozenset(
         "retry_after",
         "stored_as",
         "receipt",
+        "response",
         "user",
         "expires_in",
     }

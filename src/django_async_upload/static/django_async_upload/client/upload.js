@@ -23,6 +23,7 @@ import { UploadError } from "../protocol/errors.js";
  * @property {string} storedAs the name in the server's storage
  * @property {Record<string, string>} digests algorithm -> hex
  * @property {string} [receipt] signed proof of this upload, to be posted with a form
+ * @property {Record<string, unknown>} [response] the app's own answer, where its endpoint gave one
  */
 
 /**
@@ -540,7 +541,7 @@ export class Upload extends EventTarget {
    * @internal
    */
   async completed(completed) {
-    const { upload: id, name, size, crc32c, stored_as: storedAs, digests, receipt } = completed;
+    const { upload: id, name, size, crc32c, stored_as: storedAs, digests, receipt, response } = completed;
     this.#attachment = null;
     this.#gained(this.#now());
     this.#go("arrived");
@@ -566,7 +567,7 @@ export class Upload extends EventTarget {
       return;
     }
     this.#meter.set(size);
-    const result = { id, name, size, crc32c, storedAs, digests, receipt };
+    const result = { id, name, size, crc32c, storedAs, digests, receipt, response };
     this.#memo.finish(result);
     this.#settle("complete", result);
   }

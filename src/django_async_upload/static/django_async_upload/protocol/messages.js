@@ -32,7 +32,7 @@ import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from
  * @typedef {{type: "PAUSE", code: string}} Pause
  * @typedef {{type: "PROGRESS", phase: string, done: number, total: number}} Progress
  * @typedef {{type: "COMPLETED", upload: string, name: string, size: number, crc32c: string, stored_as: string,
- *   digests: Record<string, string>, receipt?: string}} Completed
+ *   digests: Record<string, string>, receipt?: string, response?: Record<string, unknown>}} Completed
  * @typedef {{type: "CANCELLED", upload: string}} Cancelled
  * @typedef {{type: "RELEASED", durable: number}} Released
  * @typedef {{type: "STATUS", upload: string, state: string, name: string, durable: number, size?: number,
@@ -191,6 +191,7 @@ const SCHEMAS = {
     stored_as: needed(string),
     digests: maybe(digests, () => ({})),
     receipt: maybe(text(0, 4096)),
+    response: maybe(object),
   },
   CANCELLED: { upload: needed(uuid) },
   RELEASED: { durable: needed(integer) },
