@@ -256,9 +256,15 @@ def test_without_the_right_nothing_is_shown(
 def test_an_upload_can_be_looked_at_but_neither_made_nor_changed(
     site: Client, owner: Owner
 ) -> None:
-    session = publish(owner, metadata={"album": "Überraschung"}, digests={"sha256": "ab12"})
+    session = publish(
+        owner,
+        metadata={"album": "Überraschung"},
+        digests={"sha256": "ab12"},
+        response={"document": "<Geschenk>"},
+    )
     page = site.get(f"{LIST}{session.pk}/change/").content.decode()
     assert "Überraschung" in page
+    assert "{\n  &quot;document&quot;: &quot;&lt;Geschenk&gt;&quot;\n}" in page
     assert f"CRC-32C: {session.crc32c}; sha256: ab12" in page
     assert 'name="_save"' not in page
     assert site.post(f"{LIST}{session.pk}/change/", {"name": "b.bin"}).status_code == 403

@@ -157,7 +157,7 @@ class UploadSessionAdmin(ModelAdmin):
     paginator = BoundedPaginator
     search_help_text = _("Name, name as stored or owner; or the whole id.")
     actions = ("cancel", "expire", "send_again")
-    readonly_fields = ("progress", "total", "file", "checksums", "sent_metadata", "delivered")
+    readonly_fields = ("progress", "total", "file", "checksums", "sent_metadata", "answer", "delivered")
     fieldsets = (
         (
             None,
@@ -177,7 +177,16 @@ class UploadSessionAdmin(ModelAdmin):
         ),
         (
             _("File"),
-            {"fields": ("storage", "stored_as", "content_type", "checksums", "sent_metadata")},
+            {
+                "fields": (
+                    "storage",
+                    "stored_as",
+                    "content_type",
+                    "checksums",
+                    "sent_metadata",
+                    "answer",
+                )
+            },
         ),
         (
             _("Times"),
@@ -277,10 +286,11 @@ class UploadSessionAdmin(ModelAdmin):
 
     @admin.display(description=_("metadata"))
     def sent_metadata(self, session: UploadSession) -> str:
-        if not session.metadata:
-            return self._shown(None)
-        text = json.dumps(session.metadata, indent=2, ensure_ascii=False, sort_keys=True)
-        return format_html('<pre class="async-upload-metadata" dir="ltr">{}</pre>', text)
+        return self._shown_as_json(session.metadata)
+
+    @admin.display(description=_("response"))
+    def answer(self, session: UploadSession) -> str:
+        return self._shown_as_json(session.response)
 
     @admin.display(description=_("signals sent"))
     def delivered(self, session: UploadSession) -> str:
@@ -292,6 +302,12 @@ class UploadSessionAdmin(ModelAdmin):
         else:
             text = _("Attempts that failed so far: %(attempts)s. %(error)s")
         return text % {"attempts": number_format(event.attempts), "error": event.error}
+
+    def _shown_as_json(self, value: dict[str, Any] | None) -> str:
+        if not value:
+            return self._shown(None)
+        text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+        return format_html('<pre class="async-upload-json" dir="ltr">{}</pre>', text)
 
     def _shown(self, value: Any) -> str:
         return display_for_value(value, self.get_empty_value_display())

@@ -157,6 +157,10 @@ class UploadSession(models.Model):
     digests = models.JSONField(_("digests"), default=dict, blank=True)
     storage = models.CharField(_("storage"), max_length=100, default="default")
     stored_as = models.CharField(_("name as stored"), max_length=512, blank=True)
+    response = models.JSONField(
+        _("response"), null=True, blank=True, help_text=_("The app's own answer to the client.")
+    )
+    response_due = models.DateTimeField(_("response due"), null=True, blank=True)
     error = models.CharField(_("error"), max_length=40, blank=True)
     error_message = models.CharField(_("error message"), max_length=MAX_ERROR_MESSAGE, blank=True)
     error_facts = models.JSONField(_("figures of the error"), default=dict, blank=True)

@@ -124,6 +124,19 @@ class Migration(migrations.Migration):
                     "stored_as",
                     models.CharField(blank=True, max_length=512, verbose_name="name as stored"),
                 ),
+                (
+                    "response",
+                    models.JSONField(
+                        blank=True,
+                        help_text="The app's own answer to the client.",
+                        null=True,
+                        verbose_name="response",
+                    ),
+                ),
+                (
+                    "response_due",
+                    models.DateTimeField(blank=True, null=True, verbose_name="response due"),
+                ),
                 ("error", models.CharField(blank=True, max_length=40, verbose_name="error")),
                 (
                     "error_message",
