@@ -157,7 +157,15 @@ class UploadSessionAdmin(ModelAdmin):
     paginator = BoundedPaginator
     search_help_text = _("Name, name as stored or owner; or the whole id.")
     actions = ("cancel", "expire", "send_again")
-    readonly_fields = ("progress", "total", "file", "checksums", "sent_metadata", "answer", "delivered")
+    readonly_fields = (
+        "progress",
+        "total",
+        "file",
+        "checksums",
+        "sent_metadata",
+        "answer",
+        "delivered",
+    )
     fieldsets = (
         (
             None,
