@@ -42,7 +42,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="/var/tmp",
         help="where files are written; on a real disk (default: %(default)s)",
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="compare each row's figure with that of the package in another checkout, in the same rounds",
+    )
     options = parser.parse_args(arguments)
+    if options.against and not (options.against / "src").is_dir():
+        parser.error(f"{options.against} is no checkout: it has no src")
     if options.quick:
         options.size, options.tail_size, options.files = 128, 256, 500
         options.sockets, options.repetitions = 50, 2

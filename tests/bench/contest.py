@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-Measure = Callable[[], float]
-"""One run of one contestant; returns its figure."""
+
+class Result(NamedTuple):
+    """What one run of one contestant came to."""
+
+    value: float
+    cost: float
+    """Seconds of processor time at the server for each byte."""
+
+
+Measure = Callable[[], float | Result]
+"""One run of one contestant."""
 
 
 @dataclass
@@ -18,10 +27,8 @@ class Figures:
     values: list[float] = field(default_factory=list)
     broken: str = ""
     """Why there are no more values."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
+    costs: list[float] = field(default_factory=list)
+    """Seconds of processor time at the server for each byte, where they were counted."""
 
 
 def compete(contestants: dict[str, Measure], repetitions: int, title: str) -> dict[str, Figures]:
@@ -33,11 +40,16 @@ def compete(contestants: dict[str, Measure], repetitions: int, title: str) -> di
             if figures[name].broken:
                 continue
             try:
-                value = measure()
+                result = measure()
             except Exception as error:  # one is broken, the others go on
                 figures[name].broken = f"{type(error).__name__}: {error}"
                 print(f"{name}: {figures[name].broken}", file=sys.stderr, flush=True)
                 continue
-            if number:
-                figures[name].values.append(value)
+            if not number:
+                continue
+            if isinstance(result, Result):
+                figures[name].values.append(result.value)
+                figures[name].costs.append(result.cost)
+            else:
+                figures[name].values.append(result)
     return figures

@@ -19,6 +19,7 @@ from typing import Any
 
 from crc32c import crc32c
 
+from .contest import Result
 from .servers import CHECKOUT, Server, Site, die_with_parent, run
 
 UPLOAD_PATH = "/ws/uploads/"
@@ -97,21 +98,16 @@ class Load:
         if isinstance(server, Site):
             self.job |= {"path": UPLOAD_PATH, "ticket": server.ticket}
 
-    def rate(self) -> float:
-        """Bytes a second, of the second of two runs on each other's heels."""
+    def rate(self) -> Result:
+        """Bytes a second and what each cost the server, after rehearsals on each other's heels."""
         self.job["rehearsal"] = str(self.server.files)
-        return self.source.size / self.run()["seconds"]
+        self._watch()
+        return self._rate(self.run())
 
-    def cost(self) -> float:
-        """Seconds of processor time at the server for each byte, of the second of two runs on each other's heels."""
-        self.job["rehearsal"] = str(self.server.files)
-        self.job["watch"] = [process.pid for process in self.server.family()]
-        threads = self.run()["threads"].values()
-        return sum(ran for ran, _waited in threads) / self.source.size
-
-    def rate_dropped(self) -> float:
-        """Bytes a second, of a kind that stores nothing."""
-        return self.source.size / float(generate(self.job)["seconds"])
+    def rate_dropped(self) -> Result:
+        """Bytes a second and what each cost the server, of a kind that stores nothing."""
+        self._watch()
+        return self._rate(generate(self.job))
 
     def files_per_second(self) -> float:
         outcome = self.run()
@@ -120,6 +116,13 @@ class Load:
     def tail(self) -> float:
         """Seconds from the last byte to the answer."""
         return float(self.run()["tail"])
+
+    def _watch(self) -> None:
+        self.job["watch"] = [process.pid for process in self.server.family()]
+
+    def _rate(self, outcome: dict[str, Any]) -> Result:
+        ran = sum(ran for ran, _waited in outcome["threads"].values())
+        return Result(self.source.size / float(outcome["seconds"]), ran / self.source.size)
 
     def run(self) -> dict[str, Any]:
         """Raises :class:`RuntimeError` where anything else than the source was stored."""

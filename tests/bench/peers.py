@@ -11,14 +11,19 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
+from django_async_upload.stores.disk import reserve
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SYNC = int(os.environ.get("BENCH_SYNC", "0"))
 
 
-def sink(port: int, directory: str) -> None:
-    """What plain Python can do: ``recv_into`` and ``os.write``, no framing, no check."""
+def sink(port: int, directory: str, *, reserves: bool) -> None:
+    """What plain Python can do: ``recv_into`` and ``os.write``, no framing, no check.
+
+    ``reserves``: it asks the disk for the file's room first, as the app's store does.
+    """
     server = socket.create_server(("127.0.0.1", port))
     buffer = memoryview(bytearray(1 << 20))
     number = 0
@@ -30,13 +35,18 @@ def sink(port: int, directory: str) -> None:
                 continue
             number += 1
             name = f"{number}.bin"
-            _receive(connection, struct.unpack("!Q", head)[0], buffer, f"{directory}/{name}")
+            size = struct.unpack("!Q", head)[0]
+            _receive(connection, size, buffer, f"{directory}/{name}", reserves=reserves)
             connection.sendall(name.encode())
 
 
-def _receive(connection: socket.socket, size: int, buffer: memoryview, path: str) -> None:
+def _receive(
+    connection: socket.socket, size: int, buffer: memoryview, path: str, *, reserves: bool
+) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
+        if reserves:
+            reserve(file, size)
         unsynced = 0
         while size:
             got = connection.recv_into(buffer)
@@ -96,4 +106,4 @@ def _sync(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sink(int(sys.argv[1]), sys.argv[2])
+    sink(int(sys.argv[1]), sys.argv[2], reserves="reserve" in sys.argv[3:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,10 @@ _PACKAGES = (
     *("django", "channels", "websockets", "crc32c", "uvicorn", "httptools", "h11", "granian"),
     *("tuspyserver", "fastapi"),
 )
-_HEADINGS = ("ratio", "target", "", "comparison", "server", "durability", "this", "peer")
+_HEADINGS = (
+    *("ratio", "target", "", "comparison", "server", "durability"),
+    *("this", "its processor time", "peer", "its processor time"),
+)
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -40,22 +44,28 @@ def _cells(row: Row) -> tuple[str, ...]:
     where = (row.title, row.server, row.durability)
     if row.broken:
         # The whole message went to standard error.
-        return ("-", target, "", *where, row.broken.splitlines()[0][:80], "")
+        return ("-", target, "", *where, row.broken.splitlines()[0][:80], "", "", "")
     return (
         f"{row.ratio:.2f}",
         target,
         {True: "yes", False: "no", None: ""}[row.reached],
         *where,
-        _figure(row.mine, row.unit),
-        _figure(row.peer, row.unit),
+        *_figures(row.mine, row),
+        *_figures(row.peer, row),
     )
 
 
-def _figure(figures: Figures, unit: str) -> str:
+def _figures(figures: Figures, row: Row) -> tuple[str, str]:
+    return _figure(figures.values, row.unit), _figure(figures.costs, "s/GiB")
+
+
+def _figure(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
     scale = _SCALES[unit]
     low, middle, high = (
         f"{value * scale:,.{0 if value * scale >= 100 else 1 if value * scale >= 10 else 2}f}"
-        for value in (min(figures.values), figures.median, max(figures.values))
+        for value in (min(values), statistics.median(values), max(values))
     )
     return f"{middle} {unit}" if low == high else f"{middle} {unit} ({low} to {high})"
 

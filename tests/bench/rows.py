@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from django_async_upload.conf import UploadSettings
 
 from .contest import Figures, Measure, compete
 from .loads import MIB, Crowd, Load, Source, random_source, sparse_source
@@ -19,6 +22,12 @@ SMALL_FILE = 1024
 ROWS = ("single", "client", "sha256", "cpu", "tail", "small", "crowd")
 COSTS = {"uvicorn": 0.80, "granian": 1.0}
 """Seconds of processor time that one upload may cost for each GiB, by server."""
+SMALL_FILES = {"uvicorn": 5, "granian": 4}
+"""Times as many small files as POSTs, by server."""
+UPLOADS = (1, 10, 100)
+"""At once, where what they cost is compared."""
+THIS, OTHER = "", " of the other checkout"
+"""Whose package a site uses: this checkout's, or that of ``--against``."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Row:
     peer: Figures
     at_most: bool = False
     """The target is an upper bound."""
+    of_costs: bool = False
+    """The ratio is that of the costs, not of the values."""
 
     @property
     def broken(self) -> str:
@@ -42,7 +53,10 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        return self.mine.median / self.peer.median
+        return self._median(self.mine) / self._median(self.peer)
+
+    def _median(self, figures: Figures) -> float:
+        return statistics.median(figures.costs if self.of_costs else figures.values)
 
     @property
     def reached(self) -> bool | None:
@@ -84,10 +98,32 @@ class Bench:
         self.commands[server.name] = " ".join(server.command)
         return stack.enter_context(server)
 
-    def _site(self, name: str, durability: str) -> Site:
-        site = Site(name, self._folder(), durability)
+    def _site(self, name: str, durability: str, checkout: Path | None = None) -> Site:
+        site = Site(name, self._folder(), durability, checkout)
         self.commands[name] = " ".join(site.command)
         return site
+
+    @property
+    def _versions(self) -> dict[str, Path | None]:
+        """The checkouts whose package is measured, by what their contestants' names end with."""
+        return {THIS: None} | ({OTHER: self.options.against} if self.options.against else {})
+
+    def _compare_versions(
+        self,
+        server: str,
+        durability: str,
+        figures: dict[str, Figures],
+        titles: dict[str, str],
+        unit: str,
+        *,
+        of_costs: bool = False,
+    ) -> Iterator[Row]:
+        """Each contestant beside the same one of the other checkout; ``titles`` are by its name."""
+        for name, title in titles.items():
+            mine, other = figures.get(f"{name}{THIS}"), figures.get(f"{name}{OTHER}")
+            if mine and other:
+                title = f"{title} / the other checkout"
+                yield Row(title, server, durability, None, unit, mine, other, of_costs=of_costs)
 
     # One large file -------------------------------------------------------------------------------
 
@@ -105,6 +141,9 @@ class Bench:
                 figures = compete(contestants, self.options.repetitions, title)
             for server in self.options.servers:
                 yield from self._compare_large(server, durability, figures)
+                kinds = {"upload": "upload", "client": "Python client", "sha256": "SHA-256"}
+                titles = {f"{server} {kind}": title for kind, title in kinds.items()}
+                yield from self._compare_versions(server, durability, figures, titles, "MB/s")
 
     def _large_contestants(
         self, source: Source, durability: str, packages: Path, stack: ExitStack
@@ -117,20 +156,22 @@ class Bench:
         if not rows & {"single", "client", "sha256"}:
             return contestants
         if rows & {"single", "sha256"}:
-            server = self._start(sink(folder(), durability), stack)
-            contestants["sink"] = Load("sink", server, source).rate
+            for reserves in (False, True):
+                server = self._start(sink(folder(), durability, reserves=reserves), stack)
+                contestants[server.name] = Load("sink", server, source).rate
         for name in self.options.servers:
-            site = stack.enter_context(self._site(name, durability))
-            framed = partial(Load, "upload", site, source, frames=str(source.frames))
-            contestants[f"{name} upload"] = framed().rate
-            if "single" in rows:
-                empty = Load("drop", site, source, frames=str(source.frames))
-                contestants[f"{name} empty"] = empty.rate_dropped
-                contestants[f"{name} post"] = Load("post", site, source).rate
-            if "client" in rows:
-                contestants[f"{name} client"] = Load("client", site, source).rate
-            if "sha256" in rows:
-                contestants[f"{name} sha256"] = framed(sha256=source.sha256).rate
+            for version, checkout in self._versions.items():
+                site = stack.enter_context(self._site(name, durability, checkout))
+                framed = partial(Load, "upload", site, source, frames=str(source.frames))
+                contestants[f"{name} upload{version}"] = framed().rate
+                if "client" in rows:
+                    contestants[f"{name} client{version}"] = Load("client", site, source).rate
+                if "sha256" in rows:
+                    contestants[f"{name} sha256{version}"] = framed(sha256=source.sha256).rate
+                if "single" in rows and version is THIS:
+                    empty = Load("drop", site, source, frames=str(source.frames))
+                    contestants[f"{name} empty"] = empty.rate_dropped
+                    contestants[f"{name} post"] = Load("post", site, source).rate
         if "single" in rows:
             peers = [tuspyserver(folder(), durability)]
             if "@tus/server" not in self.missing:
@@ -145,9 +186,10 @@ class Bench:
     ) -> Iterator[Row]:
         for title, mine, peer, target in (
             ("upload / plain socket-to-file sink", "upload", "sink", 0.75),
+            ("upload / sink that reserves its file", "upload", "sink that reserves", None),
             ("a consumer that drops it all / sink", "empty", "sink", None),
             ("upload / Django multipart POST", "upload", f"{server} post", 1.7),
-            ("upload / @tus/server, 8 MiB PATCHes", "upload", "@tus/server", 1.7),
+            ("upload / @tus/server, 8 MiB PATCHes", "upload", "@tus/server", 2.1),
             ("upload / tuspyserver, 8 MiB PATCHes", "upload", "tuspyserver", 1.5),
             ("Python client / load generator", "client", f"{server} upload", 0.6),
             ("upload with SHA-256 / sink", "sha256", "sink", 0.4),
@@ -161,65 +203,100 @@ class Bench:
 
     def _cpu_rows(self) -> Iterator[Row]:
         """What a byte costs the server: steadier than its speed where others use the machine, too."""
-        source = random_source(self.directory, "cpu.bin", self.options.size * MIB)
+        source = random_source(self.directory, "cpu.bin", self.options.size * MIB, prebuilt=True)
+        contestants: dict[str, Measure] = {}
         with ExitStack() as stack:
-            plain = self._start(sink(self._folder(), "os"), stack)
-            contestants: dict[str, Measure] = {"sink": Load("sink", plain, source).cost}
+            for reserves in (False, True):
+                server = self._start(sink(self._folder(), "os", reserves=reserves), stack)
+                contestants[server.name] = Load("sink", server, source).rate
             for name in self.options.servers:
-                site = stack.enter_context(self._site(name, "os"))
-                for count in (1, 10, 100):
-                    load = Load("uploads", site, source, uploads=count)
-                    contestants[f"{name} {count}"] = load.cost
+                for version, checkout in self._versions.items():
+                    site = stack.enter_context(self._site(name, "os", checkout))
+                    for count in UPLOADS:
+                        load = Load(
+                            "uploads", site, source, uploads=count, frames=str(source.frames)
+                        )
+                        contestants[f"{name} {count}{version}"] = load.rate
             title = f"processor time of {self.options.size} MiB"
             figures = compete(contestants, self.options.repetitions, title)
         for name in self.options.servers:
             one = figures[f"{name} 1"]
-            allowed = Figures([COSTS[name] / GIB])
+            allowed = Figures(costs=[COSTS[name] / GIB])
             for title, target, mine, peer in (
-                ("processor time, one upload / what is allowed", 1.0, one, allowed),
-                ("processor time, one upload / plain sink", None, one, figures["sink"]),
-                ("processor time, 10 uploads at once / one", None, figures[f"{name} 10"], one),
-                ("processor time, 100 uploads at once / one", 1.5, figures[f"{name} 100"], one),
+                ("one upload / what is allowed", 1.0, one, allowed),
+                ("one upload / plain sink", None, one, figures["sink"]),
+                (
+                    "one upload / sink that reserves its file",
+                    None,
+                    one,
+                    figures["sink that reserves"],
+                ),
+                ("10 uploads at once / one", None, figures[f"{name} 10"], one),
+                ("100 uploads at once / one", 1.5, figures[f"{name} 100"], one),
             ):
-                yield Row(title, name, "os", target, "s/GiB", mine, peer, at_most=True)
+                title = f"processor time, {title}"
+                yield Row(
+                    title, name, "os", target, "MB/s", mine, peer, at_most=True, of_costs=True
+                )
+            titles = {
+                f"{name} {count}": f"processor time, uploads at once: {count}" for count in UPLOADS
+            }
+            yield from self._compare_versions(name, "os", figures, titles, "MB/s", of_costs=True)
 
     def _tail_rows(self) -> Iterator[Row]:
         large = sparse_source(self.directory, "tail-large.bin", self.options.tail_size * MIB)
         small = sparse_source(self.directory, "tail-small.bin", MIB)
         title = f"last byte to completed, {self.options.tail_size} MiB / 1 MiB"
         for name in self.options.servers:
-            with self._site(name, "os") as site:
-                contestants: dict[str, Measure] = {
-                    "large": Load("upload", site, large).tail,
-                    "small": Load("upload", site, small).tail,
-                }
+            contestants: dict[str, Measure] = {}
+            with ExitStack() as stack:
+                for version, checkout in self._versions.items():
+                    site = stack.enter_context(self._site(name, "os", checkout))
+                    contestants[f"large{version}"] = Load("upload", site, large).tail
+                    contestants[f"small{version}"] = Load("upload", site, small).tail
                 figures = compete(contestants, self.options.repetitions, f"{title}, {name}")
             yield Row(title, name, "os", 2, "ms", figures["large"], figures["small"], at_most=True)
+            titles = {
+                "large": f"last byte to completed, {self.options.tail_size} MiB",
+                "small": "last byte to completed, 1 MiB",
+            }
+            yield from self._compare_versions(name, "os", figures, titles, "ms")
 
     def _small_rows(self) -> Iterator[Row]:
         files = self.options.files
         source = random_source(self.directory, "small.bin", files * SMALL_FILE)
         title = f"{files:,} files of 1 KiB / one keep-alive POST each"
         for name in self.options.servers:
-            with self._site(name, "os") as site:
-                # ext4 without a journal does not use the inodes of deleted files again for minutes, and
-                # looks at each of them whenever it makes a file.
-                contestants: dict[str, Measure] = {
-                    kind: Load(kind, site, source, keep=True, size=SMALL_FILE).files_per_second
-                    for kind in ("small_files", "small_posts")
-                }
+            contestants: dict[str, Measure] = {}
+            with ExitStack() as stack:
+                for version, checkout in self._versions.items():
+                    site = stack.enter_context(self._site(name, "os", checkout))
+                    for kind in (
+                        ("small_files", "small_posts") if version is THIS else ("small_files",)
+                    ):
+                        # ext4 without a journal does not use the inodes of deleted files again for minutes, and
+                        # looks at each of them whenever it makes a file.
+                        load = Load(kind, site, source, keep=True, size=SMALL_FILE)
+                        contestants[f"{kind}{version}"] = load.files_per_second
                 figures = compete(contestants, self.options.repetitions, f"{title}, {name}")
-            yield Row(
-                title, name, "os", 3, "files/s", figures["small_files"], figures["small_posts"]
-            )
+            mine, peer = figures["small_files"], figures["small_posts"]
+            yield Row(title, name, "os", SMALL_FILES[name], "files/s", mine, peer)
+            titles = {"small_files": f"{files:,} files of 1 KiB"}
+            yield from self._compare_versions(name, "os", figures, titles, "files/s")
 
     def _crowd_rows(self) -> Iterator[Row]:
         sockets = self.options.sockets
         source = random_source(self.directory, "crowd.bin", 16 * MIB)
-        allowed = Figures([float(32 * MIB + sockets * 32 * KIB)])
+        allowed = Figures([float(UploadSettings().memory_budget + sockets * 32 * KIB)])
         title = f"memory of {sockets} uploads over {sockets} idle sockets / what is allowed"
         for name in self.options.servers:
-            crowd = Crowd(partial(self._site, name, "os"), source, sockets)
-            contestants: dict[str, Measure] = {"growth": crowd.growth}
+            contestants: dict[str, Measure] = {
+                f"growth{version}": Crowd(
+                    partial(self._site, name, "os", checkout), source, sockets
+                ).growth
+                for version, checkout in self._versions.items()
+            }
             figures = compete(contestants, self.options.repetitions, f"{title}, {name}")
             yield Row(title, name, "os", 1, "MiB", figures["growth"], allowed, at_most=True)
+            titles = {"growth": f"memory of {sockets} uploads"}
+            yield from self._compare_versions(name, "os", figures, titles, "MiB")

@@ -133,23 +133,32 @@ def free_port() -> int:
 
 
 class Site(Server):
-    """The bench's host project on an ASGI server."""
+    """The bench's host project on an ASGI server.
 
-    def __init__(self, server: str, directory: Path, durability: str) -> None:
+    ``checkout`` is the one whose package it uses, where that is not this one.
+    """
+
+    def __init__(
+        self, server: str, directory: Path, durability: str, checkout: Path | None = None
+    ) -> None:
         port = free_port()
         environment = {
             "BENCH_DIRECTORY": str(directory),
             "BENCH_DURABILITY": durability,
             "BENCH_SYNC": str(CHECKPOINT if durability == "fsync" else 0),
         }
+        if checkout is not None:
+            environment["PYTHONPATH"] = str(checkout / "src")
         super().__init__(server, ASGI_SERVERS[server](port), directory, port, environment)
         self.ticket = run([sys.executable, "-m", "tests.bench.site"], environment)
 
 
-def sink(directory: Path, durability: str) -> Server:
+def sink(directory: Path, durability: str, *, reserves: bool = False) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "tests.bench.peers", str(port), str(directory / "files")]
-    return Server("sink", command, directory, port, _sync(durability))
+    command += ["reserve"] if reserves else []
+    name = "sink that reserves" if reserves else "sink"
+    return Server(name, command, directory, port, _sync(durability))
 
 
 def tuspyserver(directory: Path, durability: str) -> Server:

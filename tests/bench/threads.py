@@ -40,7 +40,7 @@ def spent(before: Account, after: Account) -> Account:
 
 
 def measure(load: Load) -> tuple[float, Account]:
-    """Seconds of the second of two uploads, and what the server's threads did in it."""
+    """Seconds of an upload after its rehearsals, and what the server's threads did in it."""
     load.job["rehearsal"] = str(load.server.files)
     load.job["watch"] = [process.pid for process in load.server.family()]
     outcome = load.run()
