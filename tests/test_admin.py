@@ -137,7 +137,7 @@ def test_the_number_of_queries_does_not_depend_on_the_number_of_rows(
 def test_the_list_counts_no_further_than_it_shows(
     site: Client, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_admin, "MOST", 3)
+    monkeypatch.setattr(upload_admin, "MAX_COUNTED", 3)
     sessions = [unfinished(owner, "") for _ in range(5)]
     with CaptureQueriesContext(connection) as queries:
         response = site.get(LIST)

@@ -383,7 +383,7 @@ def test_rows_of_uploads_that_are_over_go_after_a_week(owner: Owner, state: Stat
     assert cleanup.purge(dry_run=True).rows == 1
     assert cleanup.purge().rows == 1
     assert [each.pk for each in UploadSession.objects.all()] == [young.pk]
-    assert cleanup.purge(over_after=timedelta(days=5)).rows == 1
+    assert cleanup.purge(ended_after=timedelta(days=5)).rows == 1
     assert old.pk != young.pk
 
 

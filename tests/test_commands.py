@@ -137,4 +137,4 @@ def test_the_command_tells_of_receivers_that_fail(
         assert call("deliver_upload_signals") == "Delivered 0 completions.\n"
     finally:
         signals.upload_completed.disconnect(receiver)
-    assert "1 failed and will be tried again" in capsys.readouterr().err
+    assert "1 failed and will be retried" in capsys.readouterr().err

@@ -149,7 +149,7 @@ async def test_a_storage_that_fails_is_tried_again_by_the_purge(
     await UploadSession.objects.aupdate(expires_at=past)
     await run(cleanup.purge)
     assert files(media) == []
-    await run(cleanup.purge, over_after=timedelta(0))
+    await run(cleanup.purge, ended_after=timedelta(0))
     assert not await UploadSession.objects.aexists()
 
 

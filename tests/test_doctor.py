@@ -199,7 +199,7 @@ class WithoutWebsockets:
 
 def test_what_it_needs_is_said_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [WithoutWebsockets(), *sys.meta_path])
-    loaded = [f"django_async_upload.{name}" for name in ("doctor", "probe")]
+    loaded = [f"django_async_upload.operations.{name}" for name in ("doctor", "probe")]
     loaded += [name for name in sys.modules if name.partition(".")[0] == "websockets"]
     for name in loaded:
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -43,7 +43,7 @@ def states(sessions: Any) -> set[str]:
 def test_querysets_ask_for_groups_of_states(one_of_each: Any) -> None:
     assert states(UploadSession.objects.active()) == ACTIVE
     assert states(UploadSession.objects.completed()) == PUBLISHED
-    assert states(UploadSession.objects.over()) == OVER
+    assert states(UploadSession.objects.ended()) == OVER
     assert set(State) == ACTIVE | PUBLISHED | OVER
 
 

@@ -25,12 +25,12 @@ from django_async_upload.exceptions import (
     TypeRefused,
     UploadError,
 )
-from django_async_upload.middleware import end
+from django_async_upload.middleware import end_request
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.receipts import (
     FieldToken,
-    Wanted,
+    PostedReceipt,
     field_name,
     field_token,
     open_receipt,
@@ -193,26 +193,26 @@ def test_visitors_are_refused_when_the_host_no_longer_lets_them(
 # One request at a time ----------------------------------------------------------------------------
 
 
-def test_a_second_request_has_to_wait_until_the_first_let_go(
+def test_a_second_request_cannot_open_a_receipt_until_the_first_releases_it(
     alice: Any, session: UploadSession
 ) -> None:
     first, second = request_of(alice), request_of(alice)
     upload = open_receipt(first, receipt_of(session), field="file")
     assert code_of(second, receipt_of(session), field="file") == "receipt_used"
-    end([upload], is_done=True)
+    end_request([upload], is_done=True)
     assert open_receipt(second, receipt_of(session), field="file")
 
 
 def test_a_request_that_came_and_went_between_reading_and_taking_wins(
     alice: Any, session: UploadSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim = receipts.claim
+    hold = receipts.hold
 
     def late(sessions: Any) -> Any:
         UploadSession.objects.filter(pk=session.pk).update(epoch=session.epoch + 1)
-        return claim(sessions)
+        return hold(sessions)
 
-    monkeypatch.setattr(receipts, "claim", late)
+    monkeypatch.setattr(receipts, "hold", late)
     assert code_of(request_of(alice), receipt_of(session), field="file") == "receipt_used"
 
 
@@ -220,16 +220,16 @@ def test_the_hold_of_a_request_that_died_ends_by_itself(alice: Any, session: Upl
     stale = open_receipt(request_of(alice), receipt_of(session), field="file")
     UploadSession.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     taken = open_receipt(request_of(alice), receipt_of(session), field="file")
-    end([stale], is_done=True)  # it was only slow: the upload is no longer its own
+    end_request([stale], is_done=True)  # it was only slow: the upload is no longer its own
     assert code_of(request_of(alice), receipt_of(session), field="file") == "receipt_used"
-    end([taken], is_done=True)
+    end_request([taken], is_done=True)
     assert open_receipt(request_of(alice), receipt_of(session), field="file")
 
 
 def test_the_same_receipt_twice_in_a_request_is_one_file(
     alice: Any, session: UploadSession
 ) -> None:
-    wanted = Wanted(receipt_of(session), "file")
+    wanted = PostedReceipt(receipt_of(session), "file")
     first, second = open_receipts(request_of(alice), [wanted, wanted])
     assert not isinstance(first, ValidationError)
     assert isinstance(second, ValidationError)
@@ -237,8 +237,8 @@ def test_the_same_receipt_twice_in_a_request_is_one_file(
 
 
 def test_many_receipts_are_looked_up_together(alice: Any, owner: Owner, media: Path) -> None:
-    mine = [Wanted(receipt_of(publish(owner))) for _ in range(5)]
-    forged = [Wanted(f"{uuid.uuid4().hex}:forged") for _ in range(1000)]
+    mine = [PostedReceipt(receipt_of(publish(owner))) for _ in range(5)]
+    forged = [PostedReceipt(f"{uuid.uuid4().hex}:forged") for _ in range(1000)]
     request = request_of(alice)
     with CaptureQueriesContext(connection) as queries:
         outcomes = open_receipts(request, [*mine, *forged])
@@ -248,7 +248,7 @@ def test_many_receipts_are_looked_up_together(alice: Any, owner: Owner, media: P
     selects = [each for each in queries if each["sql"].startswith("SELECT")]
     assert len(selects) == (2 if connection.features.has_select_for_update else 1)
     with CaptureQueriesContext(connection) as queries:
-        end(request.__dict__["async_uploads"], is_done=True)
+        end_request(request.__dict__["async_uploads"], is_done=True)
     assert len(queries) == 1
     again = open_receipts(request_of(alice), mine)
     assert not any(isinstance(each, ValidationError) for each in again)
@@ -259,7 +259,7 @@ def test_of_many_receipts_only_those_that_are_taken_are_refused(
 ) -> None:
     """Whatever epochs their rows have."""
     sessions = [publish(owner, epoch=1 + number % 2) for number in range(6)]
-    receipts = [Wanted(receipt_of(session)) for session in sessions]
+    receipts = [PostedReceipt(receipt_of(session)) for session in sessions]
     open_receipts(request_of(alice), receipts[:2])
     outcomes = open_receipts(request_of(alice), receipts)
     assert [isinstance(each, ValidationError) for each in outcomes] == [True] * 2 + [False] * 4
@@ -267,7 +267,7 @@ def test_of_many_receipts_only_those_that_are_taken_are_refused(
 
 def test_forged_receipts_cost_no_query(alice: Any) -> None:
     with CaptureQueriesContext(connection) as queries:
-        open_receipts(request_of(alice), [Wanted("forged", "file")] * 1000)
+        open_receipts(request_of(alice), [PostedReceipt("forged", "file")] * 1000)
     assert not list(queries)
 
 

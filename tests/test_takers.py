@@ -165,7 +165,7 @@ def test_a_receipt_of_what_a_receiver_takes_is_refused_and_the_log_says_why(
     with caplog.at_level(logging.WARNING), pytest.raises(ValidationError) as refused:
         open_receipt(request, receipt_of(for_receiver))
     assert refused.value.code == "receipt_invalid"
-    assert f"{for_receiver.pk} was posted, but it was made for a receiver" in caplog.text
+    assert f"{for_receiver.pk} was posted, but the upload was created for a receiver" in caplog.text
 
 
 def test_the_purge_never_deletes_what_a_receiver_is_to_take_unless_it_is_named(

@@ -46,9 +46,9 @@ else:
     ModelAdmin, UploadPaginator = admin.ModelAdmin, Paginator
 
 PER_PAGE: Final = 100
-"""Uploads on a page of the list, and ids that are asked for at once."""
-MOST: Final = 10_000
-"""Uploads that the list counts, shows and acts upon: whoever has more of them filters."""
+"""Uploads on a page of the list, and ids in one request for progress."""
+MAX_COUNTED: Final = 10_000
+"""Uploads that the list counts, shows and acts upon; to reach others, filter the list."""
 STOPPABLE: Final = ACTIVE - {State.FINALIZING}
 
 
@@ -61,39 +61,39 @@ class AsyncUploadAdminMixin:
 
 
 class AsyncAdminFileInput(AsyncClearableFileInput):
-    """The widget, around the admin's own input and in the admin's colors."""
+    """The widget around the admin's own input, in the admin's colors."""
 
     input_template_name = AdminFileWidget.template_name
     is_for_admin = True
 
 
 def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Put the widget where the admin's own one for files would be; what a host has chosen stays."""
+    """Replace the admin's own file widget by the upload widget; a widget that the host chose stays."""
     for options in formfield_overrides.values():
         if options.get("widget") is AdminFileWidget:
             cast("dict[str, Any]", options)["widget"] = AsyncAdminFileInput
 
 
 def put_widget_everywhere() -> None:
-    """What the setting ``ADMIN_WIDGET`` asks for: as if every ``ModelAdmin`` and inline had the mixin."""
+    """Apply the setting ``ADMIN_WIDGET``: as if every ``ModelAdmin`` and inline had the mixin."""
     put_widget(FORMFIELD_FOR_DBFIELD_DEFAULTS)
-    for site in all_sites:  # those made before have copied the defaults
+    for site in all_sites:  # each has copied the defaults already
         for model_admin in site._registry.values():
             put_widget(model_admin.formfield_overrides)
 
 
 class BoundedPaginator(UploadPaginator):
-    """Counts no further than :data:`MOST`: among a million rows a count takes longer than the page."""
+    """Counts no further than :data:`MAX_COUNTED`: counting a million rows takes longer than the rest of the page."""
 
     object_list: QuerySet[UploadSession]
 
     @cached_property
     def count(self) -> int:
-        return self.object_list.order_by().values("pk")[:MOST].count()
+        return self.object_list.order_by().values("pk")[:MAX_COUNTED].count()
 
 
 class EndpointFilter(admin.SimpleListFilter):
-    """The endpoints that there are uploads of, found by as many steps in their index."""
+    """Filters by endpoint. Finds each by one lookup in the index, since DISTINCT would read all rows."""
 
     title = _("endpoint")
     parameter_name = "endpoint"
@@ -113,7 +113,7 @@ class EndpointFilter(admin.SimpleListFilter):
 
 
 class StorageFilter(admin.SimpleListFilter):
-    """The storages of the settings."""
+    """Filters by storage, of those in the settings."""
 
     title = _("storage")
     parameter_name = "storage"
@@ -127,13 +127,13 @@ class StorageFilter(admin.SimpleListFilter):
 
 
 class SignalsFilter(admin.SimpleListFilter):
-    """What became of ``upload_completed``, where it did not simply succeed."""
+    """Filters by failures of the delivery of ``upload_completed``."""
 
     title = _("signals")
     parameter_name = "signals"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("failing", _("failed, tried again")), ("given_up", _("given up"))]
+        return [("failing", _("failed, will be retried")), ("given_up", _("given up"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         failed = queryset.filter(completion__error__gt="", completion__delivered_at=None)
@@ -145,7 +145,7 @@ class SignalsFilter(admin.SimpleListFilter):
 
 @admin.register(UploadSession)
 class UploadSessionAdmin(ModelAdmin):
-    """Uploads can be looked at, ended and deleted; what they are is between the client and the server."""
+    """Lists uploads, and lets users end and delete them. Nothing can be edited."""
 
     list_display = ("name", "progress", "total", "owner_shown", "created")
     list_filter = ("state", "taker", SignalsFilter, EndpointFilter, StorageFilter, "created_at")
@@ -213,13 +213,13 @@ class UploadSessionAdmin(ModelAdmin):
         css = {"all": ("django_async_upload/admin.css",)}
         js = (Script("django_async_upload/admin.js", type="module"),)
 
-    # Who may what ------------------------------------------------------------------------------
+    # Permissions -------------------------------------------------------------------------------
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nothing can be edited; the right to change uploads lets somebody end them."""
+        """Nothing can be edited; the permission to change uploads allows ending them."""
         return False
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -230,7 +230,7 @@ class UploadSessionAdmin(ModelAdmin):
         return request.user.has_perm(f"{self.opts.app_label}.{codename}")
 
     def has_delete_permission(self, request: HttpRequest, obj: UploadSession | None = None) -> bool:
-        # Deleted in the middle of its publication, a file would be left that no row knows.
+        # If a row were deleted during publication, its published file would be left without a row.
         is_free = obj is None or obj.state != State.FINALIZING
         return is_free and super().has_delete_permission(request, obj)
 
@@ -249,7 +249,7 @@ class UploadSessionAdmin(ModelAdmin):
 
     @admin.display(description=_("state"), ordering="state")
     def progress(self, session: UploadSession) -> str:
-        """The state, with a bar that :file:`admin.js` keeps up to date while the upload goes on."""
+        """The state, with a progress bar that :file:`admin.js` updates while the upload is active."""
         shown = progress_of(session)
         if not shown["active"]:
             return str(shown["text"])
@@ -335,7 +335,7 @@ class UploadSessionAdmin(ModelAdmin):
         return reverse(name, args=args, current_app=self.admin_site.name)
 
     def progress_view(self, request: HttpRequest) -> HttpResponse:
-        """``?id=…&id=…``: how far these uploads are, as JSON; at most :data:`PER_PAGE` are looked at."""
+        """The progress of the uploads ``?id=…&id=…`` as JSON, of the first :data:`PER_PAGE`."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         sessions = self.get_queryset(request).filter(pk__in=_ids(request.GET.getlist("id")))
@@ -358,29 +358,31 @@ class UploadSessionAdmin(ModelAdmin):
     def response_action(
         self, request: HttpRequest, queryset: QuerySet[UploadSession], *args: Any, **kwargs: Any
     ) -> HttpResponse | None:
-        if request.POST.get("select_across") == "1":  # all that the list has counted, and no more
-            queryset = queryset.filter(pk__in=list(queryset.values_list("pk", flat=True)[:MOST]))
+        if request.POST.get("select_across") == "1":  # only the rows that the list has counted
+            queryset = queryset.filter(
+                pk__in=list(queryset.values_list("pk", flat=True)[:MAX_COUNTED])
+            )
         return super().response_action(request, queryset, *args, **kwargs)
 
     @admin.action(description=_("Cancel selected uploads"), permissions=["end"])
     def cancel(self, request: HttpRequest, queryset: UploadSessionQuerySet) -> HttpResponse | None:
-        return self._confirmed(
+        return self._act_when_confirmed(
             request,
             queryset.filter(state__in=STOPPABLE),
             partial(self._end, request, State.CANCELLED, _("Uploads cancelled: %(count)s.")),
             _("Cancel uploads?"),
-            _("What was received of these uploads is deleted. They cannot be resumed."),
+            _("The data received for these uploads is deleted. They cannot be resumed."),
         )
 
     @admin.action(description=_("Let selected uploads expire"), permissions=["end"])
     def expire(self, request: HttpRequest, queryset: UploadSessionQuerySet) -> HttpResponse | None:
-        return self._confirmed(
+        return self._act_when_confirmed(
             request,
             queryset.filter(state__in=STOPPABLE),
             partial(self._end, request, State.EXPIRED, _("Uploads expired: %(count)s.")),
             _("Let uploads expire?"),
             _(
-                "What was received of these uploads is deleted, as if nothing had come for too long."
+                "The data received for these uploads is deleted, as if they had been inactive for too long."
             ),
         )
 
@@ -388,18 +390,18 @@ class UploadSessionAdmin(ModelAdmin):
     def send_again(
         self, request: HttpRequest, queryset: UploadSessionQuerySet
     ) -> HttpResponse | None:
-        return self._confirmed(
+        return self._act_when_confirmed(
             request,
             queryset.completed(),
             partial(self._send_again, request),
             _("Send the signals again?"),
             _(
-                "The site is told once more that these uploads are complete, and may do again "
-                "whatever it did then."
+                "The site is notified again that these uploads are complete, and may repeat what it did "
+                "the first time."
             ),
         )
 
-    def _confirmed(
+    def _act_when_confirmed(
         self,
         request: HttpRequest,
         concerned: QuerySet[UploadSession],
@@ -407,7 +409,7 @@ class UploadSessionAdmin(ModelAdmin):
         title: Any,
         consequence: Any,
     ) -> HttpResponse | None:
-        """Act upon the uploads that an action concerns, once the person has said that they want it."""
+        """Act on the uploads that an action concerns, once the user has confirmed it."""
         if request.POST.get("post"):
             act(list(concerned))
             return None
@@ -428,14 +430,14 @@ class UploadSessionAdmin(ModelAdmin):
         return TemplateResponse(request, template, context)
 
     def _end(
-        self, request: HttpRequest, to: State, said: Any, sessions: Sequence[UploadSession]
+        self, request: HttpRequest, to: State, message: Any, sessions: Sequence[UploadSession]
     ) -> None:
         with transaction.atomic(using=router.db_for_write(UploadSession)):
             ended = service.end([session.pk for session in sessions], to)
-        self._report(request, ended, said)
+        self._report(request, ended, message)
 
     def _send_again(self, request: HttpRequest, sessions: Sequence[UploadSession]) -> None:
-        # After the commit: the rows are changed, and receivers called, on other connections.
+        # After the commit, because other database connections change the rows and run the receivers.
         transaction.on_commit(
             partial(self._deliver, request, sessions), using=router.db_for_write(UploadSession)
         )
@@ -449,11 +451,11 @@ class UploadSessionAdmin(ModelAdmin):
         sent_again = [session for session in sessions if session.pk in sent]
         self._report(request, sent_again, _("Uploads whose signals were sent again: %(count)s."))
 
-    def _report(self, request: HttpRequest, done: Sequence[UploadSession], said: Any) -> None:
+    def _report(self, request: HttpRequest, done: Sequence[UploadSession], message: Any) -> None:
         for session in done:
-            self.log_change(request, session, str(said % {"count": 1}))
+            self.log_change(request, session, str(message % {"count": 1}))
         level = messages.SUCCESS if done else messages.WARNING
-        self.message_user(request, said % {"count": number_format(len(done))}, level)
+        self.message_user(request, message % {"count": number_format(len(done))}, level)
 
     # Deletion ----------------------------------------------------------------------------------
 
@@ -462,9 +464,7 @@ class UploadSessionAdmin(ModelAdmin):
     ) -> tuple[list[Any], dict[str, int], set[str], list[str]]:
         found, counts, missing, protected = super().get_deleted_objects(objs, request)
         publishing = [str(each) for each in objs if each.state == State.FINALIZING]
-        if publishing and self.has_delete_permission(
-            request
-        ):  # it is not the right that is missing
+        if publishing and self.has_delete_permission(request):  # no permission is missing
             missing = missing - {self.opts.verbose_name}
         return found, counts, missing, [*protected, *publishing]
 
@@ -472,7 +472,7 @@ class UploadSessionAdmin(ModelAdmin):
         self.delete_queryset(request, UploadSession.objects.filter(pk=obj.pk))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[UploadSession]) -> None:
-        """End what goes on, so that its holder stops; then delete rows, parts and files that nobody bound."""
+        """End active uploads, so that their holders stop; then delete rows, parts and unbound files."""
         with transaction.atomic(using=router.db_for_write(UploadSession)):
             active = queryset.filter(state__in=STOPPABLE).values_list("pk", flat=True)
             service.end(list(active), State.CANCELLED)
@@ -490,7 +490,7 @@ def _ids(texts: Iterable[str]) -> list[uuid.UUID]:
 
 
 def progress_of(session: UploadSession) -> dict[str, Any]:
-    """For a person: ``text``; ``percent``, None where it is not known; whether the upload is ``active``."""
+    """What the list shows: ``text``, ``percent`` (None where unknown) and whether the upload is ``active``."""
     state = session.get_state_display()
     if session.state not in STOPPABLE - {State.VERIFYING}:
         return {"text": state, "percent": None, "active": session.state in ACTIVE}

@@ -1,4 +1,4 @@
-"""Admission of connections: the address and the origin of a handshake, and how many connections may be open at once."""
+"""Admission of connections: the address and origin of a handshake, and limits on connections open at once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ IPV6_SUBSCRIBER: Final = 64
 
 
 def client_address(scope: dict[str, Any]) -> Address | None:
-    """Where a connection comes from; None where that is not known: a Unix socket, or no address at all.
+    """The client's address; None where it is unknown: a Unix socket, or what is no IP address.
 
-    With ``NUM_PROXIES`` it is the entry of ``X-Forwarded-For`` that the first of these proxies has written, counted
-    from the right: the client has written the entries further left itself. The server's own reading of the header
-    does not matter. Where there are fewer entries, the connection has not come through all proxies, and the address
-    is the one that the server reports.
+    With ``NUM_PROXIES`` it is the entry of ``X-Forwarded-For`` that the first of these proxies wrote, counted
+    from the right: the client may have forged the entries left of it. How the server itself reads the header
+    does not matter. Where there are fewer entries, the connection bypassed a proxy, and the address is the one that the
+    server reports.
     """
     if count := conf.uploads().num_proxies:
         values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
@@ -48,7 +48,7 @@ def client_address(scope: dict[str, Any]) -> Address | None:
 
 
 def _parsed(text: str | None) -> Address | None:
-    """``192.0.2.1``, ``192.0.2.1:4711``, ``2001:db8::1``, ``[2001:db8::1]:4711`` and ``fe80::1%eth0``."""
+    """Parse ``192.0.2.1``, ``192.0.2.1:4711``, ``2001:db8::1``, ``[2001:db8::1]:4711`` and ``fe80::1%eth0``."""
     text = (text or "").strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -62,7 +62,7 @@ def _parsed(text: str | None) -> Address | None:
 
 
 def network_of(address: Address | None) -> str | None:
-    """What caps and quotas count by: an IPv4 address, or the first address of an IPv6 address's network."""
+    """The address that limits and quotas count by: an IPv4 address, or the first one of an IPv6 network."""
     if isinstance(address, ipaddress.IPv6Address):
         network = ipaddress.ip_network((address, IPV6_SUBSCRIBER), strict=False)
         return str(network.network_address)
@@ -73,13 +73,13 @@ def network_of(address: Address | None) -> str | None:
 
 
 class _Handshake(HttpRequest):
-    """A handshake as a Django request, whose host and scheme are read as the settings say."""
+    """A handshake as a Django request, so that Django reads its host and scheme by the settings."""
 
     def __init__(self, scope: dict[str, Any]) -> None:
         super().__init__()
         self._scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme") or "ws", "http")
         for name, value in scope["headers"]:
-            if b"_" not in name:  # it would look like another header
+            if b"_" not in name:  # "_" would be read as "-": a forged header
                 key = f"HTTP_{name.decode('latin-1').upper().replace('-', '_')}"
                 self.META[key] = value.decode("latin-1")
 

@@ -14,11 +14,11 @@ class AsyncUploadConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from . import checks, conf  # noqa: F401  (they register themselves)
-        from .binding import linked  # noqa: F401  (they register themselves)
-        from .operations import cleanup  # noqa: F401  (they register themselves)
+        from . import checks, conf  # noqa: F401  (registers the checks)
+        from .binding import linked  # noqa: F401  (connects signal receivers)
+        from .operations import cleanup  # noqa: F401  (connects signal receivers)
 
-        with suppress(ImproperlyConfigured):  # the checks say so
+        with suppress(ImproperlyConfigured):  # the system checks report it
             if conf.uploads().admin_widget and apps.is_installed("django.contrib.admin"):
                 from .admin import put_widget_everywhere
 

@@ -1,4 +1,4 @@
-"""Static files of the element: one script and one style, or with ``JAVASCRIPT_SOURCES`` their sources."""
+"""The static files of the element: one script and one style, or with ``JAVASCRIPT_SOURCES`` the sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Assets(NamedTuple):
 
 
 def page_assets(*, admin: bool = False) -> Assets:
-    """The files that the settings ask for. ``admin``: in the colors of Django's admin."""
+    """The static files for a page, by the settings. ``admin``: with the colors of Django's admin."""
     if conf.uploads().javascript_sources:
         names = ("widget.css", "admin.css") if admin else ("widget.css",)
         return Assets(f"{_FOLDER}/widget.js", tuple(f"{_FOLDER}/{each}" for each in names))

@@ -1,4 +1,4 @@
-"""System checks: every misconfiguration that can be seen before the first upload fails on it."""
+"""System checks: every misconfiguration that can be detected before an upload fails because of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WHO_IS_THERE: Final = (
 
 @register(Tags.files)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """E001: a key or value of ``ASYNC_UPLOAD``. What depends on them is looked at only when they are right."""
+    """E001: a key or value of ``ASYNC_UPLOAD``. The checks that depend on them run only when all are valid."""
     configured = getattr(settings, "ASYNC_UPLOAD", {})
     found: list[CheckMessage] = [
         Error(problem, id="async_upload.E001") for problem in conf.problems(configured)
@@ -68,7 +68,7 @@ def _check_apps() -> list[CheckMessage]:
         found.append(
             Warning(
                 "django.contrib.sessions is not in INSTALLED_APPS.",
-                hint="Without it only tickets let anybody upload.",
+                hint="Without it, only clients with a ticket can upload.",
                 id="async_upload.W003",
             )
         )
@@ -76,7 +76,7 @@ def _check_apps() -> list[CheckMessage]:
 
 
 def _check_middleware() -> list[CheckMessage]:
-    """Where the middleware stands among those that say whose request it is."""
+    """Check that the middleware comes after those that authenticate the request."""
     names = list(settings.MIDDLEWARE)
     if UPLOAD_MIDDLEWARE not in names:
         return []
@@ -93,7 +93,7 @@ def _check_middleware() -> list[CheckMessage]:
 
 
 def _is_subclass(name: str, needed: str) -> bool:
-    """Whether a middleware is the needed one, or one that a host made of it."""
+    """Whether a middleware is the needed one, or a host's subclass of it."""
     try:
         found = import_string(name)
     except ImportError:
@@ -102,8 +102,8 @@ def _is_subclass(name: str, needed: str) -> bool:
 
 
 def _check_widgets() -> list[CheckMessage]:
-    """What a page with the widget needs. Silent where no form has it: then only programs upload."""
-    with suppress(Exception):  # what is wrong with the URLconf, another check tells
+    """Check what a page with the widget needs. Nothing where no form has it: then only programs upload."""
+    with suppress(Exception):  # another check reports errors of the URLconf
         import_module(settings.ROOT_URLCONF)  # it imports the forms
     found: list[CheckMessage] = []
     has_middleware = any(_is_subclass(name, UPLOAD_MIDDLEWARE) for name in settings.MIDDLEWARE)
@@ -111,8 +111,8 @@ def _check_widgets() -> list[CheckMessage]:
     if rest is not None and rest.UploadField.is_used and not has_middleware:
         found.append(
             Warning(
-                "A serializer has an UploadField, but UploadMiddleware is not in MIDDLEWARE: a receipt that was not "
-                "used is refused for two minutes, because nothing says when its request is over.",
+                "A serializer has an UploadField, but UploadMiddleware is not in MIDDLEWARE: a receipt that a "
+                "request did not use is refused for two minutes, because nothing releases it when the request ends.",
                 hint=f"Add {UPLOAD_MIDDLEWARE!r} behind AuthenticationMiddleware.",
                 id="async_upload.W025",
             )
@@ -123,7 +123,7 @@ def _check_widgets() -> list[CheckMessage]:
         found.append(
             Error(
                 "A form has the upload widget, but UploadMiddleware is not in MIDDLEWARE: "
-                "the form would not get the files.",
+                "the form would not receive the files.",
                 hint=f"Add {UPLOAD_MIDDLEWARE!r} behind AuthenticationMiddleware.",
                 id="async_upload.E016",
             )
@@ -132,7 +132,7 @@ def _check_widgets() -> list[CheckMessage]:
         found.append(
             Warning(
                 "A form has the upload widget, but django.contrib.staticfiles is not in INSTALLED_APPS.",
-                hint="Without it nobody serves the widget's script: it is a plain file input then.",
+                hint="Without it the widget's script is not served, and the widget is a plain file input.",
                 id="async_upload.W017",
             )
         )
@@ -163,12 +163,12 @@ def _check_storage() -> list[CheckMessage]:
             )
         ]
     except ImproperlyConfigured:
-        return []  # E007 says so
+        return []  # E007 reports it
     if publication.overwrites(storage):
         return [
             Warning(
-                f"The storage {alias!r} saves over what has the same name.",
-                hint="Uploads are safe: their names there have their ids. Other files that are saved there are not. "
+                f"The storage {alias!r} overwrites files of the same name.",
+                hint="Uploads are safe, because their names contain their ids. Other files in this storage are not. "
                 "Set its option file_overwrite (S3) or allow_overwrite to False.",
                 id="async_upload.W030",
             )
@@ -184,8 +184,8 @@ def _check_published_files() -> list[CheckMessage]:
             if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
                 return [
                     Error(
-                        f"Finished files cannot be written: {folder} is not a folder that this user may write.",
-                        hint=f"Make {wanted} for the user that the server runs as, or look whether its file system "
+                        f"Finished files cannot be written: {folder} is not a folder that this user may write to.",
+                        hint=f"Create {wanted} for the user that the server runs as, or check whether its file system "
                         "is mounted read-only.",
                         id="async_upload.E022",
                     )
@@ -194,7 +194,7 @@ def _check_published_files() -> list[CheckMessage]:
 
 
 def _destinations(storage: Storage) -> list[str]:
-    """The folders that finished files come into, the host's own last."""
+    """The folders that finished files are written to, the host's own last."""
     found = [os.path.abspath(storage.location)] if isinstance(storage, FileSystemStorage) else []
     if isinstance(storage, PrivateStorage) and settings.MEDIA_ROOT:
         found.append(os.path.abspath(settings.MEDIA_ROOT))
@@ -209,7 +209,7 @@ def _check_store() -> list[CheckMessage]:
     if not (isinstance(store_class, type) and issubclass(store_class, Store)):
         return [
             Error(
-                f"ASYNC_UPLOAD['STORE'] is {conf.uploads().store}, which is no Store.",
+                f"ASYNC_UPLOAD['STORE'] is {conf.uploads().store}, which is not a Store.",
                 id="async_upload.E006",
             )
         ]
@@ -221,7 +221,7 @@ def _check_store() -> list[CheckMessage]:
 
 
 def _check_staging() -> list[CheckMessage]:
-    """Where the staging folder lies in relation to what is served."""
+    """Check that the staging folder is not served by URL, and that links from it into the storage work."""
     storage = get_storage(conf.uploads().storage)
     root = os.path.realpath(staging_root(storage))
     found: list[CheckMessage] = []
@@ -230,7 +230,7 @@ def _check_staging() -> list[CheckMessage]:
         if served and _is_inside(root, os.path.realpath(served)):
             found.append(
                 Error(
-                    f"The staging folder lies in {name}: unfinished files could be fetched by URL.",
+                    f"The staging folder is inside {name}: unfinished files could be fetched by URL.",
                     hint="Set ASYNC_UPLOAD['STAGING_ROOT'] to a folder beside it.",
                     id="async_upload.E008",
                 )
@@ -273,14 +273,14 @@ def _check_machine() -> list[CheckMessage]:
 
 @register(Tags.security, deploy=True)
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:
-    """What is fine on a developer's machine only."""
+    """Check for settings that are fine only on a developer's machine."""
     if conf.problems(getattr(settings, "ASYNC_UPLOAD", {})):
         return []
     found: list[CheckMessage] = []
     if conf.uploads().durability != "fsync":
         found.append(
             Warning(
-                "ASYNC_UPLOAD['DURABILITY'] is 'os': what clients were told is durable is lost in a "
+                "ASYNC_UPLOAD['DURABILITY'] is 'os': bytes acknowledged as durable are lost in a "
                 "crash of the machine.",
                 hint="Set it to 'fsync'.",
                 id="async_upload.W011",
@@ -290,7 +290,7 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
         found.append(
             Warning(
                 "ASYNC_UPLOAD['WEBSOCKET_URL'] begins with ws://: browsers do not open it from a page "
-                "that came by HTTPS, and what is uploaded can be read on the way.",
+                "served by HTTPS, and others on the network can read uploads.",
                 hint="Use wss://, or a path.",
                 id="async_upload.W018",
             )
@@ -298,16 +298,16 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
     if not conf.uploads().num_proxies:
         found.append(
             Info(
-                "ASYNC_UPLOAD['NUM_PROXIES'] is 0: the address of a client is what the ASGI server says.",
-                hint="Behind a proxy that may be the proxy's, and everybody shares one quota. Set it to the number of "
-                "proxies that write X-Forwarded-For, and look at what upload_doctor says about the address.",
+                "ASYNC_UPLOAD['NUM_PROXIES'] is 0: the client's address is the one that the ASGI server reports.",
+                hint="Behind a proxy this may be the proxy's address, and then all clients share one quota. Set it to "
+                "the number of proxies that write X-Forwarded-For, and check the address that upload_doctor reports.",
                 id="async_upload.I024",
             )
         )
     if conf.uploads().allow_anonymous:
         found.append(
             Warning(
-                "ASYNC_UPLOAD['ALLOW_ANONYMOUS'] is True: anybody may fill the disk up to the quotas.",
+                "ASYNC_UPLOAD['ALLOW_ANONYMOUS'] is True: anybody can fill the disk up to the quotas.",
                 id="async_upload.W012",
             )
         )
@@ -315,20 +315,20 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_published() -> list[CheckMessage]:
-    """W031: finished files that can be fetched from the site before anybody has looked at them."""
-    with suppress(Exception):  # what is wrong with the application, its server tells
+    """W031: finished files that can be fetched from the site before the host has checked them."""
+    with suppress(Exception):  # the server reports errors of the application
         import_string(getattr(settings, "ASGI_APPLICATION", ""))  # it imports the consumers
     found: list[CheckMessage] = []
     consumers: list[type[UploadConsumer]] = [UploadConsumer, *_subclasses(UploadConsumer)]
     for consumer in consumers:
         alias = consumer.storage or conf.uploads().storage
-        with suppress(ImproperlyConfigured, InvalidStorageError):  # other checks say so
+        with suppress(ImproperlyConfigured, InvalidStorageError):  # other checks report it
             if _has_urls(get_storage(alias)):
                 found.append(
                     Warning(
                         f"{consumer.__name__} publishes uploads in the storage {alias!r}, whose files have URLs: "
                         "every uploaded file can be fetched from your site.",
-                        hint="Leave STORAGE out: finished files are private then, until an object of yours has them. "
+                        hint="Leave STORAGE out: then finished files are private until an object of yours takes them. "
                         "Or serve that storage from another domain.",
                         id="async_upload.W031",
                     )
@@ -343,7 +343,7 @@ def _subclasses(cls: type[UploadConsumer]) -> Iterator[type[UploadConsumer]]:
 
 
 def _has_urls(storage: Storage) -> bool:
-    """Whether anybody may fetch a file of the storage: below ``MEDIA_URL``, or from S3 without a signature."""
+    """Whether anybody can fetch files of the storage: below ``MEDIA_URL``, or from S3 without a signature."""
     if getattr(storage, "base_url", None) not in (None, "", "/"):
         return True
     if getattr(storage, "querystring_auth", True) is False:
@@ -358,7 +358,7 @@ def _has_urls(storage: Storage) -> bool:
 
 @register(Tags.database)
 def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """What is wrong with the tables, and with SQLite's settings."""
+    """Check for missing tables, and SQLite's settings."""
     from .models import UploadSession
 
     alias = router.db_for_write(UploadSession)
@@ -367,7 +367,7 @@ def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
     found: list[CheckMessage] = []
     if UploadSession._meta.db_table not in connections[alias].introspection.table_names():
         found.append(
-            Warning(  # an error would keep migrate from running
+            Warning(  # not an error, which would stop migrate from running
                 f"The database {alias!r} has no tables of this app.",
                 hint="Run manage.py migrate.",
                 id="async_upload.W023",
@@ -377,7 +377,7 @@ def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_sqlite(alias: str) -> list[CheckMessage]:
-    """Settings under which a checkpoint, or a concurrent writer, is lost."""
+    """Check for settings of SQLite that lose checkpoints or block concurrent writers."""
     if conf.problems(getattr(settings, "ASYNC_UPLOAD", {})):
         return []
     with connections[alias].cursor() as cursor:
@@ -387,7 +387,7 @@ def _check_sqlite(alias: str) -> list[CheckMessage]:
     if journal not in ("wal", "memory"):
         found.append(
             Warning(
-                f"SQLite's journal_mode is {journal}: readers of the site and uploads block each other.",
+                f"SQLite's journal_mode is {journal}: the site's readers and uploads block each other.",
                 hint="OPTIONS: init_command 'PRAGMA journal_mode=WAL', transaction_mode 'IMMEDIATE'.",
                 id="async_upload.W013",
             )
@@ -395,7 +395,7 @@ def _check_sqlite(alias: str) -> list[CheckMessage]:
     if conf.uploads().durability == "fsync" and synchronous < 2:
         found.append(
             Warning(
-                "DURABILITY is 'fsync', but SQLite's synchronous is not FULL: the row that says what "
+                "DURABILITY is 'fsync', but SQLite's synchronous is not FULL: the row that records what "
                 "is durable may be lost in a crash of the machine.",
                 hint="OPTIONS: init_command 'PRAGMA synchronous=FULL'.",
                 id="async_upload.W014",

@@ -26,32 +26,32 @@ GIB = 1024 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadSettings:
-    """Every key of ``ASYNC_UPLOAD`` (in capitals there), its default and what it means."""
+    """Every key of ``ASYNC_UPLOAD`` (there in capitals), its default and its meaning."""
 
     store: str = "django_async_upload.stores.filesystem.FileSystemStore"
     """Dotted path of the store that keeps unfinished uploads."""
     staging_root: str | os.PathLike[str] | None = None
-    """Folder of the file-system store. None: beside the storage's own, ``<location>-staging``."""
+    """Folder of the file-system store. None: ``<location>-staging``, beside the storage's own folder."""
     durability: str = "fsync"
-    """What ``durable`` survives: ``fsync`` the machine's crash, ``os`` the process's only."""
+    """What durable bytes survive: with ``fsync`` a crash of the machine, with ``os`` only a crash of the process."""
     storage: str = "async_upload"
-    """Alias in ``STORAGES`` that finished files go to. The default need not be there: it is a folder beside the
-    staging folder that no URL leads to, ``<STAGING_ROOT>-uploads`` or ``<MEDIA_ROOT>-uploads``."""
+    """Alias in ``STORAGES`` of the storage for finished files. The default need not be in ``STORAGES``: it is a folder
+    without a URL, ``<STAGING_ROOT>-uploads`` or ``<MEDIA_ROOT>-uploads``."""
     upload_to: str | Callable[..., str] = "uploads/%Y/%m/%d/"
     """As ``FileField.upload_to``: a ``strftime`` prefix, or a callable (or its dotted path) that takes the
     session and the cleaned name and returns the name in the storage."""
     max_size: int | None = 10 * GIB
     """Largest file, bytes. None: no limit."""
     allowed_types: tuple[str, ...] | list[str] | None = None
-    """Declared content types, ``image/*`` for a family. None: all."""
+    """Content types that are accepted as declared, ``image/*`` for a family. None: all."""
     allowed_extensions: tuple[str, ...] | list[str] | None = None
-    """File name extensions without the dot, lower case. None: all."""
+    """File name extensions that are accepted, lower case, without the dot. None: all."""
     allow_anonymous: bool = False
-    """Whether somebody who has not signed in may upload, known by a token in the session's data."""
+    """Whether visitors who have not signed in may upload. A token in the session's data identifies them."""
     user_max_sessions: int = 10_000
-    """Open uploads of one owner, those counted that were begun within the hour and have ended unfinished."""
+    """Open uploads of one owner, including those created within the last hour that ended unfinished."""
     user_max_bytes: int = 100 * GIB
-    """Declared (or, where unknown, received) bytes of one owner's open uploads."""
+    """Bytes of one owner's open uploads: declared ones, or received ones where the size is unknown."""
     user_max_connections: int = 32
     """Connections of one owner to one process."""
     address_max_sessions: int = 20_000
@@ -61,33 +61,33 @@ class UploadSettings:
     address_max_connections: int = 1_024
     """Connections from one address to one process."""
     num_proxies: int = 0
-    """Proxies in front of the server that write ``X-Forwarded-For``: the address of a client is the entry that the
-    first of them wrote. 0: it is what the server says."""
+    """Proxies in front of the server that write ``X-Forwarded-For``: the client's address is the entry that the
+    first of them wrote. 0: it is the address that the server reports."""
     expire_after: float = 24 * 3600.0
-    """Seconds after its last sign of life at which an unfinished upload may be purged."""
+    """Seconds of inactivity after which an unfinished upload expires."""
     ticket_max_age: float = 900.0
-    """Seconds for which a ticket is valid unless it says otherwise."""
+    """Seconds for which a ticket is valid by default."""
     receipt_max_age: float = 24 * 3600.0
-    """Seconds after its completion for which an upload can be posted with a form."""
+    """Seconds after completion for which the receipt of an upload is accepted."""
     websocket_url: str = "/ws/uploads/"
-    """Where pages find the consumer: a path, or a URL of the scheme ws or wss."""
+    """Address of the consumer for pages: a path, or a URL with the scheme ws or wss."""
     admin_widget: bool = False
     """Whether every file field of the admin gets the upload widget."""
     javascript_sources: bool = False
-    """Whether pages load the modules as they were written, a request each, in place of the bundle: for debugging."""
+    """Whether pages load the source modules, one request each, instead of the bundle: for debugging."""
     min_free_space: int = GIB
-    """Bytes of the disk with unfinished uploads that are left for the rest of the site: its database, sessions and
-    logs go on where uploads end in ``storage_full``."""
+    """Bytes that uploads leave free on the staging disk. Below that they end in ``storage_full``, while the site's
+    database, sessions and logs still have room."""
     idle_timeout: float = 60.0
-    """Seconds after which a connection that sent nothing is closed. Clients ping at a third of it."""
+    """Seconds of silence after which the server closes a connection. Clients send a PING after a third of that."""
     memory_budget: int = 32 * MIB
-    """Bytes that clients may have been promised credit for in one process, all uploads together."""
+    """Bytes of credit that one process grants at most, all uploads together."""
     max_streams: int = 256
-    """Uploads at once on one connection."""
+    """Streams, one for each upload, open at once on one connection."""
     receiver_timeout: float = 60.0
-    """Seconds that the receivers of one signal may take; afterwards they count as failed."""
+    """Seconds that the receivers of one signal may take; after that they count as failed."""
     threads: int = 8
-    """Threads of the store's pool; as many for copies into other storages."""
+    """Threads of the store's pool, and of the pool that copies into other storages."""
 
 
 FIELDS = {field.name.upper(): field.name for field in dataclasses.fields(UploadSettings)}
@@ -115,14 +115,16 @@ def is_dotted_path(upload_to: str) -> bool:
 
 
 def problems(configured: object) -> list[str]:
-    """What is wrong with an ``ASYNC_UPLOAD`` value, a sentence each; the system checks report them."""
+    """The problems of an ``ASYNC_UPLOAD`` value, a sentence each; the system checks report them."""
     if not isinstance(configured, Mapping):
         return ["ASYNC_UPLOAD must be a dict."]
     found = []
     for key, value in configured.items():
         name = FIELDS.get(key)
         if name is None:
-            found.append(f"ASYNC_UPLOAD has no key {key!r}; it knows {', '.join(sorted(FIELDS))}.")
+            found.append(
+                f"ASYNC_UPLOAD has no key {key!r}; the keys are {', '.join(sorted(FIELDS))}."
+            )
         elif not _fits(value, get_type_hints(UploadSettings)[name]):
             hint = UploadSettings.__annotations__[name]
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be {hint}.")
@@ -157,7 +159,7 @@ def _is(value: object, kind: Any) -> bool:
 
 @cache
 def uploads() -> UploadSettings:
-    """The settings in force. Raises :class:`ImproperlyConfigured`, naming every problem."""
+    """The current settings. Raises :class:`ImproperlyConfigured`, which names every problem."""
     configured = getattr(settings, "ASYNC_UPLOAD", {})
     if found := problems(configured):
         raise ImproperlyConfigured(" ".join(found))

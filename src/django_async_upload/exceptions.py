@@ -1,4 +1,4 @@
-"""Every error an upload can end in, for hosts, for the server's shells and for the client.
+"""Every error that an upload can end with, for hosts, for the server's shells and for the client.
 
 UploadError
 ├── ProtocolViolation            the connection is closed
@@ -17,7 +17,7 @@ UploadError
 │   ├── TooManyConnections       too_many_connections    (retryable)
 │   ├── IdleTimeout              idle_timeout            (retryable)
 │   └── Draining                 draining                (retryable)
-├── UploadRefused                a rule of the host says no; nothing is kept
+├── UploadRefused                a rule of the host refuses the upload; nothing is kept
 │   ├── PermissionRefused        permission_denied
 │   ├── FileTooLarge             file_too_large
 │   ├── TypeRefused              type_refused
@@ -26,7 +26,7 @@ UploadError
 │   ├── FileRefused              file_refused
 │   ├── SessionQuotaExceeded     session_quota           (retryable)
 │   └── ByteQuotaExceeded        byte_quota              (retryable)
-├── UploadInterrupted            this connection has lost the upload; the upload itself goes on
+├── UploadInterrupted            this connection has lost the upload, which can be resumed
 │   ├── TakenOver                taken_over
 │   ├── WrongOffset              wrong_offset            (retryable)
 │   ├── SizeMismatch             size_mismatch           (retryable)
@@ -36,7 +36,7 @@ UploadError
 │   ├── DatabaseUnavailable      database_unavailable    (retryable)
 │   ├── DatabaseNotMigrated      database_not_migrated
 │   └── InternalError            internal_error          (retryable)
-├── UploadFailed                 the upload is over
+├── UploadFailed                 the upload has ended
 │   ├── NotFound                 not_found
 │   ├── UploadOver               upload_over
 │   ├── KeyReused                key_reused
@@ -45,12 +45,12 @@ UploadError
 │   ├── SizeExceeded             size_exceeded
 │   ├── CorruptChunks            corrupt_chunks
 │   └── DigestMismatch           digest_mismatch
-├── BindError                    a host bound a file that cannot be bound
+├── BindError                    the host bound a file that cannot be bound
 │   ├── NotCompleted             not_completed
 │   └── AlreadyBound             already_bound
 └── ConnectionLost               connection_lost         (client only; retryable)
 
-A domain error knows nothing of close codes or HTTP statuses: each shell has one table for that.
+An error contains no close code and no HTTP status: each shell has one table that maps errors to them.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class UploadError(Exception):
 
     ``code`` is stable: programs may compare it. ``message`` is English for people and may change.
     ``retryable`` says whether the same attempt can succeed later. ``facts`` holds the figures
-    behind the message, as JSON values: what is none (a lazy string, a decimal, an id) becomes its text, and what
-    cannot be told (NaN) raises :class:`ValueError`.
+    behind the message, as JSON values: other values (a lazy string, a decimal, an id) are converted to text, and
+    NaN raises :class:`ValueError`.
     """
 
     code: ClassVar[str] = "upload_error"
@@ -82,12 +82,12 @@ class UploadError(Exception):
 
     @property
     def is_final(self) -> bool:
-        """Whether the upload is over with this error: it failed, or was refused for good."""
+        """Whether this error ends the upload: it failed, or was refused for good."""
         return isinstance(self, UploadFailed | UploadRefused) and not self.retryable
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds to wait before another attempt, where the server has an opinion."""
+        """Seconds to wait before another attempt, where the server gave a number."""
         return self.facts.get("retry_after")
 
 
@@ -104,10 +104,10 @@ def _rebuild(cls: type[UploadError], message: str, facts: dict[str, Any]) -> Upl
 
 
 class ProtocolViolation(UploadError):
-    """The peer broke the protocol; the connection is closed and nothing was changed."""
+    """The peer violated the protocol; the connection is closed and nothing was changed."""
 
     code = "protocol_violation"
-    template = "The peer broke the upload protocol."
+    template = "The peer violated the upload protocol."
 
 
 class MalformedFrame(ProtocolViolation):
@@ -116,11 +116,11 @@ class MalformedFrame(ProtocolViolation):
 
 
 class CorruptFrame(ProtocolViolation):
-    """A checksum did not match and the header cannot be trusted to say whose frame it was."""
+    """A checksum did not match, and the header cannot be trusted to name the frame's stream."""
 
     code = "corrupt_frame"
     retryable = True
-    template = "A frame was damaged on its way."
+    template = "A frame was damaged in transit."
 
 
 class UnexpectedMessage(ProtocolViolation):
@@ -149,7 +149,7 @@ class SubprotocolRequired(ProtocolViolation):
 
 
 class ConnectionRefused(UploadError):
-    """The server does not talk (any longer) with this client on this connection."""
+    """The server refuses this client, and closes the connection."""
 
     code = "connection_refused"
     template = "The server refused the connection."
@@ -164,7 +164,7 @@ class AuthenticationRequired(ConnectionRefused):
 class AuthenticationTimeout(ConnectionRefused):
     code = "authentication_timeout"
     retryable = True
-    template = "No ticket came within {seconds} s."
+    template = "No ticket was received within {seconds} s."
 
 
 class TicketInvalid(ConnectionRefused):
@@ -187,7 +187,7 @@ class TooManyConnections(ConnectionRefused):
 class IdleTimeout(ConnectionRefused):
     code = "idle_timeout"
     retryable = True
-    template = "Nothing came for {seconds} s."
+    template = "Nothing was received for {seconds} s."
 
 
 class Draining(ConnectionRefused):
@@ -196,11 +196,11 @@ class Draining(ConnectionRefused):
     template = "The server is about to restart."
 
 
-# A rule of the host says no -----------------------------------------------------------------------
+# A rule of the host refuses the upload ------------------------------------------------------------
 
 
 class UploadRefused(UploadError):
-    """A rule of the host refuses this upload. Hooks raise it, or one of its children."""
+    """A rule of the host refuses this upload. Hooks raise it, or a subclass."""
 
     code = "upload_refused"
     template = "This upload is not allowed."
@@ -232,7 +232,7 @@ class MetadataInvalid(UploadRefused):
 
 
 class FileRefused(UploadRefused):
-    """The inspection hook looked at the whole file and refused it."""
+    """The ``inspect`` hook refused the whole file."""
 
     code = "file_refused"
     template = "The file was refused."
@@ -241,7 +241,9 @@ class FileRefused(UploadRefused):
 class SessionQuotaExceeded(UploadRefused):
     code = "session_quota"
     retryable = True
-    template = "At most {max_sessions} uploads may be open at once, or have ended unfinished within an hour."
+    template = (
+        "At most {max_sessions} uploads may be open, or have ended unfinished within the last hour."
+    )
 
 
 class ByteQuotaExceeded(UploadRefused):
@@ -254,7 +256,7 @@ class ByteQuotaExceeded(UploadRefused):
 
 
 class UploadInterrupted(UploadError):
-    """The stream is closed; the upload stays as it is and can be attached again."""
+    """The stream is closed; the upload is unchanged and can be resumed."""
 
     code = "upload_interrupted"
     retryable = True
@@ -262,7 +264,7 @@ class UploadInterrupted(UploadError):
 
 
 class TakenOver(UploadInterrupted):
-    """Another connection resumed the upload. Never retried automatically: two would steal for ever."""
+    """Another connection resumed the upload. Never retried automatically: two clients would alternate for ever."""
 
     code = "taken_over"
     retryable = False
@@ -271,11 +273,11 @@ class TakenOver(UploadInterrupted):
 
 class WrongOffset(UploadInterrupted):
     code = "wrong_offset"
-    template = "Data came at offset {offset}; {expected} was expected."
+    template = "Data was received at offset {offset}; {expected} was expected."
 
 
 class SizeMismatch(UploadInterrupted):
-    """The same FINISH helps only where bytes are missing: not for a size that was declared otherwise, or passed."""
+    """Retryable only where bytes are missing: not where the size contradicts the declared one, or what was received."""
 
     code = "size_mismatch"
     template = "The upload was finished at {size} bytes; {received} were received."
@@ -308,7 +310,7 @@ class DatabaseUnavailable(UploadInterrupted):
 
 
 class DatabaseNotMigrated(UploadInterrupted):
-    """Tables of this app are missing. No client waits for that: the operator has to run ``migrate``."""
+    """Tables of this app are missing. No client retries: the operator has to run ``migrate``."""
 
     code = "database_not_migrated"
     retryable = False
@@ -317,21 +319,21 @@ class DatabaseNotMigrated(UploadInterrupted):
 
 class InternalError(UploadInterrupted):
     code = "internal_error"
-    template = "The server made a mistake; its log says which."
+    template = "The server has a problem."
 
 
-# The upload is over -------------------------------------------------------------------------------
+# The upload has ended -----------------------------------------------------------------------------
 
 
 class UploadFailed(UploadError):
-    """The upload is over, or never was; sending the same thing again cannot help."""
+    """The upload has ended, or never existed; the same attempt cannot succeed later."""
 
     code = "upload_failed"
     template = "The upload failed."
 
 
 class NotFound(UploadFailed):
-    """There is no such upload, or it is somebody else's: the answer is the same."""
+    """There is no such upload, or another owner's: both get the same answer."""
 
     code = "not_found"
     template = "There is no such upload."
@@ -353,7 +355,7 @@ class FileChanged(UploadFailed):
 
 
 class DataLost(UploadFailed):
-    """Less is there than was acknowledged as durable, or than the client still holds."""
+    """Bytes are missing that were acknowledged as durable, or that the client has discarded."""
 
     code = "data_lost"
     template = "Bytes that were acknowledged up to {durable} are gone; {proved} can be proved."
@@ -408,7 +410,7 @@ BY_CODE: dict[str, type[UploadError]] = {cls.code: cls for cls in _tree(UploadEr
 
 
 def from_code(code: str, message: str, facts: dict[str, Any]) -> UploadError:
-    """The error a peer reported. An unknown code (a newer peer) gives an :class:`UploadError`."""
+    """The error that a peer reported. An unknown code (a newer peer) gives an :class:`UploadError`."""
     cls = BY_CODE.get(code, UploadError)
     error = cls(message, **facts)
     if cls.code != code:

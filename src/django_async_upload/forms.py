@@ -1,4 +1,4 @@
-"""A form field for several files. For one file, Django's own fields do: give them a widget of :mod:`.widgets`."""
+"""A form field for several files. For one file, use Django's own fields with a widget of :mod:`.widgets`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class MultipleFileField(forms.FileField):
     widget = AsyncMultipleFileInput
 
     def clean(self, data: Any, initial: Any = None) -> Any:
-        """The list of files. Raises a :class:`ValidationError` with what is wrong with any of them."""
+        """The list of files. Raises a :class:`ValidationError` with the errors of all of them."""
         files = data if isinstance(data, list | tuple) else [data] if data else []
         if not files:
             return super().clean(None, initial) or []
         if isinstance(self.widget, AsyncMultipleFileInput) and (
-            error := self.widget.why_too_many(files)
+            error := self.widget.selection_error(files)
         ):
             raise error
         cleaned, errors = [], []

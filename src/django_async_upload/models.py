@@ -42,7 +42,7 @@ STATE_CHOICES = [
 
 
 class Taker(models.TextChoices):
-    """Who takes a finished upload. Said when it is created, and asked by all who might."""
+    """Who takes a finished upload. Stored when the upload is created; each taker takes only its own."""
 
     FORM = "form", _("a form")
     API = "api", _("an API")
@@ -54,7 +54,7 @@ MAX_ERROR_MESSAGE = 255
 
 
 class CurrentQuerySet(models.QuerySet[Row]):
-    """Reads where rows are written: a replica that is behind would deny an upload that was just made."""
+    """Reads from the database that is written to: a replica that lags would miss an upload just created."""
 
     @property
     def db(self) -> str:
@@ -62,39 +62,39 @@ class CurrentQuerySet(models.QuerySet[Row]):
 
 
 class UploadSessionQuerySet(CurrentQuerySet["UploadSession"]):
-    """The questions a host asks."""
+    """Queries for hosts."""
 
     def for_user(self, user: AbstractBaseUser | AnonymousUser) -> UploadSessionQuerySet:
-        """Uploads of a signed-in user; none for an anonymous one, whose NULL equals nobody's."""
+        """Uploads of a signed-in user; none for an anonymous one, since NULL equals no owner."""
         return self.filter(owner_id=user.pk) if user.is_authenticated else self.none()
 
     def active(self) -> UploadSessionQuerySet:
-        """Not over and not yet published."""
+        """Neither ended nor published yet."""
         return self.filter(state__in=ACTIVE)
 
     def completed(self) -> UploadSessionQuerySet:
         """Published, bound to a host's object or not."""
         return self.filter(state__in=PUBLISHED)
 
-    def over(self) -> UploadSessionQuerySet:
+    def ended(self) -> UploadSessionQuerySet:
         """Failed, cancelled or expired."""
         return self.filter(state__in=OVER)
 
     def expired(self, now: datetime | None = None) -> UploadSessionQuerySet:
-        """Active, but without a sign of life for ``expire_after``: the purge takes these.
+        """Active, but inactive for ``expire_after``: the purge expires these.
 
-        An upload in ``finalizing`` never is: it is being published, or waits for somebody to go on with that.
+        An upload in ``finalizing`` never expires: a process is publishing it, or will resume that.
         """
         return self.filter(
             state__in=ACTIVE - {State.FINALIZING}, expires_at__lt=now or timezone.now()
         )
 
     def for_taker(self, *takers: str) -> UploadSessionQuerySet:
-        """Made for one of these: ``for_taker("form", "api")``. See :class:`Taker`."""
+        """Created for one of these takers: ``for_taker("form", "api")``. See :class:`Taker`."""
         return self.filter(taker__in=takers)
 
     def unbound(self, before: datetime) -> UploadSessionQuerySet:
-        """Completed before then, and not given to a host's object."""
+        """Completed before that time, and not bound to an object of the host."""
         return self.filter(state=State.COMPLETED, completed_at__lt=before)
 
     def transition(
@@ -102,7 +102,7 @@ class UploadSessionQuerySet(CurrentQuerySet["UploadSession"]):
     ) -> int:
         """Change the state of rows by compare-and-set; the only place that changes a state.
 
-        ``holder`` is the epoch of the one who asks: it fences off whoever was taken over. Returns how many
+        ``holder`` is the epoch of the holder that asks: one that was taken over changes nothing. Returns how many
         rows were in a state from which ``to`` may be entered, and were changed.
         """
         rows = self.filter(pk__in=pks, state__in=SOURCES[to])
@@ -112,7 +112,7 @@ class UploadSessionQuerySet(CurrentQuerySet["UploadSession"]):
 
 
 class UploadSession(models.Model):
-    """One upload, from its creation to the file that a host binds. ``pk`` is its public id."""
+    """One upload, from its creation to the file that the host binds. ``pk`` is its public id."""
 
     id = models.UUIDField(_("id"), primary_key=True, default=uuid.uuid4, editable=False)
     key = models.CharField(
@@ -210,7 +210,7 @@ class UploadSession(models.Model):
 
     @property
     def field_name(self) -> str:
-        """Of the form field whose signed token came with it, its formset's index as ``__prefix__``; else ""."""
+        """The form field whose signed token the client sent, a formset's index as ``__prefix__``; "" without one."""
         return str(self._field.get("name", ""))
 
     @property
@@ -220,17 +220,17 @@ class UploadSession(models.Model):
 
     @property
     def field_place(self) -> str:
-        """What the form of that field was for: an opaque tag, "" where its token has none."""
+        """The place of that field: an opaque tag of what its form is for, "" where the token has none."""
         return str(self._field.get("place", ""))
 
     @property
     def made_for(self) -> tuple[str, str]:
-        """The name of its field, and the place."""
+        """The field's name and place."""
         return self.field_name, self.field_place
 
     @property
     def _field(self) -> dict[str, Any]:
-        """What the field token said, written down by the consumer when it had read the signature."""
+        """The content of the field token, stored by the endpoint after it checked the signature."""
         field = self.metadata.get("field") if isinstance(self.metadata, dict) else None
         return field if isinstance(field, dict) else {}
 
@@ -242,14 +242,14 @@ class UploadSession(models.Model):
         """The finished file, to read: ``with session.file as file: ...``.
 
         Opened from the storage at first use. Raises :class:`NotCompleted` before the upload has completed, and
-        :class:`AlreadyBound` once the file is the host's: ask the host's own object then. To give it to
+        :class:`AlreadyBound` once the file is bound: read it from the host's own object then. To assign it to
         a model, see :meth:`bind`.
         """
         self._require_unbound()
         return self.get_storage().open(self.stored_as)
 
     def bind(self) -> File[bytes]:
-        """Give the finished file to the host, once, without copying it. Synchronous.
+        """Bind the finished file to an object of the host, once, without copying it. Synchronous.
 
         Call it in the transaction that saves the host's object, and assign what it returns to a
         ``FileField``::
@@ -259,9 +259,9 @@ class UploadSession(models.Model):
                 document.save()
 
         The field's own storage, ``upload_to`` and validators apply. On a file system the host's file is a hard link
-        of the published one, which is removed after the commit; on a rollback it stays, and can be bound
-        again. Where a storage of your own takes the file, and no model, call the file's
-        :meth:`~.binding.linked.CompletedUpload.bind`, too: else the published one stays.
+        of the published one, which is deleted after the commit; after a rollback it stays, and can be bound
+        again. Where your own storage saves the file without a model, also call the file's
+        :meth:`~.binding.linked.CompletedUpload.bind`: otherwise the published file stays.
 
         Raises :class:`NotCompleted`, :class:`AlreadyBound`, and :class:`TransactionManagementError` outside of
         a transaction.
@@ -270,14 +270,14 @@ class UploadSession(models.Model):
 
         using = router.db_for_write(UploadSession, instance=self)
         if not transaction.get_connection(using).in_atomic_block:
-            # Else the row would say "bound" whether or not the host's object is ever saved.
-            raise TransactionManagementError("bind() belongs into the host's transaction.atomic().")
-        # Not by the state in memory: it is as it was left by a transaction that was rolled back.
+            # Without one the row would say "bound" even if the host's object were never saved.
+            raise TransactionManagementError("Call bind() inside transaction.atomic().")
+        # The state in memory does not count: a transaction that was rolled back may have left it.
         if not UploadSession.objects.using(using).transition([self.pk], State.BOUND):
             self.refresh_from_db(using=using, fields=["state"])
             self._require_unbound()
         file = CompletedUpload(self)
-        after_commit(using, file.forget)
+        after_commit(using, file.finish_bind)
         self.state = State.BOUND
         return file
 
@@ -290,17 +290,17 @@ class UploadSession(models.Model):
 
 class CompletionEventQuerySet(CurrentQuerySet["CompletionEvent"]):
     def due(self, now: datetime) -> CompletionEventQuerySet:
-        """To be delivered, and neither resting after a failure nor in the hands of a process that lives."""
+        """To be delivered now: neither waiting after a failed attempt nor claimed by a live process."""
         return self.filter(delivered_at=None, given_up_at=None, due_at__lte=now)
 
     def given_up(self) -> CompletionEventQuerySet:
-        """Not delivered, after as many attempts as are made: they wait for a person to send them again."""
+        """Not delivered after the last attempt: they wait until somebody sends them again in the admin."""
         return self.exclude(given_up_at=None)
 
     def claim(self, ids: Iterable[uuid.UUID], until: datetime) -> list[CompletionEvent]:
-        """Take events to deliver them, which counts as an attempt.
+        """Claim events for delivery by this process until ``until``, which counts as an attempt.
 
-        Those that another process took meanwhile are left out.
+        Events that another process has claimed in the meantime are left out.
         """
         due = self.due(timezone.now())
         claimed = [
@@ -310,7 +310,7 @@ class CompletionEventQuerySet(CurrentQuerySet["CompletionEvent"]):
 
 
 class CompletionEvent(models.Model):
-    """The outbox: written with the completion, delivered as ``upload_completed`` after the commit."""
+    """A row of the outbox: committed with the completion, then delivered as ``upload_completed``."""
 
     id = models.UUIDField(_("id"), primary_key=True, default=uuid.uuid4, editable=False)
     session = models.OneToOneField(

@@ -1,4 +1,4 @@
-"""Log lines that clients or a full disk can cause in any number: each kind is written once a minute, with a count."""
+"""Rate-limited logging, for lines that clients or a full disk can cause in any number: one of a kind per minute."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Final
 logger = logging.getLogger("django_async_upload")
 
 SECONDS: Final = 60.0
-"""Between two lines of one kind."""
+"""The least time between two lines of one kind."""
 
 _lock = threading.Lock()
-_last: dict[str, tuple[float, int]] = {}  # kind -> when it was written, and how many were left out
+_last: dict[
+    str, tuple[float, int]
+] = {}  # kind -> when it was logged, and how many were suppressed since
 
 
 def notice(kind: str, level: int, message: str, *args: object) -> None:
-    """Log the message unless one of its kind was logged within :data:`SECONDS`; the next line counts those left out.
+    """Log the message unless one of its kind was logged within :data:`SECONDS`. The next line counts suppressed ones.
 
-    ``kind`` must come from the program, never from a client: each kind is remembered. Any thread may call this.
+    ``kind`` must be a constant, never a client's input: each kind is kept in memory. Thread-safe.
     """
     now = time.monotonic()
     with _lock:
@@ -29,10 +31,10 @@ def notice(kind: str, level: int, message: str, *args: object) -> None:
             return
         _last[kind] = (now, 0)
     if left_out:
-        message, args = f"{message} (And %d more like this since the last line.)", (*args, left_out)
+        message, args = f"{message} (%d more like this since the last line.)", (*args, left_out)
     logger.log(level, message, *args)
 
 
 def forget() -> None:
-    """Begin anew, for tests."""
+    """Forget all kinds, for tests."""
     _last.clear()

@@ -1,8 +1,8 @@
-"""Receipts: signed proofs that an upload completed, posted with a form in place of the file. And field tokens.
+"""Receipts, signed proofs that an upload completed, which a form posts in place of the file. And field tokens.
 
-A receipt names the upload; whose it is, what it was made for and whether it can still be used is asked from the
-database when it is opened. A field token goes the other way: a page gives it to the client, so that the
-server knows from the beginning what the page's field takes.
+A receipt names the upload; when it is opened, the database says whose it is, what it was created for and whether it can
+still be used. A field token goes the other way: a page gives it to the client, which sends it with the upload, so that
+the server knows from the beginning what the page's field accepts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import conf
 from .binding.linked import CompletedUpload
 from .exceptions import AuthenticationRequired, MetadataInvalid
 from .models import Taker, UploadSession
-from .sessions.holds import alias, claim
+from .sessions.holds import hold, upload_database
 from .sessions.owners import owner_of_request
 from .sessions.state import State
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("django_async_upload")
 
 PREFIX: Final = "async_upload."
-"""Of the name of the hidden input that posts a receipt; the field's own HTML name follows."""
+"""Prefix of the name of the hidden input that posts receipts, before the field's HTML name."""
 FIELD_PREFIX: Final = "async_upload_field."
-"""The same for the field's token, which is posted beside receipts."""
+"""Prefix of the name of the hidden input that posts the field's token beside them."""
 MOVED: Final = "moved:"
-"""Stands before a posted receipt where the person took the file over from another page."""
-openers: Final[set[type]] = set()
-"""Middleware of this process that opens what forms bring; without any, a page's uploads reach no form."""
+"""Prefix of a posted receipt whose file the user moved here from another page."""
+receipt_middleware: Final[set[type]] = set()
+"""Middleware classes of this process that open receipts; without any, no form receives its uploads."""
 MAX_FIELD_NAME: Final = 255
 
 MESSAGES: Final = {
@@ -50,7 +50,7 @@ MESSAGES: Final = {
     "receipt_expired": _("This file was uploaded too long ago. Please choose it again."),
     "receipt_used": _("This uploaded file has been submitted already. Please choose it again."),
 }
-"""What a person is told, by the code of the :class:`ValidationError`."""
+"""Messages for the user, by the code of the :class:`ValidationError`."""
 
 
 def refusal(code: str) -> ValidationError:
@@ -62,18 +62,18 @@ def refusal(code: str) -> ValidationError:
 
 @dataclass(frozen=True, slots=True)
 class FieldToken:
-    """What a page's field takes."""
+    """What a page's field accepts."""
 
     name: str
-    """As :func:`field_name` has it."""
+    """The result of :func:`field_name`."""
     max_size: int | None
-    """Bytes; None is as the endpoint has it."""
+    """Bytes; None: the endpoint's limit."""
     accept: str
-    """As the attribute of ``<input type="file">``; "" is anything."""
+    """The ``accept`` attribute of the ``<input type="file">``; "" accepts anything."""
     taker: str = Taker.FORM.value
-    """Who takes what is uploaded there: a value of :class:`Taker`."""
+    """Who takes uploads of this field: a value of :class:`Taker`."""
     place: str = ""
-    """What the field's form is for, as :func:`~.binding.places.place_of` has it."""
+    """What the field's form is for, a result of :func:`~.binding.places.place_of`."""
     endpoint: str = "default"
 
 
@@ -91,11 +91,10 @@ def field_token(
     taker: str = Taker.FORM.value,
     place: str = "",
 ) -> str:
-    """A signed token for the field of that HTML name, to be sent as ``field`` of an upload's metadata.
+    """A signed token for the field of that HTML name. The client sends it as ``field`` of an upload's metadata.
 
-    It allows nothing that is not allowed without it, and never expires. ``taker`` is who takes the finished upload:
-    "form", "api" or "receiver". ``place`` is any text that tells the object of this form from others: what was uploaded
-    with another place is refused in this form.
+    It grants no permission, and never expires. ``taker`` is who takes the finished upload: "form", "api" or "receiver".
+    ``place`` is any text that identifies the object of this form: the form refuses uploads with another place.
     """
     if len(name) > MAX_FIELD_NAME:
         raise ValueError(f"The name of an upload field has at most {MAX_FIELD_NAME} characters.")
@@ -106,7 +105,7 @@ def field_token(
 
 
 def read_field_token(token: object, *, endpoint: str | None = None) -> FieldToken:
-    """Raises :class:`MetadataInvalid`, also for a token of another endpoint (None: any)."""
+    """Verify a field token. Raises :class:`MetadataInvalid`, also for a token of another endpoint (None: any)."""
     try:
         if not isinstance(token, str):
             raise ValueError
@@ -119,7 +118,7 @@ def read_field_token(token: object, *, endpoint: str | None = None) -> FieldToke
 
 
 def posted_field(data: Any, html_name: str) -> FieldToken | None:
-    """The token that a form posted for its field of that name, or None. ``data`` is ``request.POST``."""
+    """The valid token that a form posted for its field of that name, or None. ``data`` is ``request.POST``."""
     try:
         token = read_field_token(data.get(FIELD_PREFIX + html_name))
     except MetadataInvalid:
@@ -131,7 +130,7 @@ def posted_field(data: Any, html_name: str) -> FieldToken | None:
 
 
 def receipt_of(session: UploadSession) -> str:
-    """The receipt of a completed upload. The same upload always has the same."""
+    """The receipt of a completed upload, always the same for the same upload."""
     return _signer("receipt").sign(session.pk.hex)
 
 
@@ -143,16 +142,17 @@ def open_receipt(
     endpoint: str | None = "default",
     user: AbstractBaseUser | AnonymousUser | None = None,
 ) -> CompletedUpload:
-    """The finished file that a receipt stands for. Synchronous.
+    """Open a receipt: return the finished file. Synchronous.
 
     ``field`` is the name in the upload's field token ("": it had none), ``endpoint`` the consumer's (None: any),
-    and ``user`` who asks, where that is not ``request.user`` or the session's visitor.
+    and ``user`` the owner, where that is not ``request.user`` or the session's visitor.
 
-    The request has the file to itself from now on, two minutes at most; whatever no model took is let go at its
-    end by :class:`~.middleware.UploadMiddleware`. Raises a :class:`ValidationError` whose code is one of
-    :data:`MESSAGES`; somebody else's upload and one that does not exist give the same.
+    The request holds the upload for two minutes at most: no other request can open the receipt meanwhile.
+    :class:`~.middleware.UploadMiddleware` releases uploads that no model saved when the request ends. Raises a
+    :class:`ValidationError` whose code is one of :data:`MESSAGES`, the same code for another owner's upload and for one
+    that does not exist.
     """
-    wanted = Wanted(receipt, field, endpoint)
+    wanted = PostedReceipt(receipt, field, endpoint)
     opened = open_receipts(request, [wanted], user=user)[0]
     if isinstance(opened, ValidationError):
         raise opened
@@ -160,8 +160,8 @@ def open_receipt(
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A receipt, and what it is wanted for."""
+class PostedReceipt:
+    """A posted receipt, and the field that it was posted for."""
 
     receipt: object
     field: str = ""
@@ -171,16 +171,16 @@ class Wanted:
     place: str | None = None
     """The place in the upload's field token; None: any."""
     is_moved: bool = False
-    """The person took it over from another field or place."""
+    """Whether the user moved it here from another field or place."""
 
 
 def open_receipts(
     request: HttpRequest,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[PostedReceipt],
     *,
     user: AbstractBaseUser | AnonymousUser | None = None,
 ) -> list[CompletedUpload | ValidationError]:
-    """As :func:`open_receipt`, for many: a file or an error for each, in order."""
+    """:func:`open_receipt` for many: a file or an error for each, in order."""
     pks = [_read(each.receipt) for each in wanted]
     found = _own(request, {pk for pk in pks if pk}, user)
     outcomes: list[CompletedUpload | ValidationError] = []
@@ -189,31 +189,32 @@ def open_receipts(
         session = found.get(pk) if pk else None
         if session is None:
             outcomes.append(refusal("receipt_invalid"))
-        elif code := _why_not(session, each):
+        elif code := _refusal_code(session, each):
             outcomes.append(refusal(code))
         elif session.pk in usable:
             outcomes.append(refusal("receipt_used"))  # posted twice
         else:
             usable[session.pk] = CompletedUpload(session, str(each.receipt), session.epoch + 1)
             outcomes.append(usable[session.pk])
-    claimed = claim(upload.session for upload in usable.values()) if usable else set()
-    request.__dict__.setdefault("async_uploads", []).extend(usable[pk] for pk in claimed)
+    held = hold(upload.session for upload in usable.values()) if usable else set()
+    request.__dict__.setdefault("async_uploads", []).extend(usable[pk] for pk in held)
     return [
         refusal("receipt_used")
-        if isinstance(each, CompletedUpload) and each.session.pk not in claimed
+        if isinstance(each, CompletedUpload) and each.session.pk not in held
         else each
         for each in outcomes
     ]
 
 
 def usable_receipts(request: HttpRequest, receipts: Sequence[str]) -> list[str]:
-    """Those that a form could still post: of uploads that are the asker's, completed, not too old, and not bound."""
+    """The receipts that a form could still post: of this owner's uploads, completed, not too old and not bound."""
     pks = {receipt: pk for receipt in receipts if (pk := _read(receipt))}
     found = _own(request, set(pks.values()), None)
     return [
         receipt
         for receipt, pk in pks.items()
-        if pk in found and not _why_not(found[pk], Wanted(receipt, endpoint=None, is_moved=True))
+        if pk in found
+        and not _refusal_code(found[pk], PostedReceipt(receipt, endpoint=None, is_moved=True))
     ]
 
 
@@ -225,21 +226,21 @@ def _read(receipt: object) -> uuid.UUID | None:
 
 
 def _own(request: HttpRequest, pks: set[uuid.UUID], user: Any) -> dict[uuid.UUID, UploadSession]:
-    """Those of the uploads that belong to whoever asks."""
+    """The uploads among these that belong to the user or visitor of the request."""
     if not pks:
         return {}
     try:
         owner = owner_of_request(request, user)
     except AuthenticationRequired:
         return {}
-    return UploadSession.objects.using(alias()).filter(owner_key=owner.key).in_bulk(pks)
+    return UploadSession.objects.using(upload_database()).filter(owner_key=owner.key).in_bulk(pks)
 
 
-def _why_not(session: UploadSession, wanted: Wanted) -> str | None:
+def _refusal_code(session: UploadSession, wanted: PostedReceipt) -> str | None:
     now = timezone.now()
     if session.taker == Taker.RECEIVER:
         logger.warning(
-            "The receipt of upload %s was posted, but it was made for a receiver: say taker='form' or "
+            "The receipt of upload %s was posted, but the upload was created for a receiver: pass taker='form' or "
             "taker='api' where it is uploaded",
             session.pk,
         )

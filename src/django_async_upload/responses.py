@@ -1,4 +1,4 @@
-"""Serving what somebody uploaded: as a download, or as a picture that is one by its own bytes."""
+"""Serving uploaded files safely: as a download, or inline where the content is a picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PIECE: Final = 256 * 1024
 START: Final = 16
-"""So many of a file's first bytes tell its type."""
+"""Number of bytes at the start of a file that identify its type."""
 
 
 def upload_response(
@@ -30,20 +30,19 @@ def upload_response(
     name: str | None = None,
     request: HttpRequest | None = None,
 ) -> StreamingHttpResponse:
-    """Send a completed upload, or a file of the host's (``document.attachment``), so that it can do no harm.
+    """A response that serves a completed upload, or a file of the host's (``document.attachment``), safely.
 
-    Ask first who wants it: this function does not. The headers are those of :func:`safe_headers`; ``inline`` lets
-    the browser show a picture, and has no effect on any other file. ``name`` is what the browser saves it as;
-    the default is the name as sent, or the file's own. Given the ``request``, one byte range is answered
-    with 206 or 416.
+    Check permissions before: this function does not. The headers are those of :func:`safe_headers`; ``inline`` lets
+    the browser show a picture, and has no effect on any other file. ``name`` is the name under which the browser saves
+    it, by default the name as sent, or the file's own. With ``request``, one byte range is answered with 206 or 416.
 
-    The file is opened here, which blocks: in an async view call it by ``sync_to_async``. It is read piece by
-    piece, under WSGI and ASGI alike. Raises what :attr:`UploadSession.file` raises.
+    This opens the file, which blocks: in an async view call it by ``sync_to_async``. The file is streamed in pieces
+    under both WSGI and ASGI. Raises what :attr:`UploadSession.file` raises.
     """
     etag = ""
     if isinstance(source, UploadSession):
         file, name = source.file, name or source.name
-        etag = f'"{source.pk.hex}"'  # what is published never changes
+        etag = f'"{source.pk.hex}"'  # a published file never changes
     else:
         file, name = source.open("rb"), name or os.path.basename(source.name or "")
     start = file.read(START) if inline else b""
@@ -58,15 +57,15 @@ def upload_response(
         headers["Content-Range"] = f"bytes {shown}/{size}"
     headers["Content-Length"] = str(stop - first)
     response = UploadResponse(_pieces(file, first, stop), status=status, headers=headers)
-    # Django closes only what it streams itself; the stubs leave its list out.
+    # Django closes only the iterators it knows; the stubs lack this list.
     response._resource_closers.append(file.close)  # type: ignore[attr-defined]
     return response
 
 
 def safe_headers(name: str, start: bytes = b"") -> dict[str, str]:
-    """The headers under which an uploaded file does no harm, whatever it is.
+    """Headers that make it safe to serve any uploaded file.
 
-    A download of no particular type, unless ``start``, the first :data:`START` bytes of the file, are those of
+    The file is a download of no particular type, unless ``start``, its first :data:`START` bytes, are those of
     a picture, which the browser may then show. For hosts whose web server or storage sends the bytes.
     """
     try:
@@ -82,14 +81,14 @@ def safe_headers(name: str, start: bytes = b"") -> dict[str, str]:
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "Cross-Origin-Resource-Policy": "same-origin",
-        "Cache-Control": "private",  # whoever asks next may not have the right to
+        "Cache-Control": "private",  # a shared cache would serve it to users without the permission
     }
 
 
 def picture_type(start: bytes) -> str | None:
-    """The content type of a picture that browsers show and that cannot hold a script, by its first bytes.
+    """The content type, by its first bytes, of a picture that browsers show and that cannot contain scripts.
 
-    None for anything else. SVG is no such picture.
+    None for anything else, SVG included.
     """
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
@@ -105,10 +104,10 @@ def picture_type(start: bytes) -> str | None:
 
 
 class UploadResponse(StreamingHttpResponse):
-    """Streams under ASGI too, where Django reads a plain iterator whole into memory."""
+    """Streams under ASGI too, where Django would read a sync iterator into memory as a whole."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self.is_async:  # a middleware put another iterator in place
+        if self.is_async:  # a middleware replaced the iterator
             async for piece in super().__aiter__():
                 yield piece
             return
@@ -126,9 +125,9 @@ def _pieces(file: Any, first: int, stop: int) -> Iterator[bytes]:
 
 
 def _asked_range(request: HttpRequest, size: int, etag: str) -> tuple[int, int] | None:
-    """The range that a request asks for, from the first byte to behind the last; empty where it lies outside.
+    """The half-open range of bytes that a request asks for; empty where it is outside the file.
 
-    None for the whole file: also for several ranges, and where the file is not the one that the client knows
+    None for the whole file: also for several ranges, and where If-Range names another version of the file
     (RFC 9110, sections 13.1.5 and 14.2).
     """
     if request.method != "GET" or request.headers.get("If-Range", etag) != etag:
@@ -137,7 +136,7 @@ def _asked_range(request: HttpRequest, size: int, etag: str) -> tuple[int, int] 
     if asked is None or asked[0] == "bytes=-":
         return None
     first, last = asked.groups()
-    if not first:  # the last so many bytes
+    if not first:  # a suffix: the last bytes
         return (max(0, size - int(last)), size) if size and int(last) else (0, 0)
     if last and int(last) < int(first):
         return None

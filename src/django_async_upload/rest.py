@@ -1,4 +1,4 @@
-"""A field for serializers of Django REST framework: takes the receipt of an upload, gives its file."""
+"""A serializer field for Django REST framework: its input is the receipt of an upload, its value the file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .receipts import MESSAGES, open_receipt
 
 
 class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
-    """In: the receipt of a completed upload, a string. Validated: the file. Out: its URL, as ``FileField`` has it.
+    """Input: the receipt of a completed upload, a string. Validated value: the file. Output: its URL.
 
     Assign the file to a model's ``FileField``, as a ``ModelSerializer`` does by itself: saving binds the upload.
-    ``endpoint`` is the consumer's at which it was uploaded, ``field`` the name in its field token ("": it had none);
-    ``max_length`` and ``allow_empty_file`` are as for ``FileField``. A file that a multipart request brings under
-    the field's name is taken, too. For several files: ``ListField(child=UploadField())``.
+    ``endpoint`` is the name of the consumer that received it, ``field`` the name in its field token ("": it had none);
+    ``max_length`` and ``allow_empty_file`` are as for ``FileField``. A plain file that a multipart request posts under
+    the field's name is accepted, too. For several files: ``ListField(child=UploadField())``.
 
     Error codes: those of ``FileField``, ``receipt_invalid``, ``receipt_expired`` and ``receipt_used``.
     """
 
     is_used: ClassVar[bool] = False
-    """Whether any was made: the system checks ask."""
+    """Whether any field was created, for the system checks."""
     default_error_messages = dict(MESSAGES)
     _spectacular_annotation = {
         "field": {"type": "string"}
-    }  # drf-spectacular knows no class of ours
+    }  # drf-spectacular does not know this class
 
     def __init__(
         self,
@@ -49,7 +49,9 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
         try:
             file = data if isinstance(data, UploadedFile) else self._open(data)
             checked: UploadedFile[bytes] = self._file.to_internal_value(file)
-        except ValidationError as error:  # Django's: of the receipt, here or in the middleware
+        except (
+            ValidationError
+        ) as error:  # Django's ValidationError for the receipt, raised here or in the middleware
             if error.code in self.error_messages:
                 self.fail(error.code)
             raise serializers.ValidationError(error.messages, code=error.code) from error
@@ -57,7 +59,7 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
 
     def get_value(self, dictionary: Any) -> Any:
         value = super().get_value(dictionary)
-        if value is serializers.empty:  # perhaps the middleware has refused what a form brought
+        if value is serializers.empty:  # a receipt that the middleware refused
             files = getattr(getattr(self.context.get("request"), "_request", None), "_files", None)
             return (getattr(files, "async_uploads", {}).get(self.field_name) or [value])[-1]
         return value
@@ -66,7 +68,7 @@ class UploadField(serializers.Field):  # type: ignore[misc]  # untyped
         request = self.context.get("request")
         if request is None:
             raise ImproperlyConfigured(
-                "UploadField asks whose the upload is: pass context={'request': request} to the "
+                "UploadField needs the request to check the upload's owner: pass context={'request': request} to the "
                 "serializer, as REST framework's own views do."
             )
         return open_receipt(

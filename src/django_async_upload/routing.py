@@ -1,4 +1,4 @@
-"""Where the consumer is mounted: helpers for a host's ``asgi.py``."""
+"""Helpers for a host's ``asgi.py``, which mount the consumer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def upload_path(
     *,
     name: str | None = None,
 ) -> URLPattern:
-    """A consumer at a route, for a Channels ``URLRouter``."""
+    """Mount a consumer at a route: a pattern for Channels' ``URLRouter``."""
     return path(route, consumer.as_asgi(), name=name)  # type: ignore[no-any-return]
 
 
 websocket_urlpatterns = [upload_path()]
-"""The consumer as it is, at ``ws/uploads/``."""
+"""The default consumer at ``ws/uploads/``."""
 
 
 def upload_application(
@@ -40,11 +40,11 @@ def upload_application(
         from django_async_upload.routing import upload_application
         application = upload_application(get_asgi_application())
 
-    A path without a consumer is answered with 404. Answers the lifespan protocol: at startup, completions that a crash
-    left behind are delivered.
+    A path without a consumer is answered with 404. The lifespan protocol starts and closes the service: at startup it
+    resumes what a crashed process left.
 
-    Not Channels' ``AuthMiddlewareStack``: it signs people out when ``SECRET_KEY`` is rotated. Consumers of uploads find
-    the user of a session themselves.
+    This does not use Channels' ``AuthMiddlewareStack``, which signs users out when ``SECRET_KEY`` is rotated. The
+    consumer finds the user of a session itself.
     """
     patterns = [*(urlpatterns or websocket_urlpatterns), re_path("", not_found)]  # type: ignore[arg-type]  # ASGI
     return ProtocolTypeRouter(  # type: ignore[no-any-return]
@@ -57,7 +57,7 @@ def upload_application(
 
 
 async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Refuse the handshake: 404 where the server can say so, else what it makes of a close (403)."""
+    """Refuse the handshake: with 404 where the server supports that, else by a close, which it turns into 403."""
     if "websocket.http.response" in scope.get("extensions", {}):
         await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
         await send({"type": "websocket.http.response.body", "body": b""})
@@ -66,7 +66,7 @@ async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Start the service with the server, and let go of every upload when the server stops."""
+    """Start the service when the server starts, and release every upload when it stops."""
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":

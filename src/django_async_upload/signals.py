@@ -1,7 +1,7 @@
-"""The signals a host subscribes to. They observe: no receiver can change or break an upload.
+"""The signals that a host subscribes to. Receivers only observe: none can change or fail an upload.
 
 All are sent with ``sender=UploadSession`` and ``session``, the :class:`~.models.UploadSession`. Receivers
-may be sync or async. One that raises is logged with the session's id; so is one that takes too long.
+may be sync or async. An exception or a timeout of a receiver is logged with the session's id.
 """
 
 from __future__ import annotations
@@ -25,44 +25,45 @@ Result = TypeVar("Result")
 logger = logging.getLogger("django_async_upload")
 
 upload_started = Signal()
-"""A new upload was made. Its answer is on the way to the client."""
+"""An upload was created. CREATED is being sent to the client."""
 
 upload_resumed = Signal()
-"""An upload goes on, on another connection. Arguments: ``offset``, bytes."""
+"""An upload was resumed on another connection. Arguments: ``offset``, bytes."""
 
 chunk_received = Signal()
 """A chunk was verified and written. Arguments: ``offset`` and ``size``, bytes.
 
-Sent for every chunk, in order, at most once; a slow receiver slows its own upload.
+Sent for every chunk, in order, at most once; a slow receiver slows down its own upload.
 """
 
 upload_completed = Signal()
-"""The file is published. Arguments: ``event_id``, a UUID.
+"""The file was published. Arguments: ``event_id``, a UUID.
 
 Sent after the commit, at least once: all receivers are called again, with the same ``event_id``, until none of them
-raises or takes too long. After :data:`.engine.outbox.ATTEMPTS` that is given up, loudly; the admin can send it again.
+raises or times out. After :data:`.engine.outbox.ATTEMPTS` an error is logged and delivery stops; the admin can send it
+again.
 """
 
 upload_failed = Signal()
-"""The upload is over. Arguments: ``error``, an :class:`~.exceptions.UploadError`."""
+"""The upload failed. Arguments: ``error``, an :class:`~.exceptions.UploadError`."""
 
 upload_cancelled = Signal()
-"""The client, or a user of the admin, threw the upload away."""
+"""The client, or a user of the admin, cancelled the upload."""
 
 upload_expired = Signal()
-"""Nothing came for too long and the upload was purged, or a user of the admin did not wait for that."""
+"""The upload expired: ``purge_uploads`` found it inactive for too long, or a user of the admin expired it."""
 
 
 async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
-    """Call the receivers, each sync one in a thread that nothing else waits for.
+    """Call the receivers, the sync ones in a thread that nothing else uses.
 
-    Returns when all have ended, or after ``RECEIVER_TIMEOUT``: what failed, and was logged, one text for each. Costs
+    Returns when all have returned, or after ``RECEIVER_TIMEOUT``: the failures, which are logged, one text each. Costs
     nothing without receivers.
     """
     if not signal.has_listeners(type(session)):
         return []
     seconds = conf.uploads().receiver_timeout
-    # A task of its own: a receiver that cancels "its" task cancels this one, not the upload's.
+    # A receiver that cancels the current task cancels this one, not the upload's.
     sending = asyncio.create_task(_send(signal, session, arguments))
     try:
         ended, _late = await asyncio.wait({sending}, timeout=seconds)
@@ -70,9 +71,9 @@ async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
         sending.cancel()
         raise
     if not ended:
-        # An async receiver ends now; a sync one cannot be stopped, and keeps nothing but its own thread.
+        # An async receiver is cancelled; a sync one cannot be stopped, and blocks only its own thread.
         sending.cancel()
-        failure = f"a receiver did not end within {seconds:g} s"
+        failure = f"a receiver did not return within {seconds:g} s"
         logger.error("Signal for upload %s: %s", session.pk, failure)
         return [failure]
     if sending.cancelled():
@@ -85,15 +86,16 @@ async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
 
 
 def send_and_wait(signal: Signal, session: Any, **arguments: Any) -> None:
-    """As :func:`send`, from synchronous code."""
+    """Call :func:`send` from synchronous code, and wait for the receivers."""
     if signal.has_listeners(type(session)):
         run(send(signal, session, **arguments))
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run what sends signals, from synchronous code; not ``async_to_sync``.
+    """Run a coroutine that sends signals, from synchronous code.
 
-    That would have sync receivers run in the very thread that waits here, and one that hangs would hold it for ever.
+    Not by ``async_to_sync``, which would run sync receivers in the thread that waits here: one that hangs would block
+    it for ever.
     """
     return contextvars.Context().run(asyncio.run, work)
 
@@ -105,10 +107,8 @@ async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list
     failures = []
     for receiver, response in responses:
         name = getattr(receiver, "__qualname__", repr(receiver))
-        if isinstance(
-            response, AlreadyBound
-        ):  # by an earlier attempt, or another taker: no later one can help
-            logger.info("%s found upload %s bound already", name, session.pk)
+        if isinstance(response, AlreadyBound):  # by an earlier attempt: a later one cannot succeed
+            logger.info("%s: upload %s is bound already", name, session.pk)
         elif isinstance(response, Exception):
             logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
             failures.append(f"{name}: {response!r}")
@@ -116,7 +116,7 @@ async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list
 
 
 class _OwnThread(ThreadSensitiveContext):
-    """A thread for the sync receivers of one signal. Unlike asgiref's own, it is not waited for where one hangs."""
+    """A thread for the sync receivers of one signal. Unlike with asgiref's own, exiting waits for none that hangs."""
 
     async def __aenter__(self) -> _OwnThread:
         await super().__aenter__()  # type: ignore[no-untyped-call]  # asgiref's

@@ -1,7 +1,7 @@
-"""Tickets: short-lived, signed proofs of who uploads, for programs that have no login.
+"""Tickets: short-lived, signed credentials for programs that have no login.
 
-A ticket is bound to one endpoint, one user and that user's session-auth hash (a new password voids it). It
-travels in the first message, never in a URL.
+A ticket is bound to one endpoint, one user and that user's session-auth hash (a new password voids it). The client
+sends it in its first message, never in a URL.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SALT = "django_async_upload.ticket"
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket says."""
+    """The content of a ticket."""
 
     user: str
     """The user's primary key, as text."""
@@ -33,13 +33,13 @@ class Ticket:
     expires: float
     """Seconds since the epoch."""
     max_size: int | None
-    """Largest file, bytes; None is as the endpoint has it."""
+    """Largest file, bytes; None: the endpoint's limit."""
 
 
 def auth_hash(session_auth_hash: str) -> str:
-    """Changes with the user's password, as the session-auth hash does; tells nothing about either.
+    """A hash of the session-auth hash: it changes with the user's password, and reveals neither.
 
-    Under a key of its own: a new ``SECRET_KEY`` changes what it is given, and nothing else.
+    Its key is a constant: only a new ``session_auth_hash``, not a new ``SECRET_KEY`` itself, changes the result.
     """
     digest = hmac.digest(_SALT.encode(), session_auth_hash.encode(), "sha256")
     return digest.hex()[:32]
@@ -52,7 +52,7 @@ def issue_ticket(
     max_size: int | None = None,
     max_age: float | None = None,
 ) -> str:
-    """A ticket for ``user``, valid for ``max_age`` seconds (default: the setting ``TICKET_MAX_AGE``)."""
+    """Issue a ticket for ``user``, valid for ``max_age`` seconds (default: the setting ``TICKET_MAX_AGE``)."""
     lifetime = conf.uploads().ticket_max_age if max_age is None else max_age
     claims = {
         "u": str(user.pk),
@@ -65,7 +65,7 @@ def issue_ticket(
 
 
 def read_ticket(text: str, *, endpoint: str) -> Ticket:
-    """Raises :class:`TicketInvalid` (also for one of another endpoint) and :class:`TicketExpired`."""
+    """Verify a ticket. Raises :class:`TicketInvalid`, also for another endpoint's, and :class:`TicketExpired`."""
     try:
         claims = signing.loads(text, salt=_SALT)
     except (signing.BadSignature, UnicodeError) as error:

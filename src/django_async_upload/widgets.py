@@ -1,6 +1,6 @@
-"""The widgets: a real ``<input type="file">`` in an ``<async-upload>``, which makes more of it where it can.
+"""The widgets: an ``<input type="file">`` inside an ``<async-upload>``, which enhances it where JavaScript runs.
 
-Any ``FileField`` or ``ImageField`` takes one. What they upload is posted as a receipt; the middleware opens it.
+Any ``FileField`` or ``ImageField`` can have one. The form posts a receipt for each upload; the middleware opens it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from django.utils.translation import ngettext as django_ngettext
 from . import conf
 from .assets import page_assets
 from .binding.linked import CompletedUpload, RefusedUpload
-from .binding.places import owner_here, place_of
+from .binding.places import current_owner_tag, place_of
 from .exceptions import TypeRefused
 from .models import Taker
 from .notices import notice
@@ -40,13 +40,13 @@ from .receipts import (
     FieldToken,
     field_name,
     field_token,
-    openers,
     posted_field,
+    receipt_middleware,
     refusal,
 )
 from .sessions.policies import check_accept
 
-_django = gettext_lazy  # of Django's own catalogue: not gathered into this app's
+_django = gettext_lazy  # from Django's catalogue: makemessages does not collect them for this app's
 
 TEXTS: Final = {
     # The place to choose, drop and paste
@@ -165,12 +165,12 @@ TEXTS: Final = {
     "errorFolder": _("This folder cannot be read."),
     "errorOther": _("The upload failed: {message}"),
 }
-"""What a person reads in the browser, which puts in words in braces. ``english.js`` is made from this."""
+"""The texts of the element. The browser fills in the words in braces. ``english.js`` is generated from this."""
 
 
 @cache
 def page_texts(language: str | None) -> SafeString:
-    """The element with all texts in a language, as JSON, which a page has once, in its head."""
+    """A ``<meta>`` with all texts in one language as JSON, once in the head of a page."""
     with override(language):
         texts = {key: str(text) for key, text in TEXTS.items()}
     content = json.dumps(texts, ensure_ascii=False)
@@ -178,7 +178,7 @@ def page_texts(language: str | None) -> SafeString:
 
 
 class PageTexts:
-    """An asset of forms' ``media``: the texts in the language in which it is rendered."""
+    """An asset of forms' ``media``: the texts in the language that is active when it is rendered."""
 
     def __html__(self) -> str:
         return page_texts(get_language())
@@ -193,7 +193,7 @@ class PageTexts:
 
 
 _BYTES: Final = ("%(size)d byte", "%(size)d bytes")
-"""As Django's catalogue has it."""
+"""The msgids in Django's catalogue."""
 
 
 def _bytes(size: int) -> str:
@@ -205,19 +205,19 @@ def _bytes(size: int) -> str:
 class AsyncFileInput(FileInput):
     """For one file, as Django's ``FileInput``.
 
-    ``endpoint`` names the consumer that uploads go to, ``url`` is its WebSocket (None: ``WEBSOCKET_URL``), and
-    ``max_size`` is the largest file in bytes (None: as the endpoint has it), ``min_size`` the smallest. What types
-    there may be says ``attrs={"accept": ...}``. Sizes and types hold for files that are posted without JavaScript, too.
-    ``taker`` says who takes what is uploaded: the form itself ("form"), or a script's call of an API ("api").
+    ``endpoint`` names the consumer that receives the uploads, ``url`` is its WebSocket (None: ``WEBSOCKET_URL``),
+    ``max_size`` is the largest file in bytes (None: the endpoint's limit), ``min_size`` the smallest. The types that
+    are accepted stand in ``attrs={"accept": ...}``. Sizes and types are also checked for files posted without
+    JavaScript. ``taker`` is who takes the uploads: the form itself ("form"), or a script's call of an API ("api").
     """
 
     template_name = "django_async_upload/widgets/file.html"
     input_template_name = "django/forms/widgets/file.html"
-    """The template of Django's that is wrapped."""
+    """Django's template that the element wraps."""
     is_used: ClassVar[bool] = False
-    """Whether any was made: the system checks ask."""
+    """Whether any widget was created, for the system checks."""
     is_for_admin: ClassVar[bool] = False
-    """Whether its style has the colors of Django's admin."""
+    """Whether the style has the colors of Django's admin."""
 
     def __init__(
         self,
@@ -250,19 +250,19 @@ class AsyncFileInput(FileInput):
         posted = FileInput.value_from_datadict(self, data, files, name)
         several = isinstance(posted, list | tuple)
         brought = [*posted] if several else [posted] if posted else []
-        # Receipts in the order in which they were posted, those that are refused too; then plain files.
+        # Receipts in the order in which they were posted, refused ones included; then plain files.
         receipts = getattr(files, "async_uploads", {}).get(name, [])
-        if data.get(PREFIX + name) and not openers:
+        if data.get(PREFIX + name) and not receipt_middleware:
             notice(
                 "receipt without middleware",
                 logging.ERROR,
-                "A form brought an upload for %r, and nothing opened it. UploadMiddleware belongs in MIDDLEWARE, "
-                "behind AuthenticationMiddleware.",
+                "A form posted the receipt of an upload for %r, but no middleware opens receipts. Add UploadMiddleware "
+                "to MIDDLEWARE, after AuthenticationMiddleware.",
                 name,
             )
         plain = [file for file in brought if not any(file is other for other in receipts)]
         checked = [self._checked(file) for file in [*receipts, *plain]]
-        # A form with errors gets its widgets rendered without what was posted: they remember it.
+        # Django renders a form with errors without the posted files: the widget keeps them for that.
         self.kept = [file for file in checked if isinstance(file, CompletedUpload)]
         self.posted = posted_field(data, name)
         value = super().value_from_datadict(data, files, name)
@@ -273,7 +273,7 @@ class AsyncFileInput(FileInput):
         return checked[-1] if checked else posted
 
     def _checked(self, file: Any) -> Any:
-        """The file, or what stands for one that this field does not take."""
+        """The file, or a :class:`RefusedUpload` in place of one that this field does not accept."""
         if not isinstance(file, UploadedFile) or isinstance(file, RefusedUpload):
             return file
         if isinstance(file, CompletedUpload) and file.session.endpoint != self.endpoint:
@@ -282,7 +282,7 @@ class AsyncFileInput(FileInput):
         if self.max_size is not None and size > self.max_size:
             message = _("This file is too large (%(size)s). At most %(limit)s is allowed.")
             sizes = {"size": filesizeformat(size), "limit": filesizeformat(self.max_size)}
-            if sizes["size"] == sizes["limit"]:  # to the byte where they would read the same
+            if sizes["size"] == sizes["limit"]:  # in bytes where both would look the same
                 sizes = {"size": _bytes(size), "limit": _bytes(self.max_size)}
             return RefusedUpload(
                 ValidationError(message, code="file_too_large", params=sizes), file.name or ""
@@ -332,7 +332,7 @@ class AsyncFileInput(FileInput):
                     "url": self.url or conf.uploads().websocket_url,
                     "field": token,
                     "place": place or None,
-                    "owner": owner_here() or None,
+                    "owner": current_owner_tag() or None,
                     **{
                         name.replace("_", "-"): None if value is None else str(value)
                         for name in ("max_size", "min_size", "max_files", "max_total_size")
@@ -352,7 +352,7 @@ class AsyncFileInput(FileInput):
 
 
 class AsyncClearableFileInput(AsyncFileInput, ClearableFileInput):
-    """For one file of an object that may have one: as Django's ``ClearableFileInput``, which model forms use."""
+    """For one optional file of an object: as Django's ``ClearableFileInput``, which model forms use."""
 
     input_template_name = "django/forms/widgets/clearable_file_input.html"
 
@@ -377,14 +377,14 @@ class AsyncMultipleFileInput(AsyncFileInput):
         max_total_size: int | None = None,
         **options: Any,
     ) -> None:
-        """``max_files`` is how many there may be, ``max_total_size`` the bytes of all together; None: any."""
+        """``max_files`` limits the number of files, ``max_total_size`` the bytes of all together; None: no limit."""
         attrs = {**(attrs or {}), **({"webkitdirectory": True} if directory else {})}
         super().__init__(attrs, **options)
         self.max_files = max_files
         self.max_total_size = max_total_size
 
-    def why_too_many(self, files: Sequence[Any]) -> ValidationError | None:
-        """What is wrong with so many files, if anything is. A field with this widget asks."""
+    def selection_error(self, files: Sequence[Any]) -> ValidationError | None:
+        """The error for too many files, or too many bytes in all; None where neither. For the field's validation."""
         if self.max_files is not None and len(files) > self.max_files:
             message = format_lazy(TEXTS["errorTooMany"], count=self.max_files)
             return ValidationError(message, code="too_many_files")

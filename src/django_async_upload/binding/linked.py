@@ -1,10 +1,10 @@
-"""A published file in a host's hands: as an ``UploadedFile``, linked where possible, and bound once.
+"""A published file as an ``UploadedFile`` for the host: a hard link where possible, bound once.
 
 Django's own fields, models and storages take it as any file of a form. On a file system they get a hard link, and
-rename that: no byte is written again. When a model that holds it is saved, it is bound in the same transaction.
+rename that: no byte is written again. Saving a model that has it binds it in the same transaction.
 
-Until its published name is removed, after the commit, the row of a bound upload has ``expires_at``: the purge does
-what a process that died in between did not.
+The published name is deleted after the commit. Until then the row of a bound upload has ``expires_at``: where the
+process crashes in between, the purge deletes the name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from django.utils import timezone
 from ..exceptions import AlreadyBound
 from ..models import UploadSession
 from ..sessions.commits import after_commit
-from ..sessions.holds import HOLD, alias, withdraw
+from ..sessions.holds import HOLD, upload_database, withdraw
 from ..sessions.state import State
 from ..stores.configured import PRIVATE, get_storage, staging_root
 from ..stores.publication import is_same_place
@@ -40,7 +40,7 @@ from ..stores.publication import is_same_place
 if TYPE_CHECKING:
     UploadedBytes = UploadedFile[bytes]
 else:
-    UploadedBytes = UploadedFile  # Django's own cannot be subscripted
+    UploadedBytes = UploadedFile  # Django's own class is not generic
 
 logger = logging.getLogger("django_async_upload")
 
@@ -48,10 +48,10 @@ _LINK: Final = re.compile(r"[0-9a-f]{32}\.link\Z")
 
 
 class CompletedUpload(UploadedBytes):
-    """A published file under the name that its sender gave it, for a host's ``FileField``.
+    """A published file under the name that the client sent, for a host's ``FileField``.
 
-    ``session`` is its row, and ``receipt`` what was posted for it ("" where :meth:`UploadSession.bind` made it).
-    ``epoch`` is the claim of the request that has it; 0 where the row is bound already.
+    ``session`` is its row, and ``receipt`` the posted receipt ("" where :meth:`UploadSession.bind` created it).
+    ``epoch`` is that of the request's hold; 0 where the row is bound already.
     """
 
     def __init__(self, session: UploadSession, receipt: str = "", epoch: int = 0) -> None:
@@ -69,7 +69,7 @@ class CompletedUpload(UploadedBytes):
 
     @property
     def file(self) -> Any:
-        """Opened when somebody reads: storages seek and read without asking for it."""
+        """The open file. It is opened on first use, since storages seek and read without calling :meth:`open`."""
         if self._opened is None or self._opened.closed:
             self._opened = self._storage.open(self._stored_as, "rb")
         return self._opened
@@ -87,7 +87,7 @@ class CompletedUpload(UploadedBytes):
         return self
 
     def close(self) -> None:
-        """Close the file and remove the link. Whoever asks again has them made again."""
+        """Close the file and remove the link. Later use opens the file and makes the link again."""
         if self._opened is not None:
             self._opened.close()
         self._unlink()
@@ -96,10 +96,10 @@ class CompletedUpload(UploadedBytes):
 
     @property
     def temporary_file_path(self) -> Callable[[], str]:
-        """Gives the path of a hard link, which a ``FileSystemStorage`` renames to its place.
+        """A method that returns the path of a hard link, which a ``FileSystemStorage`` renames to its own name.
 
-        A validator may ask for it, too. There is no such attribute where no link can be made: fields
-        and storages read the file then.
+        A validator may use it, too. Where no link can be made this raises :class:`AttributeError`, so that fields
+        and storages read the file instead.
         """
         if self._link is None or not os.path.lexists(self._link):
             self._unlink()
@@ -126,31 +126,32 @@ class CompletedUpload(UploadedBytes):
             try:
                 os.unlink(self._link)
             except FileNotFoundError:
-                self._was_moved = True  # the host's storage has moved it to its place
+                self._was_moved = True  # the host's storage has renamed it
             self._link = None
 
-    # Whose it is --------------------------------------------------------------------------------
+    # Binding ------------------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """Somebody saves it now. Raises :class:`AlreadyBound` where somebody else did, or does."""
+    def renew_hold(self) -> None:
+        """Extend the hold to save a model. Raises :class:`AlreadyBound` where another request took the upload."""
         self._was_saved = True
-        rows = UploadSession.objects.using(alias()).filter(
+        rows = UploadSession.objects.using(upload_database()).filter(
             pk=self.session.pk, state=State.COMPLETED, epoch=self.epoch
         )
         if self.epoch and not rows.update(expires_at=timezone.now() + HOLD):
             raise AlreadyBound
 
     def bind(self, saved: FieldFile | None = None) -> None:
-        """The host has it, if the transaction commits: the published name goes then. Synchronous.
+        """Mark the row bound; the published name is deleted when the transaction commits. Synchronous.
 
-        Saving a model that holds it does this by itself. Call it where a storage of your own has saved the file
-        without one. ``saved`` is what a model's field has now: where that is the published file itself, its name stays.
+        Saving a model that has the file does this by itself. Call it where your own storage has saved the file
+        without a model. ``saved`` is the value of a model's field after saving: where that is the published file
+        itself, its name stays.
         """
         stays = saved is not None and is_same_place(
             self._storage, self._stored_as, saved.storage, str(saved.name)
         )
         until = None if stays else timezone.now() + HOLD
-        rows = UploadSession.objects.using(alias())
+        rows = UploadSession.objects.using(upload_database())
         if self.epoch:
             bound = rows.transition(
                 [self.session.pk], State.BOUND, holder=self.epoch, expires_at=until
@@ -159,33 +160,35 @@ class CompletedUpload(UploadedBytes):
             bound = rows.filter(pk=self.session.pk, state=State.BOUND).update(expires_at=until)
         if bound:
             self._is_taken = True
-            after_commit(alias(), self._give_away, stays)
-        else:  # only outside of a transaction, where saving took longer than HOLD
-            logger.error("Upload %s was saved twice: the first took too long", self.session.pk)
+            after_commit(upload_database(), self._after_commit, stays)
+        else:  # only outside of a transaction, where saving took longer than the hold lasts
+            logger.error(
+                "Upload %s was saved twice: its hold expired before it was bound", self.session.pk
+            )
 
-    def _give_away(self, stays: bool) -> None:
+    def _after_commit(self, stays: bool) -> None:
         self.is_bound = True
         self.close()
         if not stays:
             withdraw(self.session)
 
-    def forget(self) -> None:
-        """After the commit of :meth:`UploadSession.bind`."""
+    def finish_bind(self) -> None:
+        """Clean up after the commit of :meth:`UploadSession.bind`."""
         self.close()
-        if self._was_moved and not self._is_taken:  # by a storage of the host's, without a model
+        if self._was_moved and not self._is_taken:  # a storage has it, without a model
             withdraw(self.session)
         elif not self._is_taken:
             logger.warning(
-                "Upload %s was bound, and no model was saved with its file: it stays as %s. "
-                "Call bind() of the file where you save it in another way.",
+                "Upload %s was bound, but no model was saved with its file, which stays as %s. "
+                "Where you save the file in another way, call its bind().",
                 self.session.pk,
                 self._stored_as,
             )
 
-    def end(self, *, is_done: bool) -> bool:
-        """The request is over. Whether the upload is to be let go, to be posted again.
+    def end_request(self, *, is_done: bool) -> bool:
+        """End the request. Returns whether to release the upload, so that its receipt can be posted again.
 
-        A file that a storage took without a model (a wizard's, between two steps) is bound, if all went well.
+        A file that a storage saved without a model (a wizard's, between two steps) is bound, if the request succeeded.
         """
         self._unlink()
         if is_done and self._was_moved and not self._was_saved:
@@ -195,16 +198,16 @@ class CompletedUpload(UploadedBytes):
 
 
 class RefusedUpload(UploadedBytes):
-    """What stands in ``request.FILES`` for a file that is refused.
+    """The value of a field whose posted file is refused.
 
-    Whoever looks at its name or size gets the :class:`ValidationError`: form fields and serializers do so
-    first of all, and show it where the file was posted.
+    Its name and size raise the :class:`ValidationError`: form fields and serializers read them first, and so show the
+    error at the field.
     """
 
     def __init__(self, error: ValidationError, called: str = "") -> None:
         self.error = error
         self.called = called
-        """The name of the file, where it may be told."""
+        """The file's name, where it may be shown."""
 
     def _refuse(self, *args: object) -> NoReturn:
         raise self.error
@@ -225,10 +228,10 @@ class RefusedUpload(UploadedBytes):
         return f"<{type(self).__name__}: {self.error.code}>"
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing to close."""
 
 
-# A model that holds one is saved -------------------------------------------------------------------
+# Saving of models that have an upload --------------------------------------------------------------
 
 
 @receiver(pre_save)
@@ -239,7 +242,7 @@ def hold_uploads(
     update_fields: frozenset[str] | None,
     **kwargs: Any,
 ) -> None:
-    """Nobody else saves the uploads that this object is about to write to its storage."""
+    """Extend the holds of the uploads that this object is about to write to its storage."""
     found = {
         field: content
         for field in sender._meta.concrete_fields
@@ -249,7 +252,7 @@ def hold_uploads(
         and (update_fields is None or field.name in update_fields or field.attname in update_fields)
     }
     for upload in found.values():
-        upload.hold()
+        upload.renew_hold()
     if found:
         instance.__dict__["_async_uploads"] = found
     else:
@@ -257,7 +260,7 @@ def hold_uploads(
 
 
 def _content(instance: models.Model, field: models.FileField) -> Any:
-    """What a field holds that is not written yet; a deferred field is not loaded for it."""
+    """A field's file that is not saved yet, without loading a deferred field."""
     value = instance.__dict__.get(field.attname)
     return getattr(value, "_file", None) if isinstance(value, field.attr_class) else value
 
@@ -269,18 +272,18 @@ def bind_uploads(instance: models.Model, **kwargs: Any) -> None:
         upload.bind(getattr(instance, field.name))
 
 
-# What a crash left ---------------------------------------------------------------------------------
+# Links that a crash left ---------------------------------------------------------------------------
 
 
 def abandoned_links(age: timedelta) -> Iterator[str]:
-    """Paths of links that were made longer ago than ``age`` and that nobody took."""
+    """Paths of links that are older than ``age`` and that no storage renamed."""
     before = time.time() - age.total_seconds()
     for folder in _staging_folders():
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 if _LINK.fullmatch(entry.name):
                     with suppress(FileNotFoundError):
-                        # A link shares the file's mtime; making it sets the ctime.
+                        # A link shares the file's mtime; creating it sets the ctime.
                         if entry.stat(follow_symlinks=False).st_ctime < before:
                             yield entry.path
 
@@ -288,7 +291,7 @@ def abandoned_links(age: timedelta) -> Iterator[str]:
 def _staging_folders() -> set[str]:
     folders = set()
     for name in {*storages.backends, PRIVATE}:
-        # Not every storage can be used by every process: one for static files wants STATIC_ROOT, another a network.
+        # Some storages fail in some processes: one for static files needs STATIC_ROOT, another a network.
         with suppress(Exception):
             storage = get_storage(name)
             if isinstance(storage, FileSystemStorage):

@@ -1,4 +1,4 @@
-"""Tags of the place that a page's field is for: see "Which file belongs where" in docs/design.md."""
+"""Tags of places, of what a page's field is for: see "Which file belongs where" in docs/design.md."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LENGTH: Final = 20
 
 
 @contextmanager
-def answering(request: HttpRequest) -> Iterator[None]:
-    """Fields that are rendered in this context are on the page that answers the request."""
+def rendering(request: HttpRequest) -> Iterator[None]:
+    """Fields rendered within this context belong to the page that answers the request."""
     before = _request.set(request)
     try:
         yield
@@ -33,10 +33,10 @@ def answering(request: HttpRequest) -> Iterator[None]:
 
 
 def place_of(value: Any) -> str:
-    """An opaque tag for what a field's form is for, by the value that the form gives its widget.
+    """An opaque tag of what a field's form is for, from the value that the form gives its widget.
 
-    A field of a model form holds a ``FieldFile``, which knows its object. A new object, and a form without one, are
-    known by the address of their page; "" outside of a request.
+    In a model form that value is a ``FieldFile``, which knows its object. A new object, and a form without an object,
+    are identified by the URL of their page; "" outside of a request.
     """
     instance = getattr(value, "instance", None)
     if isinstance(instance, Model) and not instance._state.adding:
@@ -46,8 +46,8 @@ def place_of(value: Any) -> str:
     return "" if request is None else _tag("page", f"{model}:{request.get_full_path()}")
 
 
-def owner_here() -> str:
-    """:func:`owner_tag` of the page that is being made; "" outside of a request."""
+def current_owner_tag() -> str:
+    """:func:`owner_tag` of the page that is being rendered; "" outside of a request."""
     request = _request.get()
     return "" if request is None else owner_tag(request)
 
@@ -55,7 +55,7 @@ def owner_here() -> str:
 def owner_tag(request: HttpRequest) -> str:
     """An opaque tag of the request's owner, by which a browser keeps its users' uploads apart; "" without an owner.
 
-    In an asynchronous view it is "" unless the user is known already, by ``await request.auser()``.
+    In an async view it is "" unless the user has been loaded by ``await request.auser()``.
     """
     try:
         owner = owner_of_request(request, getattr(request, "_acached_user", None))

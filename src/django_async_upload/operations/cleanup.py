@@ -1,4 +1,4 @@
-"""No orphans: what goes with a session that is deleted, and the purge of what was left behind."""
+"""Cleanup: the files of deleted sessions, and the purge of inactive uploads and orphaned files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..exceptions import UploadError
 from ..models import Taker, UploadSession
 from ..sessions import rows
 from ..sessions.commits import after_commit
-from ..sessions.holds import BATCH, GIVEN_UP, withdraw
+from ..sessions.holds import BATCH, WITHDRAWABLE, withdraw
 from ..sessions.rows import Ending
 from ..sessions.state import OVER, State
 from ..stores.base import Part, Store
@@ -33,19 +33,19 @@ from ..stores.publication import is_linked, is_own_name
 
 logger = logging.getLogger("django_async_upload")
 
-OVER_AFTER: Final = timedelta(days=7)
-"""After so long the row of an upload that was cancelled, expired or failed goes: clients remember it as long."""
+ENDED_AFTER: Final = timedelta(days=7)
+"""Age at which rows of cancelled, expired and failed uploads are deleted. Clients remember uploads for as long."""
 GRACE: Final = timedelta(hours=1)
-"""A part is written before its row knows its name, and linked before it is bound: younger ones stay."""
-HELD_GRACE: Final = timedelta(days=7)
-"""For so long an upload that a writer has open does not expire: the clock of this machine may be wrong by days."""
+"""Age below which parts and links stay: a part exists before its row names it, and a link before it is bound."""
+OPEN_GRACE: Final = timedelta(days=7)
+"""Extra time before an upload that a writer has open expires: the clock of this machine may be wrong by days."""
 
 
 @receiver(pre_delete, sender=UploadSession)
-def reload_owner(instance: UploadSession, using: str, **kwargs: Any) -> None:
-    """What was read before may be old: a host that bound the file meanwhile keeps it."""
+def refresh_session(instance: UploadSession, using: str, **kwargs: Any) -> None:
+    """Re-read the row under a lock, so that a file bound in the meantime is not deleted."""
     if instance.state in OVER:
-        return  # for good
+        return  # ended for good: nothing can change
     rows = UploadSession.objects.using(using).select_for_update()
     with suppress(UploadSession.DoesNotExist):
         fields = ["state", "stored_as", "part", "expires_at"]
@@ -53,19 +53,19 @@ def reload_owner(instance: UploadSession, using: str, **kwargs: Any) -> None:
 
 
 @receiver(post_delete, sender=UploadSession)
-def forget_file(instance: UploadSession, using: str, **kwargs: Any) -> None:
-    """The file of a deleted session goes with it; one that a host has bound is the host's."""
+def delete_file(instance: UploadSession, using: str, **kwargs: Any) -> None:
+    """Delete the file of a deleted session after the commit. A bound file is the host's and stays."""
     if instance.part or instance.stored_as:
-        after_commit(using, _forget, copy(instance))
+        after_commit(using, _delete_files, copy(instance))
 
 
-def _forget(session: UploadSession) -> None:
-    """Delete what a session that is no more had of its own."""
+def _delete_files(session: UploadSession) -> None:
+    """Delete the part and the published file of a deleted session."""
     store = make_store()
     try:
         if session.state == State.COMPLETED or _has_published(session, store):
             session.get_storage().delete(session.stored_as)
-        elif session.stored_as and session.state in GIVEN_UP and _is_past(session.expires_at):
+        elif session.stored_as and session.state in WITHDRAWABLE and _is_past(session.expires_at):
             withdraw(session)
     finally:
         if session.part:
@@ -78,7 +78,7 @@ def _is_past(moment: datetime | None) -> bool:
 
 
 def _has_published(session: UploadSession, store: Store) -> bool:
-    """Whether an upload in ``finalizing`` has come so far that its name in the storage is its own file."""
+    """Whether the publication of an upload in ``finalizing`` has already created its file in the storage."""
     if session.state != State.FINALIZING or not (session.stored_as and session.part):
         return False
     storage = session.get_storage()
@@ -93,58 +93,57 @@ def _has_published(session: UploadSession, store: Store) -> bool:
 
 @dataclass(slots=True)
 class Purge:
-    """What a purge did, or would do."""
+    """The counts of a purge, or of a dry run."""
 
     sessions: int = 0
     parts: int = 0
     bytes: int = 0
     rows: int = 0
-    """Of uploads that had been over for long."""
+    """Deleted rows of uploads that ended long ago."""
 
 
 def purge(
     *,
     dry_run: bool = False,
-    over_after: timedelta = OVER_AFTER,
+    ended_after: timedelta = ENDED_AFTER,
     unbound_after: timedelta | None = None,
     takers: Sequence[str] = (Taker.FORM, Taker.API),
     log: Callable[[str], None] = lambda line: None,
 ) -> Purge:
-    """Expire uploads without a sign of life, and delete what is no longer needed. Synchronous.
+    """Expire inactive uploads, and delete what is no longer needed. Synchronous.
 
-    That is: parts that no row knows, published names that a crash left after the host had bound the file, links of
-    forms, and rows of uploads that have been cancelled, expired or failed for ``over_after``. With ``unbound_after``,
-    the uploads for ``takers``, too, that completed so long ago and that none of them has taken: the person
-    chose a file and left the page.
+    It deletes parts that no row names, published names that a crash left after the host bound the file, links of
+    forms, and rows of uploads that were cancelled, expired or failed longer than ``ended_after`` ago. With
+    ``unbound_after`` it also deletes uploads for ``takers`` that completed longer ago than that and were not taken: the
+    user chose a file and left the page.
 
-    Safe beside live uploads: what a writer has open stays for :data:`HELD_GRACE` more, where the store can tell. A
-    session expires by compare-and-set, and a holder that still lives gets an error, as its epoch is over. Parts are
-    deleted only when they are older than :data:`GRACE` and no session names them.
+    Safe while uploads run: a part that a writer has open stays for :data:`OPEN_GRACE` more, where the store can tell. A
+    session expires by compare-and-set, and a holder that is still running gets an error, since its epoch is outdated.
+    Parts are deleted only when they are older than :data:`GRACE` and no session names them.
     """
     done = Purge()
     now = _now()
     store = make_store()
     try:
-        # First what frees room without a word to the database: it may lie on the disk that is full.
+        # First what frees space without writing to the database, which may be on the full disk.
         sizes = {part.name: part.size for part in store.parts()}
         for part in _orphans(store, datetime.now(UTC) - GRACE):
-            if store.is_held(part.name):  # a clock is wrong: its row is not written yet
+            if store.is_held(part.name):  # a clock is wrong: its row may not be written yet
                 continue
             if not dry_run:
                 store.delete(part.name)
             done.parts += 1
             done.bytes += part.size
             log(f"part {part.name}: {part.size} bytes that belong to no upload")
-        for session in UploadSession.objects.expired(
-            now
-        ):  # no cursor stays open beside the updates
+        # Django fetches all rows first: no cursor stays open during the updates.
+        for session in UploadSession.objects.expired(now):
             if _may_be_alive(session, store, now):
                 continue
             if dry_run or _expire(session, store):
                 done.sessions += 1
                 done.parts += session.part in sizes
                 done.bytes += sizes.get(session.part, 0)
-                log(f"{session.pk} {session.name!r}: nothing came since {session.updated_at:%F %T}")
+                log(f"{session.pk} {session.name!r}: inactive since {session.updated_at:%F %T}")
     finally:
         store.close()
     if unbound_after is not None:
@@ -153,13 +152,13 @@ def purge(
                 done.sessions += 1
                 done.bytes += session.size or 0
                 log(
-                    f"{session.pk} {session.name!r}: {session.get_taker_display()} did not take it since "
+                    f"{session.pk} {session.name!r}: not taken by {session.get_taker_display()} since "
                     f"{session.completed_at:%F %T}"
                 )
-    given_up = UploadSession.objects.filter(state__in=GIVEN_UP, expires_at__lt=now)
+    given_up = UploadSession.objects.filter(state__in=WITHDRAWABLE, expires_at__lt=now)
     for session in given_up.exclude(stored_as=""):
         log(
-            f"{session.pk} {session.name!r}: {session.state}, and still there as {session.stored_as}"
+            f"{session.pk} {session.name!r}: {session.state}, but still stored as {session.stored_as}"
         )
         if not dry_run:
             _withdraw(session)
@@ -167,32 +166,32 @@ def purge(
         if not dry_run:
             with suppress(FileNotFoundError):
                 os.unlink(path)
-        log(f"link {os.path.basename(path)}: no storage took it")
-    for pks in _over(now - over_after):
+        log(f"link {os.path.basename(path)}: not used by any storage")
+    for pks in _ended_before(now - ended_after):
         done.rows += len(pks) if dry_run else _delete_rows(pks)
     return done
 
 
 def _may_be_alive(session: UploadSession, store: Store, now: datetime) -> bool:
-    """Whether an upload that has expired, by this clock, is open in a process, and not for long."""
+    """Whether an expired upload is open in a process, and expired by this clock only recently."""
     expired = session.expires_at
-    is_recent = expired is not None and expired > now - HELD_GRACE
+    is_recent = expired is not None and expired > now - OPEN_GRACE
     return is_recent and bool(session.part) and store.is_held(session.part)
 
 
 def _now() -> datetime:
-    """By the clock of the database where it has one of its own: this machine's may be wrong by days."""
+    """The current time, by the database server's clock where there is one: this machine's may be wrong by days."""
     connection = connections[router.db_for_write(UploadSession)]
     if connection.vendor != "postgresql":
         return timezone.now()
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         moment: datetime = cursor.fetchone()[0]
-    return moment  # aware or not, as the site's other moments are
+    return moment  # aware or naive, as the site's other datetimes
 
 
 def _delete_unbound(session: UploadSession) -> bool:
-    """With its file; not when a form has taken it meanwhile, or is about to."""
+    """Delete a completed upload with its file, unless a request has taken or holds it in the meantime."""
     with transaction.atomic(using=router.db_for_write(UploadSession)):
         rows = UploadSession.objects.select_for_update().filter(pk=session.pk, epoch=session.epoch)
         free = rows.filter(state=State.COMPLETED).exclude(expires_at__gte=timezone.now())
@@ -207,7 +206,7 @@ def _expire(session: UploadSession, store: Store) -> bool:
     except DatabaseError as error:
         if not _is_disk_full(error) or not session.part:
             raise
-        store.delete(session.part)  # there is room then to write down that it expired
+        store.delete(session.part)  # makes room for the update of the row
         outcome = _end(session)
     if isinstance(outcome, UploadError) or not outcome[1]:
         return False
@@ -223,7 +222,7 @@ def _end(session: UploadSession) -> tuple[UploadSession, bool] | UploadError:
 
 
 def _is_disk_full(error: DatabaseError) -> bool:
-    """As SQLite and PostgreSQL say it: https://sqlite.org/rescode.html#full, class 53 of PostgreSQL's error codes."""
+    """Whether SQLite (https://sqlite.org/rescode.html#full) or PostgreSQL (class 53) reports a full disk."""
     cause = error.__cause__
     return (
         getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL"
@@ -234,15 +233,13 @@ def _is_disk_full(error: DatabaseError) -> bool:
 def _withdraw(session: UploadSession) -> None:
     try:
         withdraw(session)
-    except (
-        Exception
-    ):  # of the host's storage: the next file is another matter, and so is the next purge
+    except Exception:  # of the host's storage: the next file may succeed, or the next purge
         logger.exception("The published file of upload %s could not be deleted", session.pk)
 
 
-def _over(before: datetime) -> Iterator[list[uuid.UUID]]:
-    """Ids of uploads that have been over since before then, in batches."""
-    rows = UploadSession.objects.over().filter(updated_at__lt=before).order_by("pk")
+def _ended_before(before: datetime) -> Iterator[list[uuid.UUID]]:
+    """Ids, in batches, of uploads that ended before that time."""
+    rows = UploadSession.objects.ended().filter(updated_at__lt=before).order_by("pk")
     last: list[uuid.UUID] = []
     while pks := list(
         rows.filter(**({"pk__gt": last[-1]} if last else {})).values_list("pk", flat=True)[:BATCH]
@@ -252,7 +249,7 @@ def _over(before: datetime) -> Iterator[list[uuid.UUID]]:
 
 
 def _delete_rows(pks: Sequence[uuid.UUID]) -> int:
-    """How many went: a host's own objects may protect some."""
+    """Delete rows; returns how many. A host's own objects may protect some."""
     try:
         return _delete(pks)
     except (models.ProtectedError, models.RestrictedError):

@@ -1,4 +1,7 @@
-"""Holds on finished uploads: a request's for a while, a host's object's for good. And the end of a published name."""
+"""Holds: exclusive, time-limited rights of requests to finished uploads. And deletion of published names.
+
+A hold is recorded in the row by ``epoch`` and ``expires_at``.
+"""
 
 from __future__ import annotations
 
@@ -24,33 +27,33 @@ from ..stores.publication import is_own_name
 from .state import State
 
 HOLD: Final = timedelta(minutes=2)
-"""For how long a request holds an upload, unless it lets go before or is saving it."""
-GIVEN_UP: Final = (State.BOUND, State.CANCELLED)
+"""How long a request holds an upload, unless it releases it earlier, or extends it to save the file."""
+WITHDRAWABLE: Final = (State.BOUND, State.CANCELLED)
 """States in which a published name is no longer needed."""
 BATCH: Final = 500
-"""Rows of one statement: SQLite takes a limited number of parameters."""
+"""Rows per statement: SQLite limits the number of parameters."""
 
 
-def alias() -> str:
-    """The database in which uploads are written: a replica may be behind."""
+def upload_database() -> str:
+    """The upload_database of the database that uploads are written to: a replica may lag."""
     return router.db_for_write(UploadSession)
 
 
-def claim(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
-    """Take uploads for a request, for at most :data:`HOLD`; returns the ids of those that it got.
+def hold(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
+    """Hold completed uploads for a request, for at most :data:`HOLD`; returns the ids of those it obtained.
 
-    The epoch of each is raised by one above the given session's, which fences off the holder before.
+    The epoch of each becomes the given session's plus one, so that an earlier hold is void.
     """
-    # A time that no other request writes at this moment identifies the claim.
+    # A random fraction of a second makes the time unique to this request: it identifies the hold.
     until = timezone.now() + HOLD + timedelta(microseconds=secrets.randbelow(1_000_000))
-    rows = UploadSession.objects.using(alias())
+    rows = UploadSession.objects.using(upload_database())
     got: set[uuid.UUID] = set()
-    with transaction.atomic(using=alias()):
+    with transaction.atomic(using=upload_database()):
         for epoch, pks in _by_epoch((session.epoch, session.pk) for session in sessions):
             free = Q(expires_at=None) | Q(expires_at__lte=timezone.now())
             asked = rows.filter(free, pk__in=pks, state=State.COMPLETED, epoch=epoch)
-            if connections[alias()].features.has_select_for_update:
-                # In one order: two requests with the same uploads do not wait for each other.
+            if connections[upload_database()].features.has_select_for_update:
+                # Lock in one order, so that two requests with the same uploads cannot deadlock.
                 list(asked.order_by("pk").select_for_update().values_list("pk"))
             if asked.update(epoch=epoch + 1, expires_at=until) == len(pks):
                 got.update(pks)
@@ -60,10 +63,10 @@ def claim(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
     return got
 
 
-def let_go(claims: Iterable[tuple[int, uuid.UUID]]) -> None:
-    """Release uploads that a request has claimed and not bound: pairs of the epoch that it has and the id."""
-    rows = UploadSession.objects.using(alias()).filter(state=State.COMPLETED)
-    for epoch, pks in _by_epoch(claims):
+def release(holds: Iterable[tuple[int, uuid.UUID]]) -> None:
+    """Release holds of a request: pairs of the hold's epoch and the upload's id. Bound uploads stay bound."""
+    rows = UploadSession.objects.using(upload_database()).filter(state=State.COMPLETED)
+    for epoch, pks in _by_epoch(holds):
         rows.filter(pk__in=pks, epoch=epoch).update(expires_at=None)
 
 
@@ -78,15 +81,17 @@ def _by_epoch(
 
 
 def withdraw(session: UploadSession) -> None:
-    """Remove the published name of an upload that the host has bound or its sender has thrown away.
+    """Delete the published name of an upload that was bound, or cancelled by its owner.
 
     Raises what the storage raises.
 
-    A name without the upload's id may be another file's as soon as it is free. So the file is put aside first, and
-    then the row says that the name is gone: after a crash at any moment the purge can tell which file is meant.
+    A name without the upload's id can be given to another file as soon as it is free. So the file is first moved aside,
+    then the row is updated: after a crash at any point the purge can tell which file to delete.
     """
     aside = put_aside(session)
-    rows = UploadSession.objects.using(alias()).filter(pk=session.pk, state__in=GIVEN_UP)
+    rows = UploadSession.objects.using(upload_database()).filter(
+        pk=session.pk, state__in=WITHDRAWABLE
+    )
     rows.update(expires_at=None)
     if aside is not None:
         with suppress(FileNotFoundError):
@@ -94,7 +99,7 @@ def withdraw(session: UploadSession) -> None:
 
 
 def put_aside(session: UploadSession) -> str | None:
-    """Take the published file out of its storage: into the staging folder, whose path is returned, or for good."""
+    """Remove the published file from its storage: move it to the staging folder and return its path, or delete it."""
     storage, name = session.get_storage(), session.stored_as
     if (
         isinstance(storage, FileSystemStorage)
@@ -110,7 +115,7 @@ def put_aside(session: UploadSession) -> str | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno != errno.EXDEV:  # the staging folder has moved since
+            if error.errno != errno.EXDEV:  # the staging folder is on another file system now
                 raise
         else:
             return aside

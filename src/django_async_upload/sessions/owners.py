@@ -1,4 +1,4 @@
-"""Who uploads: found once when a connection opens, checked against the database ever after."""
+"""Owners of uploads: authenticated when a connection opens, and checked against the database from then on."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SESSION_TOKEN = "async_upload_owner"  # noqa: S105  (the name of a key)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds uploads, and how to find out whether that is still so. Compare ``key``, never a NULL."""
+    """The user or visitor who owns uploads, and the credential that proves it. Compare ``key``, never a NULL."""
 
     key: str
-    """``user:<pk>``, or ``visitor:<token>``; what rows are compared by."""
+    """``user:<pk>``, or ``visitor:<token>``; rows are compared by it."""
     user: AbstractBaseUser | AnonymousUser
-    """As last read."""
+    """The user as last read from the database."""
     session: SessionBase | None = None
-    """The login's, or the visitor's, session."""
+    """The session of the login, or of the visitor."""
     ticket: Ticket | None = None
 
     @property
@@ -45,19 +45,19 @@ class Owner:
 
     @property
     def expires_in(self) -> float | None:
-        """Seconds for which the ticket still holds; None for a login."""
+        """Seconds until the ticket expires; None for a login."""
         return None if self.ticket is None else max(0.0, self.ticket.expires - time.time())
 
     @property
     def credential(self) -> Hashable:
-        """Equal for owners of whom a check would ask the same: all connections of one login, or with one ticket."""
+        """Equal for owners with the same login or ticket, whom one check covers."""
         session_key = None if self.session is None else self.session.session_key
         return self.key, session_key, self.ticket
 
     def check(self) -> Owner:
-        """The same owner, read again from the database.
+        """Authenticate again: the same owner, read from the database.
 
-        Raises :class:`AuthenticationRequired` where the login is gone, the password was changed or the user is no
+        Raises :class:`AuthenticationRequired` where the login ended, the password was changed or the user is no
         longer active, and :class:`TicketExpired`.
         """
         if self.ticket is not None:
@@ -81,9 +81,9 @@ def owner_from_ticket(ticket: Ticket) -> Owner:
 
 
 def owner_from_session(session: SessionBase, expected: str | None = None) -> Owner:
-    """The signed-in user of a session, else the visitor whose token it holds.
+    """The owner by a session: its signed-in user, else the visitor whose token it contains.
 
-    ``expected`` is the owner key that it must still have. Raises :class:`AuthenticationRequired`.
+    ``expected`` is the owner key that the result must have. Raises :class:`AuthenticationRequired`.
     """
     user = _signed_in(session)
     if user is not None:
@@ -98,10 +98,10 @@ def owner_from_session(session: SessionBase, expected: str | None = None) -> Own
 
 
 def _signed_in(session: SessionBase) -> Any:
-    """The user who has signed in in a session, or None.
+    """The signed-in user of a session, or None.
 
-    As ``django.contrib.auth.get_user`` finds him, but the session stays as it is: that function gives it a new key, or
-    empties it, and over a WebSocket no cookie can tell the browser so.
+    ``django.contrib.auth.get_user`` finds the same user, but may give the session a new key or empty it, and a
+    WebSocket cannot send the browser a new cookie.
     """
     try:
         pk = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
@@ -118,7 +118,7 @@ def _signed_in(session: SessionBase) -> Any:
 
 
 def _hashes(user: Any) -> Iterator[str]:
-    """The user's session-auth hashes, also under the secret keys of before."""
+    """The user's session-auth hashes, including those by ``SECRET_KEY_FALLBACKS``."""
     yield user.get_session_auth_hash()
     yield from user.get_session_auth_fallback_hash()
 
@@ -126,9 +126,9 @@ def _hashes(user: Any) -> Iterator[str]:
 def owner_of_request(
     request: HttpRequest, user: AbstractBaseUser | AnonymousUser | None = None
 ) -> Owner:
-    """The user of a request (or the one given, who was authenticated in another way), else its session's visitor.
+    """The owner by a request: its user (or ``user``, authenticated in another way), else its session's visitor.
 
-    A visitor who has signed in is a user: what was uploaded before belongs to nobody any more. Raises
+    A visitor who has signed in is a user: earlier uploads have no owner any more. Raises
     :class:`AuthenticationRequired`.
     """
     user = request.user if user is None else user
@@ -141,17 +141,16 @@ def owner_of_request(
 
 
 def owner_from_scope_user(user: AbstractBaseUser | AnonymousUser | None) -> Owner:
-    """For a host whose own middleware sets ``scope["user"]`` without a session."""
+    """The owner where the host's own middleware sets ``scope["user"]`` without a session."""
     if user is None or not user.is_authenticated:
         raise AuthenticationRequired
     return _owner_from_user(user)
 
 
 def ensure_visitor(request: HttpRequest) -> None:
-    """Let an anonymous visitor of a page upload: puts a random token into the session's data.
+    """Let an anonymous visitor upload: put a random token into the session's data.
 
-    Call it in the view that shows the page, where ``ALLOW_ANONYMOUS`` is set; the session's cookie goes out
-    with the response.
+    Call it in the view that renders the page, where ``ALLOW_ANONYMOUS`` is set; the response sets the session's cookie.
     """
     if not request.session.get(SESSION_TOKEN):
         request.session[SESSION_TOKEN] = get_random_string(32)
@@ -164,7 +163,7 @@ def _owner_from_user(user: Any) -> Owner:
 
 
 def look_up(items: Sequence[Any]) -> list[Owner | UploadError]:
-    """Who a session, a scope, a ticket or an owner is now: an item per caller, for :meth:`Database.call`.
+    """Authenticate sessions, scope users, tickets or owners, one item per caller, for :meth:`Database.call`.
 
     The same item, or owner, from several callers is read once.
     """

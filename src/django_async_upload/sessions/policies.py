@@ -1,4 +1,4 @@
-"""What an upload must look like before it is let in. A policy refuses by raising; it changes nothing."""
+"""Policies: checks of a new upload's name, type, size and metadata. They refuse by raising, and change nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ MAX_NAME: Final = 255
 MAX_METADATA: Final = 16 * 1024
 """Bytes of the metadata as JSON."""
 MAX_METADATA_VALUES: Final = 1024
-"""Values of the metadata: what is 3 bytes as JSON is up to 72 in memory."""
+"""Number of values in the metadata: a value of 3 bytes in JSON takes up to 72 in memory."""
 _VALUE: Final = 100
-"""Bytes of memory of a value beside its text: an empty dict has 64, and its place in another some."""
+"""Bytes of memory that a value takes beside its text: an empty dict has 64, and its entry in another some more."""
 
-# An escaped NUL in JSON: behind an even number of backslashes.
+# An escaped NUL in JSON: after an even number of backslashes.
 _NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _FORBIDDEN: Final = frozenset("/\\\x7f\u2028\u2029")
-# Bidirectional controls make "gpj.exe" read as "exe.jpg": https://trojansource.codes
+# Bidirectional controls display "gpj.exe" as "exe.jpg": https://trojansource.codes
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Letters and symbols that show nothing: Hangul fillers, an empty Braille cell, a null note head.
+# Letters and symbols that are blank: Hangul fillers, an empty Braille cell, a null note head.
 _BLANK: Final = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159")
 _DEVICES: Final = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))]
@@ -37,7 +37,7 @@ _DEVICES: Final = frozenset(
 
 
 def check_name(name: str) -> None:
-    """Raises :class:`NameRefused` for what no file system gives a file, and for names that deceive."""
+    """Raises :class:`NameRefused` for names that no file can have, and for deceptive ones."""
     if (
         len(name) > MAX_NAME
         or not any(_is_visible(char) for char in name.replace(".", ""))
@@ -48,18 +48,18 @@ def check_name(name: str) -> None:
 
 
 def _is_visible(char: str) -> bool:
-    """Whether a character makes a mark by itself: a letter, digit, sign or symbol that is not blank.
+    """Whether a character is visible by itself: a letter, digit, sign or symbol that is not blank.
 
-    One that is private or not known yet may.
+    Private and unassigned characters count as visible.
     """
     category = unicodedata.category(char)
     return (category[0] in "LNPS" or category in ("Co", "Cn")) and char not in _BLANK
 
 
 def storage_name(name: str) -> str:
-    """A name that is safe in any storage, made from one that :func:`check_name` let in.
+    """Make a name that is safe in any storage from one that :func:`check_name` accepted.
 
-    It keeps its extension, also where nothing of what stands before that can be kept.
+    The extension is kept, even where no character before it is.
     """
     stem, dot, extension = unicodedata.normalize("NFC", name).rpartition(".")
     if not stem.strip(". "):  # .profile, README
@@ -75,12 +75,12 @@ def storage_name(name: str) -> str:
 def _valid(text: str) -> str:
     try:
         return get_valid_filename(text)
-    except SuspiciousFileOperation:  # nothing is left of it
+    except SuspiciousFileOperation:  # no valid character is left
         return ""
 
 
 def _cut(text: str, size: int) -> str:
-    """At most ``size`` bytes of UTF-8, no character cut in two."""
+    """Shorten a text to at most ``size`` bytes of UTF-8, by whole characters."""
     return text.encode()[:size].decode(errors="ignore")
 
 
@@ -103,7 +103,7 @@ def check_type(content_type: str, allowed: Iterable[str] | None) -> None:
 def check_accept(name: str, content_type: str, accept: str) -> None:
     """Raises :class:`TypeRefused` unless a file fits an ``accept`` attribute ("" takes any).
 
-    As browsers do: an extension, or a type as declared; or, for a type, the one that the extension stands for.
+    As in browsers: an entry of ``accept`` is an extension, or a type that equals the declared type or the extension's.
     """
     wanted = [each.strip().lower() for each in accept.split(",") if each.strip()]
     guessed = mimetypes.guess_type(name)[0] or ""
@@ -118,16 +118,16 @@ def check_accept(name: str, content_type: str, accept: str) -> None:
 
 
 def check_size(size: int | None, max_size: int | None) -> None:
-    """Raises :class:`FileTooLarge`. An unknown size is checked again as the bytes come."""
+    """Raises :class:`FileTooLarge`. An unknown size is checked as bytes are received."""
     if size is not None and max_size is not None and size > max_size:
         raise FileTooLarge(size=size, max_size=max_size)
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> int:
-    """Bytes of memory that metadata takes at most. Raises :class:`MetadataInvalid` where they are too many.
+    """The bytes of memory that the metadata takes at most. Raises :class:`MetadataInvalid` where it is too large.
 
-    Also for what JSON can say and a database cannot hold: numbers beyond a double, lone surrogates, and the
-    NUL that PostgreSQL refuses.
+    Also for JSON that a database cannot store: numbers beyond a double, lone surrogates, and NUL, which PostgreSQL
+    refuses.
     """
     try:
         text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
@@ -137,7 +137,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> int:
     if size > MAX_METADATA:
         raise MetadataInvalid(reason=f"{size} bytes are more than {MAX_METADATA}")
     if _NUL.search(text):
-        raise MetadataInvalid(reason="it holds a NUL")
+        raise MetadataInvalid(reason="it contains a NUL")
     values = _count_values(metadata)
     if values > MAX_METADATA_VALUES:
         raise MetadataInvalid(reason=f"{values} values are more than {MAX_METADATA_VALUES}")
@@ -145,7 +145,7 @@ def check_metadata(metadata: Mapping[str, Any]) -> int:
 
 
 def _count_values(value: object) -> int:
-    """A JSON value and all within it, keys too. As deep as a control frame may be nested."""
+    """The number of values in a JSON value, itself and keys included. Control frames limit its depth."""
     if isinstance(value, Mapping):
         return 1 + len(value) + sum(map(_count_values, value.values()))
     if isinstance(value, list | tuple):
@@ -154,9 +154,9 @@ def _count_values(value: object) -> int:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raises :class:`MetadataInvalid` for a value of the metadata that is none of a few."""
+    """Raises :class:`MetadataInvalid` unless a value of the metadata is one of ``choices``."""
     if value not in (known := list(choices)):
-        raise MetadataInvalid(reason=f"{name} is none of {', '.join(known)}")
+        raise MetadataInvalid(reason=f"{name} must be one of {', '.join(known)}")
 
 
 def smallest(*limits: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Quotas of owners and addresses: how many uploads they have open, and how many bytes these hold."""
+"""Quotas of owners and addresses: the number of their open uploads, and the bytes of these."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from ..models import UploadSession
 from .state import ACTIVE, OVER
 
 ENDED: Final = timedelta(hours=1)
-"""For so long after its creation a failed, cancelled or expired upload counts as if it were open."""
+"""Time after its creation for which a failed, cancelled or expired upload counts as open."""
 MANY: Final = 1000
-"""Uploads of one owner or address that take some time to count."""
+"""Number of uploads of one owner or address from which on counts are cached, since counting takes time."""
 RECOUNT_SECONDS: Final = 1.0
-"""How old the count of :data:`MANY` uploads may be; what this process adds is counted at once."""
+"""Maximum age of a cached count; uploads of this process are added to it at once."""
 REFUSAL_SECONDS: Final = 0.2
-"""How old that count may be where it refuses an upload."""
+"""Maximum age of a cached count that refuses an upload."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What one owner, or one address, has."""
+    """The usage of one owner, or one address."""
 
     sessions: int = 0
     bytes: int = 0
-    """Declared, or received where the size is unknown."""
+    """Declared bytes, or received bytes where the size is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """An upload of unknown size has become larger: from ``before`` bytes, as its row says, to ``after``."""
+    """The growth of an upload of unknown size, from ``before`` bytes, as in its row, to ``after``."""
 
     owner_key: str
     address: str | None
@@ -48,20 +48,20 @@ class Growth:
 
 
 Where = tuple[str, Any]
-"""A column, and the owner's or the address's value in it."""
+"""A column, and its value for the owner or the address."""
 
 _counted: dict[Where, tuple[float, Usage]] = {}
-"""The usage of owners and addresses with :data:`MANY` uploads, and when it was read (``time.monotonic``)."""
+"""Cached usage of owners and addresses with :data:`MANY` uploads, with the ``time.monotonic`` of its reading."""
 
 
 class Quota:
-    """The usage of the owners and addresses of a group of calls: read once, then counted up."""
+    """The usage of the owners and addresses of a group of calls: read once, then increased in memory."""
 
     def __init__(self, items: Iterable[UploadSession | Growth]) -> None:
         self._limits = conf.uploads()
         self._usage: dict[Where, Usage] = {}
         self._added: dict[Where, Usage] = defaultdict(Usage)
-        """What the group adds, which is in no row yet."""
+        """What the group adds, and no row contains yet."""
         wheres = {where for item in items for where in _wheres(item)}
         now = time.monotonic()
         for where, (read_at, usage) in list(_counted.items()):
@@ -95,11 +95,11 @@ class Quota:
                     _counted[column, value] = (time.monotonic(), usage)
 
     def refusal(self, session: UploadSession) -> UploadError | None:
-        """The error that refuses a new upload; None where it is allowed, and then it is counted."""
+        """The error that refuses a new upload; None where it is allowed, which counts it."""
         return self._checked(_wheres(session), 1, session.size or 0)
 
     def growth_refusal(self, growth: Growth) -> UploadError | None:
-        """The error that forbids an upload to grow; None where it is allowed, and then it is counted."""
+        """The error that refuses an upload's growth; None where it is allowed, which counts it."""
         return self._checked(_wheres(growth), 0, growth.after - growth.before)
 
     def _checked(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
@@ -133,7 +133,7 @@ class Quota:
 
 
 def _is_old(where: Where) -> bool:
-    """Whether the known count is too old to refuse an upload: the owner may have finished some meanwhile."""
+    """Whether the cached count is too old to refuse an upload: some may have ended in the meantime."""
     return where in _counted and time.monotonic() - _counted[where][0] >= REFUSAL_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""The life of an upload: its states and the one table of transitions between them.
+"""The life cycle of an upload: its states, and the one table of transitions between them.
 
 ::
 
@@ -6,9 +6,9 @@
         \\___________\\______________\\____________\\
                                                  +-> failed | cancelled | expired
 
-A transition that no answer to the client has named may be skipped: a small file that arrived whole goes from
-``created`` to ``finalizing`` in one step. A completed upload whose file is not taken is cancelled only by a
-sender who says that he means a finished one.
+Intermediate states that no answer to the client has named may be skipped: a small file that was received whole goes
+from ``created`` to ``finalizing`` in one step. A completed upload that is not taken can be cancelled too, but only by a
+request that says so.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ SOURCES: Final[dict[State, frozenset[State]]] = {
     State.UPLOADING: _CHECKED,
     State.INTERRUPTED: _CHECKED,
     State.VERIFYING: _OPEN,
-    State.FINALIZING: _CHECKED | {State.FINALIZING},  # once more, with another name
+    State.FINALIZING: _CHECKED | {State.FINALIZING},  # again, with another name
     State.COMPLETED: frozenset({State.FINALIZING}),
     State.BOUND: frozenset({State.COMPLETED}),
-    State.FAILED: _CHECKED | {State.FINALIZING},  # what was to be published is gone
-    State.CANCELLED: _CHECKED | {State.COMPLETED},  # a finished file that is not taken
+    State.FAILED: _CHECKED | {State.FINALIZING},  # the part was lost before it was published
+    State.CANCELLED: _CHECKED | {State.COMPLETED},  # a completed upload that is not taken
     State.EXPIRED: _CHECKED,
 }
 """State -> the states from which it may be entered."""
 
 ACTIVE: Final = _CHECKED | {State.FINALIZING}
-"""Not over: these count against quotas and hold a part."""
+"""Not ended: these uploads count against quotas and have a part."""
 PUBLISHED: Final = frozenset({State.COMPLETED, State.BOUND})
 OVER: Final = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})

@@ -1,4 +1,4 @@
-"""Where the bytes of unfinished uploads are kept, and how a finished part reaches its storage."""
+"""Stores, which keep the bytes of unfinished uploads, and the publication of finished parts."""
 
 from .base import Checkpoint, Part, Position, Store, Writer
 from .filesystem import FileSystemStore

@@ -1,4 +1,4 @@
-"""The store that the settings ask for, and the storage of finished files until they are taken."""
+"""The store and the storage of finished files, as configured in the settings."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .. import conf
 from .base import Store
 
 PRIVATE: Final = "async_upload"
-"""Alias of the storage that finished files go to unless the settings say otherwise."""
+"""Alias of the default storage for finished files."""
 
 
 class PrivateStorage(FileSystemStorage):
-    """Finished files that are not taken yet: in a folder beside the staging folder, without a URL.
+    """The default storage of finished files: a folder beside the staging folder, without a URL.
 
-    On its file system, so that they are published by a link, and a ``FileField`` on it takes them by another.
+    It is on the staging folder's file system, so that files are published by a hard link.
     """
 
     base_url = None  # type: ignore[assignment]  # Django's word for "no URL", which the stubs leave out
 
 
 def get_storage(alias: str) -> Storage:
-    """The storage of that alias in ``STORAGES``; :data:`PRIVATE` need not be there.
+    """The storage of that alias in ``STORAGES``, which need not contain :data:`PRIVATE`.
 
-    Raises :class:`InvalidStorageError`, and :class:`ImproperlyConfigured` where no folder is known.
+    Raises :class:`InvalidStorageError`, and :class:`ImproperlyConfigured` where no folder is configured.
     """
     if alias == PRIVATE and alias not in storages.backends:
         return _private(f"{_base()}-uploads")
@@ -43,7 +43,7 @@ def _private(location: str) -> Storage:
 
 
 def _base() -> str:
-    """What the app's own folders are named after: ``STAGING_ROOT``, or else ``MEDIA_ROOT``."""
+    """The prefix of the app's own folders: ``STAGING_ROOT``, or else ``MEDIA_ROOT``."""
     folder = conf.uploads().staging_root or settings.MEDIA_ROOT
     if not folder:
         raise ImproperlyConfigured("Set ASYNC_UPLOAD['STAGING_ROOT'] or MEDIA_ROOT.")
@@ -51,9 +51,9 @@ def _base() -> str:
 
 
 def staging_root(storage: Storage) -> str:
-    """The folder for unfinished files: as set, else beside the storage's own, on the same file system.
+    """The staging folder: ``STAGING_ROOT``, else one beside the storage's own folder, on the same file system.
 
-    Raises :class:`ImproperlyConfigured` where neither is known.
+    Raises :class:`ImproperlyConfigured` where neither is configured.
     """
     configured = conf.uploads().staging_root
     if configured is not None:
@@ -64,7 +64,7 @@ def staging_root(storage: Storage) -> str:
 
 
 def make_store() -> Store:
-    """A new store as configured; a service has one of its own."""
+    """Create the configured store. Each service has its own."""
     configured = conf.uploads()
     store_class = import_string(configured.store)
     options: dict[str, Any] = {"durability": configured.durability, "threads": configured.threads}

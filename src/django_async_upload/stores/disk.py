@@ -1,4 +1,4 @@
-"""What the stores and the publication ask of the operating system, and how its errors are told."""
+"""Calls of the operating system for the stores and the publication, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ fdatasync: Final[Callable[[int], None]] = getattr(os, "fdatasync", os.fsync)
 
 @cache
 def boot_id() -> str:
-    """Name the machine's run since its last boot. The page cache of another run is gone.
+    """Identify the current boot of the machine. The page cache of an earlier boot is lost.
 
-    Where the system has no such name, every process has one of its own: then only synced bytes
+    Where the system has no such id, every process has its own: then only synced bytes
     count.
     """
     try:
@@ -40,13 +40,13 @@ def boot_id() -> str:
 
 
 def most_descriptors() -> int | None:
-    """Files and sockets that this process may have open; None where nothing limits them."""
+    """The limit of open files and sockets of this process; None where there is none."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def translate(error: OSError) -> UploadInterrupted:
-    """The upload's error for the system's. Its facts name the errno and never a path; the log has both."""
+    """Translate a system error into an :class:`UploadError` with the errno. Only the log has the path."""
     what = "Files" if error.filename else "Parts in the staging folder"
     notice(f"storage {error.errno}", logging.ERROR, "%s cannot be written: %s", what, error)
     cls = StorageFull if error.errno in _NO_ROOM else StorageFailed
@@ -75,10 +75,10 @@ def _fallocate() -> Callable[..., int] | None:
 
 
 def reserve(fd: int, size: int) -> None:
-    """Make sure that ``size`` bytes fit, without a change of the file's size.
+    """Reserve space for ``size`` bytes, without changing the file's size.
 
-    Not ``os.posix_fallocate``: it sets the size, and after a power cut the file is full of zeros
-    that nobody sent. Where the file system reserves nothing, what is free now is compared.
+    Not by ``os.posix_fallocate``, which sets the size: after a power cut the file would be full of zeros
+    that nobody sent. Where the file system cannot reserve, this only compares with the free space.
     """
     fallocate = _fallocate()
     code = errno.EOPNOTSUPP
@@ -95,19 +95,19 @@ def reserve(fd: int, size: int) -> None:
 
 
 def free_space(fd: int) -> int:
-    """Bytes that are free on a file's disk."""
+    """Free bytes on a file's disk."""
     room = os.fstatvfs(fd)
     return room.f_bavail * room.f_frsize
 
 
 def require_room(fd: int, size: int, min_free: int = 0) -> None:
-    """Raises ``ENOSPC`` where ``size`` bytes more would leave less than ``min_free`` on a file's disk."""
+    """Raises ``ENOSPC`` where ``size`` more bytes would leave less than ``min_free`` on a file's disk."""
     if free_space(fd) - max(0, size) < min_free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_at(fd: int, buffers: Sequence[memoryview], offset: int) -> None:
-    """Write all ``buffers`` one after another from ``offset`` on, however short each write is."""
+    """Write all ``buffers`` one after another from ``offset`` on, repeating short writes."""
     queue = [buffer for buffer in buffers if buffer]
     first = 0
     while first < len(queue):
@@ -133,7 +133,7 @@ def read_at(fd: int, start: int, stop: int, size: int = _PIECE) -> Iterator[byte
 
 
 def copy(source: int, target: int, length: int) -> None:
-    """Copy the first ``length`` bytes, or what is there, inside the kernel where it can."""
+    """Copy the first ``length`` bytes, or fewer where the file is shorter, in the kernel where that is possible."""
     done = 0
     copy_range: Callable[..., int] | None = getattr(os, "copy_file_range", None)
     try:
@@ -151,7 +151,7 @@ def copy(source: int, target: int, length: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
+    """Sync a directory, which makes the names in it durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -160,10 +160,10 @@ def sync_directory(path: str) -> None:
 
 
 def make_directories(path: str, mode: int | None) -> list[str]:
-    """Make a directory and those above it; return the new ones, the topmost first.
+    """Create a directory and its ancestors; return the new ones, the topmost first.
 
-    Each has exactly ``mode``, or what the umask leaves when it is None. Raises
-    :class:`FileExistsError` where something else has one of the names.
+    Each gets exactly ``mode``, or with None the default by the umask. Raises
+    :class:`FileExistsError` where a file has one of the names.
     """
     missing: list[str] = []
     while not os.path.isdir(path):
@@ -184,7 +184,7 @@ def make_directories(path: str, mode: int | None) -> list[str]:
 
 
 def existing_ancestor(path: str) -> str:
-    """The path itself, or the nearest directory above it that exists."""
+    """The path itself, or its nearest existing ancestor."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path

@@ -1,4 +1,4 @@
-"""Parts as files in one folder, written in place, locked by their writer."""
+"""A store that keeps parts as files in one folder, written in place and locked by their writers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from django.core.checks import CheckMessage
 
 LOCK_WAIT: Final = 0.5
-"""Seconds that :meth:`FileSystemStore.open` waits for the last writer to let go of a part."""
+"""Seconds that :meth:`FileSystemStore.open` waits for an earlier writer to unlock a part."""
 
 LEAST_AHEAD: Final = 16 * 1024 * 1024
 MOST_AHEAD: Final = 1024 * 1024 * 1024
-"""Bytes of room that are reserved ahead of what came: as much as came, within these."""
+"""Limits, in bytes, of the space that is reserved ahead: as much as was received, within these."""
 
 _LOCK_POLL: Final = 0.02
 _NAME: Final = re.compile(r"[0-9a-f]{32}")
@@ -39,14 +39,14 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class FileSystemStore(Store):
-    """Parts in the folder ``root`` (made with mode 0700), files of mode 0600 under random names.
+    """Parts are files of mode 0600 under random names in the folder ``root``, which is created with mode 0700.
 
-    A writer holds an exclusive ``flock`` on its file. A part whose lock cannot be had within
-    :data:`LOCK_WAIT` may be open in a process that is stopped and will write again; its bytes go on
-    in a new file, so that what a writer publishes is an inode that nobody else can change.
+    A writer has an exclusive ``flock`` on its file. A part that is not unlocked within
+    :data:`LOCK_WAIT` may be open in a suspended process that will write to it again. So its bytes are copied
+    to a new file: a writer publishes an inode that no other process can change.
 
     ``min_free`` bytes of the disk are left for the rest of the site, its database first: below that
-    nothing is begun or written any more.
+    no part is created or written.
     """
 
     supports_path = True
@@ -75,7 +75,7 @@ class FileSystemStore(Store):
         if not _NAME.fullmatch(checkpoint.part):
             raise StorageFailed(reason="not the name of a part")
         rebooted = checkpoint.boot_id != boot_id()
-        # Only fsync promised that a checkpoint outlives a crash of the machine.
+        # Only with fsync does a checkpoint survive a crash of the machine.
         promised = checkpoint.offset > 0 and not (rebooted and self.durability == "os")
         with translated():
             opened = self._open_part(checkpoint.part)
@@ -92,7 +92,7 @@ class FileSystemStore(Store):
                 if size is not None:
                     length = min(length, size)
                 if rebooted:
-                    # What no sync covered may have the right length and read as zeros.
+                    # Bytes that no sync covered may have the right length and read as zeros.
                     length = min(length, checkpoint.offset)
                 if not locked:
                     part, copied = self.copy(fd, length, size)
@@ -124,7 +124,7 @@ class FileSystemStore(Store):
             for entry in entries:
                 if not _NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
                     continue
-                with suppress(FileNotFoundError):  # deleted beside the listing
+                with suppress(FileNotFoundError):  # deleted during the listing
                     found = entry.stat(follow_symlinks=False)
                     modified = datetime.fromtimestamp(found.st_mtime, UTC)
                     yield Part(entry.name, modified, found.st_size)
@@ -153,8 +153,8 @@ class FileSystemStore(Store):
         if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
             return [
                 Error(
-                    f"The staging folder {self.root} cannot be written.",
-                    hint="Make it, with mode 0700, for the user that the server runs as.",
+                    f"The staging folder {self.root} is not writable.",
+                    hint="Create it, with mode 0700, for the user that the server runs as.",
                     id="async_upload.E020",
                 )
             ]
@@ -164,8 +164,8 @@ class FileSystemStore(Store):
         if stat.S_IMODE(os.stat(self.root).st_mode) & 0o077:
             messages.append(
                 Warning(
-                    f"Others than its owner may enter the staging folder {self.root}.",
-                    hint="Unfinished and unchecked files lie there: chmod 0700.",
+                    f"Users other than its owner can enter the staging folder {self.root}.",
+                    hint="It contains unfinished and unchecked files: chmod 0700.",
                     id="async_upload.W020",
                 )
             )
@@ -191,13 +191,13 @@ class FileSystemStore(Store):
         return super().sync_all(writers)
 
     def sync_names(self) -> None:
-        """Make the names of the parts durable."""
+        """Sync the folder, which makes the names of the parts durable."""
         disk.sync_directory(self.root)
 
     def copy(self, source: int, length: int, size: int | None) -> tuple[str, int]:
-        """A new part with the first ``length`` bytes of an open file: its name and descriptor.
+        """Create a part with the first ``length`` bytes of an open file; return its name and descriptor.
 
-        Made durable at once, because its name may be written down before the next checkpoint.
+        It is synced at once, because a row may name it before the next checkpoint.
         """
         part, fd = self._new(size)
         try:
@@ -228,7 +228,7 @@ class FileSystemStore(Store):
                 disk.sync_directory(os.path.dirname(directory))
 
     def _new(self, size: int | None) -> tuple[str, int]:
-        """A new, locked, empty file on a disk with room for ``size`` bytes: its name and descriptor."""
+        """Create a locked, empty file with space for ``size`` bytes; return its name and descriptor."""
         part = secrets.token_hex(16)
         if not os.path.isdir(self.root):
             self._make_root()
@@ -244,20 +244,20 @@ class FileSystemStore(Store):
         return part, fd
 
     def _open_part(self, part: str) -> tuple[int, bool] | None:
-        """The part's descriptor and whether it is locked; None when there is no such part."""
+        """Open a part; return its descriptor and whether it was locked, None where there is no such part."""
         try:
             with self._directory() as root:
                 fd = os.open(part, _FLAGS, dir_fd=root)
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a symbolic link in its place: the part itself is gone
+            if error.errno == errno.ELOOP:  # a symbolic link has replaced the part
                 return None
             raise
         try:
             locked = _lock(fd)
             with self._directory() as root:
-                # Somebody may have deleted it while this one waited: a file without a name is lost.
+                # Another process may have deleted it during the wait: a file without a name is lost.
                 named = os.stat(part, dir_fd=root, follow_symlinks=False)
             if disk.is_same_file(named, os.fstat(fd)):
                 return fd, locked
@@ -279,17 +279,17 @@ class FileWriter(Writer):
         self._fd = fd
         self._size = size
         self._room = 0
-        """The offset up to which there is room: reserved, or where the size is unknown, seen."""
+        """The offset up to which there is space: reserved, or where the size is unknown, checked."""
         self._durable = Position()
         self.is_named = False
-        """The directory was synced since the file has its name."""
+        """Whether the directory was synced after the file was created."""
         self._lost = False
-        """A sync failed: which bytes above ``_durable`` are on the disk is unknown."""
+        """Whether a sync failed: which bytes above ``_durable`` are on the disk is then unknown."""
         self._lock = Lock()
-        """Held while the file's bytes or the descriptor itself change."""
+        """Acquired while the file's bytes or the descriptor itself change."""
 
     def go_on(self, position: Position, checkpoint: Checkpoint) -> None:
-        """Take up a part in which ``position`` was proved; what is above it is thrown away."""
+        """Continue a part at ``position``, which was proved; bytes above it are discarded."""
         if position.offset >= checkpoint.offset:
             self._durable = Position(checkpoint.offset, checkpoint.crc)
         self.position = position
@@ -298,7 +298,7 @@ class FileWriter(Writer):
 
     @property
     def settled(self) -> int:
-        # The kernel has what was written, whatever becomes of the process; `open` proves it by its length.
+        # The kernel has the written bytes even if the process crashes; `open` proves them by the file's length.
         return self.received if self.store.durability == "os" else 0
 
     def write(self, payloads: Sequence[memoryview]) -> None:
@@ -327,7 +327,7 @@ class FileWriter(Writer):
         return Checkpoint(self.part, position.offset, position.crc, boot_id())
 
     def _sync_file(self) -> None:
-        # A descriptor of its own: if the writer is closed meanwhile, the number may be another
+        # A separate descriptor: if the writer is closed in the meantime, the number may be another
         # file's.
         fd = os.dup(self._fd)
         try:
@@ -339,10 +339,10 @@ class FileWriter(Writer):
             self.is_named = True
 
     def _forget_unsynced(self) -> None:
-        """Leave only what is on the disk in the file.
+        """Truncate the file to the bytes that are on the disk.
 
-        The kernel keeps pages that it could not write as if they were clean, and tells it once:
-        whoever opened the part in this boot would take them for written, and the next sync would
+        The kernel marks pages that it could not write as clean, and reports the error once:
+        the next writer in this boot would take them for written, and its sync would
         not fail.
         """
         with self._lock, suppress(OSError):
@@ -387,10 +387,10 @@ class FileWriter(Writer):
 
     def _cut(self, offset: int) -> None:
         os.ftruncate(self._fd, offset)
-        self._room = offset  # a truncation frees what was reserved above it
+        self._room = offset  # truncation frees the space reserved above it
 
     def _make_room(self, end: int) -> None:
-        """Have room up to ``end``, and some ahead where there is. Raises ``ENOSPC``."""
+        """Make sure of space up to ``end``, and some ahead where possible. Raises ``ENOSPC``."""
         if end <= self._room:
             return
         there = max(self._room, self.received)
@@ -422,7 +422,7 @@ class FileWriter(Writer):
         with translated():
             mine, named = os.fstat(self._fd), os.stat(path, follow_symlinks=False)
         if not disk.is_same_file(mine, named) or mine.st_size != self.received:
-            raise StorageFailed(reason="the part is not the writer's own")
+            raise StorageFailed(reason="the part is not locked by this writer")
         return path
 
     def close(self) -> None:
@@ -430,13 +430,13 @@ class FileWriter(Writer):
             if self._fd >= 0:
                 fd, self._fd = self._fd, -1
                 if self._room > self.received:
-                    with suppress(OSError):  # what is kept too much goes with the part
+                    with suppress(OSError):  # space reserved too much is freed with the part
                         os.ftruncate(fd, os.fstat(fd).st_size)
                 _unlock(fd)
 
 
 def _lock(fd: int) -> bool:
-    """Wait for the exclusive lock, at most :data:`LOCK_WAIT` seconds; whether it came."""
+    """Wait for the exclusive lock, at most :data:`LOCK_WAIT` seconds; returns whether it was acquired."""
     deadline = time.monotonic() + LOCK_WAIT
     while True:
         try:
@@ -450,15 +450,15 @@ def _lock(fd: int) -> bool:
 
 
 def _unlock(fd: int) -> None:
-    """Unlock and close a descriptor: a forked child's copy of it would keep the lock."""
+    """Unlock and close a descriptor. Closing alone is not enough: a forked child's copy would keep the lock."""
     with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
-    with suppress(OSError):  # what a close can report, the next sync of the part reports too
+    with suppress(OSError):  # the next sync of the part reports the same errors
         os.close(fd)
 
 
 def _prove(fd: int, checkpoint: Checkpoint, length: int, *, whole: bool) -> Position | None:
-    """The end of what is proved in the first ``length`` bytes; None when below the checkpoint.
+    """The end of the bytes proved within the first ``length``; None where it is below the checkpoint.
 
     With ``whole`` the bytes below the checkpoint are read again, otherwise only those above it.
     """

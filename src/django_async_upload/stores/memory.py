@@ -1,4 +1,4 @@
-"""Parts in memory: the reference, and a store for tests."""
+"""A store that keeps parts in memory: the reference implementation, for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Content:
 
 
 class MemoryStore(Store):
-    """Parts live as long as the store does. Nothing survives the process, whatever is asked for."""
+    """Parts live as long as the store. Nothing survives the process, whatever the durability."""
 
     def __init__(self, *, durability: str = "os", threads: int = 8) -> None:
         super().__init__(durability=durability, threads=threads)
@@ -65,7 +65,7 @@ class MemoryStore(Store):
             yield Part(name, content.modified, len(content.data))
 
     def renew(self, data: bytearray) -> tuple[str, _Content]:
-        """A new, open part that holds ``data``."""
+        """Create and open a part that contains ``data``."""
         part, content = secrets.token_hex(16), _Content(data)
         with self._lock:
             self._contents[part] = content

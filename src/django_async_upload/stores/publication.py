@@ -1,9 +1,9 @@
-"""How a finished part becomes a file of a Django storage (rules 11 and 12 of the design).
+"""Publication: a finished part becomes a file of a Django storage.
 
-Where :func:`links_into` says so, the part gets its second name in the storage by :func:`link`:
-nothing is copied, and a name that is taken is never overwritten. Everywhere else :func:`save`
-streams it through the storage's own ``save()``, under an :func:`own_name`: a storage may overwrite
-(``FileSystemStorage(allow_overwrite=True)``, django-storages' S3 unless told otherwise). Both block.
+Where :func:`links_into` is true, :func:`link` gives the part a second name in the storage:
+nothing is copied, and an existing name is never overwritten. Otherwise :func:`save`
+streams it through the storage's own ``save()``, under an :func:`own_name`, since a storage may overwrite
+(``FileSystemStorage(allow_overwrite=True)``, django-storages' S3 by default). Both block.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .base import Writer
 from .disk import translate, translated
 
 NAME_MAX: Final = 255
-"""Bytes of one name in the file systems of today (NAME_MAX of limits.h)."""
+"""Bytes of one path component in common file systems (NAME_MAX of limits.h)."""
 
-_SUFFIX: Final = 8  # what Storage.get_alternative_name puts in: "_" and 7 characters
+_SUFFIX: Final = 8  # Storage.get_alternative_name inserts "_" and 7 characters
 _NO_LINKS: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 )
 
 
 STORED_NAME_MAX: Final = 512
-"""Characters of a name in a storage, directories included: what a row has room for."""
+"""Characters of a name in a storage, directories included: the length of the row's column."""
 
 
 class NotLinkable(StorageFailed):
-    """The part cannot be linked to this name, though :func:`links_into` hoped so: :func:`save` it.
+    """The part cannot be linked, although :func:`links_into` was true: :func:`save` it.
 
-    Two mounts of one file system, a mount below the storage's location, a file system without
-    links, a part that has another name already: what is published has no name but its own.
+    Causes are two mounts of one file system, a mount below the storage's location, a file system without
+    links, or a part that has another name already: a published file must have one name only.
     """
 
 
@@ -54,13 +54,13 @@ def links_into(storage: Storage, path: str) -> bool:
     True for a storage that saves as :class:`FileSystemStorage` does, never overwrites, and lies on
     the file's own file system. Its location need not exist yet.
     """
-    cls = storage.__class__  # not type(): the default storage is a lazy object
+    cls = storage.__class__  # not type(), since the default storage is a lazy object
     if not (
         isinstance(storage, FileSystemStorage)
         and cls._save is FileSystemStorage._save  # type: ignore[attr-defined]
         and cls.save is Storage.save
         and not getattr(storage, "_allow_overwrite", False)
-        # How storages overwrote before allow_overwrite; gone in Django 6.0.
+        # Before allow_overwrite storages overwrote by this flag; Django 6.0 removed it.
         and getattr(cls, "OS_OPEN_FLAGS", None) == getattr(FileSystemStorage, "OS_OPEN_FLAGS", None)
     ):
         return False
@@ -72,10 +72,10 @@ def links_into(storage: Storage, path: str) -> bool:
 
 
 def checked_name(storage: Storage, name: str) -> str:
-    """The name as the storage would have it.
+    """The name as the storage normalizes it.
 
-    Raises :class:`SuspiciousFileOperation` for one that leaves the storage, or is longer than
-    :data:`STORED_NAME_MAX`: before it is written down, since nobody could go on with it.
+    Raises :class:`SuspiciousFileOperation` for a name that leaves the storage, or is longer than
+    :data:`STORED_NAME_MAX`: before it is stored in a row, since its publication could never succeed.
     """
     name = storage.generate_filename(name)
     validate_file_name(name, allow_relative_path=True)
@@ -87,20 +87,20 @@ def checked_name(storage: Storage, name: str) -> str:
 
 
 def overwrites(storage: Storage) -> bool:
-    """Whether a storage calls a name available that is taken, and saves over what has it."""
+    """Whether a storage overwrites existing files: it calls the name of one available."""
     taken = "taken.bin"
     probe = copy(storage)
     probe.exists = lambda name: name == taken  # type: ignore[method-assign]
     try:
         return probe.get_available_name(taken) == taken
-    except Exception:  # of a storage that asks something else first: then nothing is known
+    except Exception:  # raised by a storage that needs a network, for example: unknown
         return False
 
 
 def own_name(name: str, upload: uuid.UUID) -> str:
-    """``name`` with the id of its upload, so that no other file has it: ``report_<32 hex digits>.pdf``.
+    """Add the id of the upload to ``name``, so that it is unique: ``report_<32 hex digits>.pdf``.
 
-    A name that has the id in it, its directories included, stays as it is.
+    A name that contains the id already, also in a directory, stays unchanged.
     """
     if is_own_name(name, upload):
         return name
@@ -112,19 +112,18 @@ def own_name(name: str, upload: uuid.UUID) -> str:
 
 
 def is_own_name(name: str, upload: uuid.UUID) -> bool:
-    """Whether a name has the id of that upload in it, so that it is of no other file."""
+    """Whether a name contains the id of that upload, so that no other file has it."""
     return upload.hex in name or str(upload) in name
 
 
 def available_name(storage: Storage, name: str, *, max_length: int | None = None) -> str:
-    """A free name like ``name``, by the storage's own ``get_available_name``.
+    """A free name similar to ``name``, by the storage's own ``get_available_name``.
 
-    Unlike that alone it fits the file system: a last component of more than :data:`NAME_MAX` bytes,
-    or one that grows beyond them when the storage makes it unique, is shortened before its
-    extension.
+    Unlike that, it fits the file system: a last component that has more than :data:`NAME_MAX` bytes,
+    also after the storage made it unique, is shortened before its extension.
 
-    Raises :class:`SuspiciousFileOperation` for a name that leaves the storage, or when
-    ``max_length`` characters leave no room.
+    Raises :class:`SuspiciousFileOperation` for a name that leaves the storage, or where no name of
+    ``max_length`` characters is possible.
     """
     validate_file_name(name, allow_relative_path=True)
     found = storage.get_available_name(_shortened(name, NAME_MAX), max_length=max_length)
@@ -148,10 +147,10 @@ def _shortened(name: str, limit: int) -> str:
 
 
 def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync") -> None:
-    """Give the file at ``path`` the name ``name`` in ``storage``; ``path`` stays as it is.
+    """Link the file at ``path`` to ``name`` in ``storage``; ``path`` remains.
 
-    Directories, modes and group become what the storage's own ``save()`` makes of them, before the
-    name can be seen. With durability ``fsync`` the file and its name survive a crash of the machine
+    Directories, modes and group are set as by the storage's own ``save()``, before the
+    name exists. With durability ``fsync`` the file and its name survive a crash of the machine
     when this returns.
 
     Raises :class:`FileExistsError` when the name is taken (also by this very file: see
@@ -162,14 +161,14 @@ def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = 
 
 
 def sync_names(directories: Iterable[str]) -> None:
-    """Make the names in some directories durable. Raises :class:`StorageFailed`."""
+    """Sync directories, which makes the names in them durable. Raises :class:`StorageFailed`."""
     with translated():
         for directory in directories:
             disk.sync_directory(directory)
 
 
 def sync_link(storage: FileSystemStorage, name: str, *, durability: str = "fsync") -> None:
-    """Make durable a name that :func:`link` made before a crash, and the folders that it stands in.
+    """Make a name durable that :func:`link` created before a crash, and the folders that contain it.
 
     Raises :class:`StorageFailed`.
     """
@@ -178,7 +177,7 @@ def sync_link(storage: FileSystemStorage, name: str, *, durability: str = "fsync
 
 
 def _directories(storage: FileSystemStorage, name: str) -> list[str]:
-    """The folder of a name, and those above it up to the one that holds the storage's own."""
+    """The directory of a name, and its ancestors up to the parent of the storage's location."""
     directory = os.path.dirname(storage.path(name))
     found = [directory]
     while len(directory) >= len(os.fspath(storage.location)):
@@ -190,7 +189,7 @@ def _directories(storage: FileSystemStorage, name: str) -> list[str]:
 def link_unsynced(
     storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync"
 ) -> list[str]:
-    """:func:`link`, but the name is durable only after :func:`sync_names` of the directories it returns."""
+    """:func:`link`, but the name is durable only after :func:`sync_names` of the returned directories."""
     validate_file_name(name, allow_relative_path=True)
     target = storage.path(name)
     directory = os.path.dirname(target)
@@ -218,7 +217,7 @@ def link_unsynced(
 
 
 def is_linked(storage: FileSystemStorage, path: str, name: str) -> bool:
-    """Whether ``name`` in ``storage`` is the very file at ``path``: a crash came after :func:`link`."""
+    """Whether ``name`` in ``storage`` is the same file as ``path``: a crash happened after :func:`link`."""
     try:
         return disk.is_same_file(os.lstat(path), os.lstat(storage.path(name)))
     except FileNotFoundError:
@@ -226,7 +225,7 @@ def is_linked(storage: FileSystemStorage, path: str, name: str) -> bool:
 
 
 def is_same_place(one: Storage, name: str, other: Storage, other_name: str) -> bool:
-    """Whether two storages' names are those of one file, as far as one can know: in doubt they are."""
+    """Whether names in two storages are of the same file. In doubt, they are."""
     if isinstance(one, FileSystemStorage) and isinstance(other, FileSystemStorage):
         return os.path.realpath(one.path(name)) == os.path.realpath(other.path(other_name))
     return name == other_name and one.__class__ is other.__class__
@@ -241,10 +240,10 @@ def save(
     durability: str = "fsync",
     max_length: int | None = None,
 ) -> str:
-    """Stream what ``writer`` received through ``storage.save()``; return the name it has there.
+    """Stream the bytes of ``writer`` through ``storage.save()``; return the file's name in the storage.
 
-    ``progress`` is called with the bytes that the storage has read so far, from whatever thread it
-    reads in: it must be thread-safe. With durability ``fsync`` a file of a file system storage is
+    ``progress`` is called with the number of bytes that the storage has read so far, in any
+    thread. With durability ``fsync`` the file of a file system storage is
     synced.
 
     Raises :class:`StorageFull`, :class:`StorageFailed`, and whatever the storage itself raises.
@@ -261,7 +260,7 @@ def save(
 
 
 class PartReader(io.RawIOBase):
-    """What a writer received, as a file: storages seek in it and read it in parts."""
+    """The bytes of a writer as a file object: storages seek in it and read pieces."""
 
     def __init__(self, writer: Writer, progress: Callable[[int], None] | None = None) -> None:
         self._writer = writer
@@ -293,7 +292,7 @@ class PartReader(io.RawIOBase):
 
 
 def _adopt(storage: FileSystemStorage, path: str) -> None:
-    """Give a file the storage's group and mode, as ``FileSystemStorage._save`` does at its end."""
+    """Set a file's group and mode as ``FileSystemStorage._save`` does at its end."""
     group = os.stat(storage.location).st_gid
     if os.stat(path).st_gid != group:
         with suppress(PermissionError):

@@ -1,4 +1,4 @@
-"""Template tags: the upload element on a page of its own, and what it needs in the head."""
+"""Template tags: the upload element without a form field, and its script and style."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def async_upload(
 ) -> SafeString:
     """``{% async_upload "photos" multiple=True accept="image/*" id="photos" %}``: the element and its input.
 
-    Other arguments are attributes of the input. Outside of a form it uploads, and fires events: what is uploaded is for
-    a receiver, or with ``taker="api"`` for a call by the page's script. Inside of a form say ``taker="form"``.
+    Other arguments are attributes of the input. Outside of a form the element uploads and dispatches events, and a
+    receiver takes the uploads, or with ``taker="api"`` an API that the page's script calls. Inside of a form pass
+    ``taker="form"``.
     """
     attrs = {key.replace("_", "-"): value for key, value in attrs.items()}
     attrs.setdefault("id", f"id_{name}")
@@ -54,9 +55,9 @@ def async_upload(
 
 @register.simple_tag(takes_context=True)
 def async_upload_media(context: template.Context) -> SafeString:
-    """The style and the script of the element, as ``{{ form.media }}`` has them.
+    """The style and the script of the element, as in ``{{ form.media }}``.
 
-    With the page's CSP nonce, where there is one: Django's ``csp_nonce``, or ``request.csp_nonce`` of django-csp.
+    With the page's CSP nonce, where it has one: Django's ``csp_nonce``, or ``request.csp_nonce`` of django-csp.
     """
     nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
     attrs = flatatt({"nonce": str(nonce) if nonce else None})

@@ -1,4 +1,4 @@
-"""``manage.py deliver_upload_signals``: what a running server does by itself, and what was given up."""
+"""``manage.py deliver_upload_signals``: deliver due completions, as a running server does, or failed ones again."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from django_async_upload.models import CompletionEvent
 
 
 class Command(BaseCommand):
-    help = "Sends upload_completed for every completion that is due: not delivered, and not being delivered."
+    help = "Sends upload_completed for every completion that is neither delivered nor claimed by a running process."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
             "--given-up",
             action="store_true",
-            help="Send those again, too, that were given up because receivers failed too often.",
+            help="Also send those again whose delivery was given up because receivers failed too often.",
         )
 
     def handle(self, *args: Any, given_up: bool, **options: Any) -> None:
@@ -24,6 +24,6 @@ class Command(BaseCommand):
         waiting = CompletionEvent.objects.filter(delivered_at=None)
         failed = waiting.filter(given_up_at=None).exclude(error="").count()
         if failed:
-            self.stderr.write(f"{failed} failed and will be tried again: see the log.")
+            self.stderr.write(f"{failed} failed and will be retried: see the log.")
         if count := waiting.given_up().count():
             self.stderr.write(f"{count} are given up: --given-up sends them again.")

@@ -1,4 +1,4 @@
-"""``manage.py purge_uploads``: run it from cron, as often as you like."""
+"""``manage.py purge_uploads``: expire inactive uploads and delete orphaned files. Run it from cron."""
 
 from datetime import timedelta
 from typing import Any
@@ -6,46 +6,46 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from django_async_upload.models import Taker
-from django_async_upload.operations.cleanup import OVER_AFTER, purge
+from django_async_upload.operations.cleanup import ENDED_AFTER, purge
 
 
 class Command(BaseCommand):
     help = (
-        "Expires uploads that nothing came for since EXPIRE_AFTER, and deletes files that no session "
-        "knows and rows of uploads that have been over for long. Safe beside live uploads."
+        "Expires uploads that were inactive for EXPIRE_AFTER, and deletes files that no session "
+        "names and rows of uploads that ended long ago. Safe while uploads run."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--dry-run", action="store_true", help="Say what would be done; change nothing."
+            "--dry-run", action="store_true", help="Print what would be done; change nothing."
         )
 
         parser.add_argument(
-            "--over-after",
+            "--ended-after",
             type=float,
             metavar="DAYS",
-            default=OVER_AFTER / timedelta(days=1),
-            help="Delete rows of uploads that were cancelled, expired or failed so long ago (default: %(default)g).",
+            default=ENDED_AFTER / timedelta(days=1),
+            help="Delete rows of uploads that were cancelled, expired or failed DAYS ago (default: %(default)g).",
         )
         parser.add_argument(
             "--unbound-after",
             type=float,
             metavar="DAYS",
-            help="Delete uploads, too, that completed so long ago and that no form and no API has taken.",
+            help="Also delete uploads that completed more than DAYS ago and that no form and no API has taken.",
         )
         parser.add_argument(
             "--taker",
             action="append",
             choices=Taker.values,
-            help="Of --unbound-after: those that were made for this one only. Can be given more than "
-            "once; the default is form and api. With receiver, what your own code keeps unbound is deleted, too.",
+            help="With --unbound-after: only uploads created for this taker. Can be given more than "
+            "once; the default is form and api. With receiver, uploads that your code left unbound are deleted, too.",
         )
 
     def handle(
         self,
         *args: Any,
         dry_run: bool,
-        over_after: float,
+        ended_after: float,
         unbound_after: float | None,
         taker: list[str] | None,
         verbosity: int,
@@ -56,7 +56,7 @@ class Command(BaseCommand):
         chosen = {} if taker is None else {"takers": taker}
         done = purge(
             dry_run=dry_run,
-            over_after=timedelta(days=over_after),
+            ended_after=timedelta(days=ended_after),
             unbound_after=age,
             log=log,
             **chosen,

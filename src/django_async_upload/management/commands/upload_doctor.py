@@ -1,4 +1,4 @@
-"""``manage.py upload_doctor URL``: is this server set up well?"""
+"""``manage.py upload_doctor URL``: check how a server is configured."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ STYLES = {"ok": "SUCCESS", "bad": "ERROR", "warning": "WARNING", "unknown": "NOT
 
 class Command(BaseCommand):
     help = (
-        "Opens sockets to an upload endpoint and reports what the server does. Exit status 1 where "
-        "something is bad."
+        "Connects to an upload endpoint and reports how the server behaves. Exits with status 1 if "
+        "a finding is bad."
     )
     requires_system_checks = ()  # the server is another process, perhaps on another machine
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("url", metavar="URL", help="ws:// or wss://")
-        parser.add_argument("--origin", help="Of the pages that upload; default: the server's own.")
+        parser.add_argument(
+            "--origin", help="Origin of the pages that upload; default: the server's own."
+        )
         who = parser.add_mutually_exclusive_group()
-        who.add_argument("--ticket", help="As upload_ticket prints it: an upload is tried.")
-        who.add_argument("--cookie", help="sessionid=...: an upload is tried.")
+        who.add_argument(
+            "--ticket", help="A ticket, as printed by upload_ticket; then a sample is uploaded."
+        )
+        who.add_argument("--cookie", help="sessionid=...; then a sample is uploaded.")
 
     def handle(
         self,
@@ -53,7 +57,7 @@ class Command(BaseCommand):
             sys.exit(1)
 
     async def _report(self, findings: AsyncIterator[Finding]) -> bool:
-        """Print the findings as they come; False where one is bad."""
+        """Print the findings as they are made; return False if one is bad."""
         healthy = True
         async for finding in findings:
             healthy &= finding.verdict != "bad"

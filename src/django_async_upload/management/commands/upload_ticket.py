@@ -1,4 +1,4 @@
-"""``manage.py upload_ticket USER``: a ticket for the command-line client."""
+"""``manage.py upload_ticket USER``: print a ticket for the command-line client."""
 
 from argparse import ArgumentTypeError
 from typing import Any
@@ -17,11 +17,11 @@ def _positive(text: str) -> int:
 
 
 class Command(BaseCommand):
-    help = "Prints a short-lived ticket with which a program may upload as USER."
+    help = "Prints a short-lived ticket with which a program can upload as USER."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("user", metavar="USER", help="The user's name.")
-        parser.add_argument("--endpoint", default="default", help="The consumer's endpoint.")
+        parser.add_argument("--endpoint", default="default", help="The consumer's endpoint name.")
         parser.add_argument("--max-size", type=_positive, help="Largest file, bytes.")
         parser.add_argument("--max-age", type=_positive, help="Seconds; default TICKET_MAX_AGE.")
 

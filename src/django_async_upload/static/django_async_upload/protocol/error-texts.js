@@ -19,7 +19,7 @@ export const RETRYABLE = {
   storage_full: "The server has no room for this file.",
   storage_error: "The server could not write the file.",
   database_unavailable: "The server's database does not answer.",
-  internal_error: "The server made a mistake; its log says which.",
+  internal_error: "The server has a problem.",
 };
 
 /** The same, where trying again cannot help. */
