@@ -24,6 +24,17 @@ async function version() {
   return found;
 }
 
+const MODULES_OF_THE_BUNDLE = {
+  name: "modules of the bundle alone",
+  setup({ onResolve }) {
+    onResolve({ filter: /\/(workers|[\w-]+-loader|error-texts)\.js$/ }, ({ path: name, resolveDir }) => ({
+      path: path.join(resolveDir, path.dirname(name), `bundled-${path.basename(name)}`),
+    }));
+    // The page brings the texts, in its language.
+    onResolve({ filter: /\/english\.js$/ }, () => ({ path: path.join(SOURCES, "widget/no-texts.js") }));
+  },
+};
+
 /** @returns {Promise<Map<string, Uint8Array>>} name -> content of each file of the bundle */
 async function bundle() {
   const common = {
@@ -35,37 +46,21 @@ async function bundle() {
     logLevel: "warning",
   };
   const banner = `/*! django-resumable-upload ${await version()}, BSD-3-Clause */`;
+  const scripts = { ...common, format: "esm", banner: { js: banner }, plugins: [MODULES_OF_THE_BUNDLE] };
   const more = await build({
-    ...common,
+    ...scripts,
     entryPoints: ["more.js"],
     outfile: path.join(SOURCES, "async-upload-more.min.js"),
-    format: "esm",
-    banner: { js: banner },
   });
   // As Django's ManifestFilesMixin.file_hash() has it, for a file in which it has nothing to replace.
   const hash = createHash("md5").update(more.outputFiles[0].contents).digest("hex").slice(0, 12);
-  const scripts = await build({
-    ...common,
+  const first = await build({
+    ...scripts,
     entryPoints: ["bundle.js"],
     outfile: path.join(SOURCES, "async-upload.min.js"),
-    format: "esm",
-    banner: { js: banner },
     sourcemap: "linked",
     sourcesContent: false, // the modules lie beside it
     define: { "globalThis.MORE_HASH": JSON.stringify(hash) },
-    plugins: [
-      {
-        name: "modules of the bundle alone",
-        setup({ onResolve }) {
-          onResolve({ filter: /\/(workers|sha256-loader)\.js$/ }, ({ path: name }) => ({
-            path: path.join(SOURCES, "file", `bundled-${path.basename(name)}`),
-          }));
-          onResolve({ filter: /\/error-texts\.js$/ }, () => ({ path: path.join(SOURCES, "protocol/bundled-error-texts.js") }));
-          // The page brings the texts, in its language.
-          onResolve({ filter: /\/english\.js$/ }, () => ({ path: path.join(SOURCES, "widget/no-texts.js") }));
-        },
-      },
-    ],
   });
   const styles = await build({
     ...common,
@@ -79,7 +74,7 @@ async function bundle() {
     outfile: path.join(SOURCES, "async-upload-admin.min.css"),
     banner: { css: banner },
   });
-  const files = [scripts, more, styles, admin].flatMap(({ outputFiles }) => outputFiles);
+  const files = [first, more, styles, admin].flatMap(({ outputFiles }) => outputFiles);
   const found = new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
   await squeeze(found, "async-upload.min.js", banner);
   return found;
@@ -90,7 +85,8 @@ async function squeeze(files, name, preamble) {
   const text = (file) => Buffer.from(files.get(file)).toString();
   const { code, map } = await minify(text(name), {
     module: true,
-    compress: { passes: 3, ecma: 2020, unsafe_arrows: true },
+    // gzip finds more alike where statements and calls stay as they are.
+    compress: { passes: 3, ecma: 2020, unsafe_arrows: true, sequences: false, inline: 1 },
     format: { comments: false, preamble },
     sourceMap: { content: text(`${name}.map`), url: `${name}.map` },
   });

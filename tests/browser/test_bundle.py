@@ -1,4 +1,4 @@
-"""The one script that a page loads is its own Worker, wherever it lies and whatever the policy is."""
+"""The script that a page loads is its own Worker, and finds its second file, wherever it lies and whatever the policy is."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import pytest
 
 from .conftest import PATIENCE
 from .example import Example, sha256
-from .screen import FILES, row, until
+from .screen import FILES, press, row, until
+from .test_documents import SAVE, fill_in, saved, stored
 
 pytestmark = pytest.mark.parametrize("kind", ["uvicorn"], indirect=True, scope="session")
 
 NAME = r"/static/django_async_upload/async-upload\.min\.[0-9a-f]{12}\."
-
-
-MORE = "async-upload-more"
+MORE = r"/static/django_async_upload/async-upload-more\.min\.[0-9a-f]{12}\.js$"
 PICTURE = Path(__file__).parents[2] / "docs/pictures/form-light.png"
 DIGEST = """async () => {
   const { Uploader } = await import(document.querySelector("script[src*=async-upload]").src);
@@ -127,9 +126,8 @@ def test_a_page_reads_in_its_own_script_where_it_may(
     page.set_input_files(FILES, middling)
     row(page, middling.name, "completed")
     assert sha256(example.stored(middling.name)) == sha256(middling)
-    own = {each for each in asked if "django_async_upload" in each}
+    own = {each for each in asked if re.search(NAME + "(js|css)$", each)}
     assert len(own) == 2
-    assert all(re.search(NAME + "(js|css)$", each) for each in own)
     workers = [each.url for each in page.workers]
     if delivery.reads_in is None:
         assert workers == []
@@ -138,19 +136,63 @@ def test_a_page_reads_in_its_own_script_where_it_may(
         assert re.search(delivery.reads_in, workers[0]), workers
 
 
-def test_what_few_pages_need_is_loaded_when_they_need_it(page: Any, delivery: Delivery) -> None:
+def test_a_page_loads_the_second_file_with_its_first_upload(page: Any, delivery: Delivery) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto("/")
     page.locator("async-upload[data-enhanced]").first.wait_for()
-    assert not [each for each in asked if MORE in each]
+    page.wait_for_load_state("networkidle")
+    own = [each for each in asked if "django_async_upload" in each]
+    assert len(own) == 2
+    assert all(re.search(NAME + "(js|css)$", each) for each in own)
+    page.set_input_files(FILES, [PICTURE, Path(__file__)])
+    page.locator(".async-upload-summary").get_by_text("Uploaded: 2 of 2").wait_for()
+    assert len({each for each in asked if re.search(MORE, each)}) == 1
     if delivery.reads_in is not None:
-        page.set_input_files(FILES, PICTURE)
         page.locator(".async-upload-picture canvas:not([hidden])").wait_for()
-        assert [each for each in asked if re.search(rf"{MORE}\.min\.[0-9a-f]{{12}}\.js$", each)]
     if not delivery.nonce:
         found = page.evaluate(DIGEST)
         assert found == {"sha-256": hashlib.sha256(bytes(1 << 20)).hexdigest()}
+
+
+def test_files_are_uploaded_without_the_second_file_until_it_can_be_loaded(
+    visit: Callable[..., Any], example: Example, middling: Path
+) -> None:
+    """As in a page that was left open while a deploy removed the files of the version before."""
+    page = visit().new_page()
+    asked: list[str] = []
+
+    def refuse(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=404)
+
+    page.route(re.compile("async-upload-more"), refuse)
+    page.goto("/")
+    page.set_input_files(FILES, [middling, Path(__file__)])
+    row(page, middling.name, "completed")
+    other = row(page, Path(__file__).name, "completed")
+    assert "Uploaded" in other.inner_text()
+    assert sha256(example.stored(middling.name)) == sha256(middling)
+    assert page.locator(".async-upload-summary").count() == 0
+    press(other, "remove")
+    other.wait_for(state="detached")
+    until(page, lambda: len(asked) > 1, "another attempt")
+
+    page.unroute(re.compile("async-upload-more"))
+    page.set_input_files(FILES, PICTURE)
+    page.locator(".async-upload-summary").get_by_text("Uploaded: 2 of 2").wait_for()
+    row(page, PICTURE.name).locator("canvas:not([hidden])").wait_for()
+
+
+def test_a_form_is_saved_without_the_second_file(
+    visit: Callable[..., Any], example: Example, middling: Path
+) -> None:
+    page = visit().new_page()
+    page.route(re.compile("async-upload-more"), lambda route: route.abort())
+    fill_in(page, "Saved without extras", middling)
+    page.click(SAVE)
+    saved(page, "Saved without extras")
+    assert sha256(stored(example, "Saved without extras")) == sha256(middling)
 
 
 def test_a_script_of_the_page_has_the_client_from_the_same_file_by_an_import_map(

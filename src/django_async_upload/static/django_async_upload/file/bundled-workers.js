@@ -1,24 +1,16 @@
 /**
- * In place of workers.js in the bundle, which is the script of the Worker that reads, too. `import.meta.url` is the address under
- * which it was loaded, with whatever hash: nothing has to find another file, and the browser has this one already.
- *
- * What few pages need is in a second file, more.js. Its name has a hash where that of the bundle has one: the file never
- * changes without the bundle, so which hash Django's storages give it is known when the bundle is made.
+ * In place of workers.js in the bundle, each of whose two files is the script of a Worker, too: the first reads, the second makes
+ * pictures. `import.meta.url` is the address under which a file was loaded, with whatever hash: the browser has it already.
  */
 export const READER = "async-upload-reader";
+export const SCALER = "async-upload-scaler";
 
 export function startReader() {
   return start(import.meta.url, READER);
 }
 
 export function startScaler() {
-  return start(more(), "async-upload-scaler");
-}
-
-/** @returns {string} the address of the second file */
-export function more() {
-  const hashed = `.${/** @type {any} */ (globalThis).MORE_HASH}`; // put in by build.mjs
-  return import.meta.url.replace(/\.min(\.[0-9a-f]{12})?\.js/, (_, hash) => `-more.min${hash ? hashed : ""}.js`);
+  return start(import.meta.url, SCALER);
 }
 
 /**

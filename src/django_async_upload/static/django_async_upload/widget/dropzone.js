@@ -3,7 +3,7 @@
  * screen reader, a validation message and a click reach, so all of these work as with a plain file input.
  */
 import { fromInput, fromTransfer, hasFiles } from "./files.js";
-import { icon, part } from "./row.js";
+import { icon, part } from "./parts.js";
 import { fill } from "./texts.js";
 import { typesOf } from "./reasons.js";
 

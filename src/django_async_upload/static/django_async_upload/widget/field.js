@@ -1,19 +1,17 @@
 /** One enhanced file input: what is shown around it, what a person does there, and what its form waits for. */
 import { labelOf, satisfy } from "./input.js";
 import { limitsOf, whyNot } from "./limits.js";
+import { loadExtras } from "./extras-loader.js";
 import { FileList } from "./list.js";
 import { Selection } from "./selection.js";
 import { Notices } from "./notices.js";
 import { watchReach } from "./fallback.js";
 import { Formats } from "./formats.js";
-import { Previews } from "./previews.js";
 import { inSlices } from "../client/slices.js";
 import { changed, guard, unguard } from "./form-guard.js";
 import { describe } from "./item.js";
 import { fill, textsOf } from "./texts.js";
-import { Milestones } from "./milestones.js";
 import { signedIn } from "./page.js";
-import { Undo } from "./undo.js";
 import { Dropzone } from "./dropzone.js";
 
 /** @typedef {import( "./form-guard.js").Field} Field */
@@ -23,15 +21,16 @@ import { Dropzone } from "./dropzone.js";
 const PAUSE = 250; // ms between two looks at how things stand
 const SILENCE = 300; // ms in which a folder may be read without a word
 const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
-/** Shared by all fields of the page. */
-const previews = new Previews();
 
 /** @implements {Field} */
 export class UploadField {
   /** Folders that are being walked, and work on many files that is done in slices. */
   #working = 0;
-  /** What was asked of all files last. @type {import( "./list.js").Bulk | ""} */
+  /** What was asked of all files last. @type {import( "./summary.js").Bulk | ""} */
   #bulk = "";
+  /** Once they are loaded. @type {import( "./extras.js").Extras | null} */
+  extras = null;
+  #isExtended = false;
   left = false;
   #presence = new AbortController();
   #timer = 0;
@@ -49,7 +48,6 @@ export class UploadField {
   constructor(element, input) {
     this.element = element;
     this.input = input;
-    this.previews = previews;
     this.directory = element.hasAttribute("directory");
     if (this.directory) input.webkitdirectory = true;
     const texts = (this.texts = textsOf(element));
@@ -59,13 +57,11 @@ export class UploadField {
     this.zone = new Dropzone(this);
     this.list = new FileList(this, label);
     this.notices = new Notices(this);
-    this.milestones = new Milestones(this.notices, texts, formats);
-    this.undo = new Undo(this);
     this.zone.limits.id = `${element.id}-async-limits`;
     const described = [input.getAttribute("aria-describedby"), this.zone.limits.id, this.notices.message.id];
     input.setAttribute("aria-describedby", described.filter(Boolean).join(" "));
     const { message, standby, element: said } = this.notices;
-    const parts = [this.zone.element, message, this.list.element, this.undo.element, standby, said];
+    const parts = [this.zone.element, message, this.list.element, standby, said];
     for (const each of parts) each.dataset.asyncUpload = "";
     element.append(...parts.slice(1));
     this.url = element.getAttribute("url") || "/ws/uploads/";
@@ -150,7 +146,7 @@ export class UploadField {
   }
 
   reset() {
-    this.undo.letGo();
+    this.extras?.undo.letGo();
     this.selection.clear();
     this.selection.restore();
     this.notices.show("");
@@ -162,7 +158,7 @@ export class UploadField {
   #enter() {
     this.zone.connect();
     const { signal } = this.#presence;
-    window.addEventListener("pagehide", () => this.undo.letGo(), { signal });
+    window.addEventListener("pagehide", () => this.extras?.undo.letGo(), { signal });
     this.#observer.observe(this.input, { attributeFilter: OBSERVED });
     guard(this);
     this.#follow();
@@ -176,7 +172,7 @@ export class UploadField {
    * where the same field appears again.
    */
   depart() {
-    this.undo.discard();
+    this.extras?.undo.discard();
     this.#cancelAll = this.selection.leave();
   }
 
@@ -189,7 +185,7 @@ export class UploadField {
   leave() {
     this.left = true;
     this.notices.clearBeside();
-    this.undo.letGo();
+    this.extras?.undo.letGo();
     this.#observer.disconnect();
     clearTimeout(this.#timer);
     this.zone.disconnect();
@@ -259,7 +255,7 @@ export class UploadField {
       const why = whyNot(picked.file, this, limits);
       // In a field for one file the new one takes the place of the old one, if it is any better.
       if (!this.isMany) {
-        this.undo.letGo();
+        this.extras?.undo.letGo();
         this.selection.clear(why ? ({ state }) => state === "refused" : undefined);
       }
       if (why) this.refuse(name, size, why);
@@ -305,15 +301,26 @@ export class UploadField {
   /** @param {Item} item */
   #remove(item) {
     const next = this.list.hasFocus(item) ? (this.list.neighbour(item) ?? this.input) : null;
-    this.undo.setAside((other) => other === item, fill(this.texts.saidRemoved, { name: item.name }));
+    this.#setAside((other) => other === item, fill(this.texts.saidRemoved, { name: item.name }));
     next?.focus();
   }
 
-  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./list.js").Bulk} action */
+  /**
+   * Take files away; without the extras, for good.
+   * @param {((item: Item) => boolean) | undefined} gone all but offers, if not said
+   * @param {string} [words] what the person has done
+   */
+  #setAside(gone, words) {
+    if (this.extras) return this.extras.undo.setAside(gone, words);
+    this.selection.discard(this.selection.takeOut(gone), true);
+    if (words) this.notices.say(words);
+  }
+
+  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./summary.js").Bulk} action */
   actOnAll(action) {
     this.#bulk = action;
     if (action === "removeAll" || action === "removeFailed") {
-      this.undo.setAside(action === "removeFailed" ? ({ broken }) => broken : undefined);
+      this.#setAside(action === "removeFailed" ? ({ broken }) => broken : undefined);
       this.input.focus();
     } else {
       void this.#tellAll(action);
@@ -321,7 +328,7 @@ export class UploadField {
     this.change(true);
   }
 
-  /** @param {import( "./list.js").Bulk} action */
+  /** @param {import( "./summary.js").Bulk} action */
   async #tellAll(action) {
     this.#working += 1;
     await inSlices([...this.selection.items], ({ upload, busy, state, retryable }) => {
@@ -383,12 +390,22 @@ export class UploadField {
 
   #paint() {
     if (this.left) return;
-    const { items, moved } = this.selection;
-    const total = this.list.update(items);
+    const { items, moved, broken } = this.selection;
+    if (items.length && !this.#isExtended) void this.#extend();
+    this.list.update(items);
+    this.extras?.update(items);
     void inSlices([...moved], (upload) => this.tellPage("progress", { upload, progress: upload.progress }));
     moved.clear();
-    if (total.broken) this.input.setAttribute("aria-invalid", "true");
+    if (broken) this.input.setAttribute("aria-invalid", "true");
     else this.input.removeAttribute("aria-invalid");
-    this.milestones.pass(items, total);
+  }
+
+  /** Add what the field can do without: its files are uploaded and have their rows meanwhile. */
+  async #extend() {
+    this.#isExtended = true;
+    const Extras = await loadExtras();
+    if (this.left) return;
+    this.extras = new Extras(this);
+    this.change(true);
   }
 }

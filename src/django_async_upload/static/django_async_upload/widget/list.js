@@ -1,15 +1,13 @@
 /**
- * The files of one element, and above them a line that sums them up. However many there are, only some have a row: those that
- * need the person first, then those under way, then those that wait. What has been uploaded makes room for the next.
+ * The files of one element. However many there are, only some have a row: those that need the person first, then those under way,
+ * then those that wait. What has been uploaded makes room for the next.
  */
-import { Bar, FileRow, part } from "./row.js";
 import { describe } from "./item.js";
-import { Forecast, SMALL } from "../client/forecast.js";
-import { Rate } from "../client/rate.js";
-import { fill, join } from "./texts.js";
+import { part } from "./parts.js";
+import { FileRow } from "./row.js";
+import { fill } from "./texts.js";
 
 /** @typedef {import( "./item.js").Item} Item */
-/** @typedef {"pauseAll" | "resumeAll" | "retryFailed" | "removeFailed" | "removeAll"} Bulk */
 
 const ROWS = 25; // at first, and more with each "Show more"; that many are made anew in one painting where files are small
 
@@ -32,46 +30,10 @@ export function urgent(items, most, pinned = null) {
   return items.filter((item) => chosen.has(item));
 }
 
-/**
- * @param {readonly Item[]} items
- * @returns {{count: number, done: number, broken: number, busy: number, paused: number, retryable: number, size: number, arrived: number,
- *   amounts: import( "../client/forecast.js").Amounts}}
- */
-export function sum(items) {
-  const amounts = { files: 0, filesDone: 0, bytes: 0, bytesDone: 0 };
-  const total = { count: 0, done: 0, broken: 0, busy: 0, paused: 0, retryable: 0, size: 0, arrived: 0, amounts };
-  for (const item of items) {
-    if (item.isOffer) continue;
-    total.count += 1;
-    if (item.state === "completed") total.done += 1;
-    if (item.state === "paused") total.paused += 1;
-    if (item.busy) total.busy += 1;
-    if (item.broken) {
-      total.broken += 1;
-      if (item.retryable) total.retryable += 1;
-    } else {
-      const { size, arrived } = item;
-      total.size += size;
-      total.arrived += arrived;
-      if (size > SMALL) {
-        amounts.bytes += size;
-        amounts.bytesDone += arrived;
-      } else {
-        amounts.files += 1;
-        if (item.state === "completed") amounts.filesDone += 1;
-      }
-    }
-  }
-  return total;
-}
-
 export class FileList {
   /** @type {Map<Item, FileRow>} */
   #rows = new Map();
   #most = ROWS;
-  #rate = new Rate();
-  #forecast = new Forecast();
-  #running = false;
   #ids = 0;
 
   /**
@@ -80,19 +42,9 @@ export class FileList {
    */
   constructor(field, label) {
     const { texts } = (this.field = field);
-    const name = fill(texts.list, { label });
-    this.bar = new Bar(name);
-    this.line = part("span", "line");
-    /** @type {[Bulk, HTMLButtonElement][]} */
-    this.buttons = (/** @type {Bulk[]} */ (["pauseAll", "resumeAll", "retryFailed", "removeFailed", "removeAll"])).map((action) => {
-      const quiet = action.startsWith("remove") ? "button async-upload-quiet" : "button";
-      const button = part("button", quiet, { type: "button", "data-action": action }, texts[action]);
-      button.addEventListener("click", () => field.actOnAll(action));
-      return [action, button];
-    });
-    const actions = part("span", "actions", {}, ...this.buttons.map(([, button]) => button));
-    this.summary = part("div", "summary", {}, this.line, this.bar.element, actions);
-    this.list = part("ul", "files", { "aria-label": name, role: "list" });
+    /** What a screen reader calls it. */
+    this.name = fill(texts.list, { label });
+    this.list = part("ul", "files", { "aria-label": this.name, role: "list" });
     this.rest = part("span", "rest");
     const more = part("button", "button", { type: "button" }, texts.showMore);
     more.addEventListener("click", () => {
@@ -100,7 +52,7 @@ export class FileList {
       this.update(this.items);
     });
     this.more = part("div", "more", {}, this.rest, more);
-    this.element = part("div", "list", {}, this.summary, this.list, this.more);
+    this.element = part("div", "list", {}, this.list, this.more);
     /** @type {readonly Item[]} */
     this.items = [];
   }
@@ -108,11 +60,9 @@ export class FileList {
   /**
    * Show how things stand. Called at most a few times a second.
    * @param {readonly Item[]} items
-   * @returns {ReturnType<typeof sum>}
    */
   update(items) {
     this.items = items;
-    const total = sum(items);
     const shown = urgent(items, this.#most, this.#focused());
     const kept = new Set(shown);
     for (const [item, row] of this.#rows) {
@@ -134,8 +84,6 @@ export class FileList {
     this.more.hidden = shown.length === items.length;
     const { texts, formats } = this.field;
     this.rest.textContent = fill(texts.notShown, { count: formats.count(items.length - shown.length) });
-    this.#sumUp(total);
-    return total;
   }
 
   /** The button that is to have the focus when the item's own is gone. @param {Item} item */
@@ -160,41 +108,5 @@ export class FileList {
     if (!row || row.parentElement !== this.list) return null;
     for (const [item, { element }] of this.#rows) if (element === row) return item;
     return null;
-  }
-
-  /** @param {ReturnType<typeof sum>} total */
-  #sumUp(total) {
-    const { texts, formats } = this.field;
-    const running = total.busy > 0;
-    const left = this.#forecast.update(total.amounts, running, performance.now());
-    if (running !== this.#running) {
-      if (running) this.#rate.start(total.arrived);
-      else this.#rate.stop();
-      this.#running = running;
-    }
-    this.summary.hidden = total.count < 2;
-    if (this.summary.hidden) return;
-    if (running) this.#rate.update(total.arrived);
-    const sentences = [fill(texts.uploadedOf, { done: formats.count(total.done), count: formats.count(total.count) })];
-    if (total.broken) sentences.push(fill(texts.failedCount, { count: formats.count(total.broken) }));
-    sentences.push(fill(texts.sentOf, { sent: formats.size(total.arrived), size: formats.size(total.size) }));
-    if (running && this.#rate.rate) sentences.push(formats.rate(this.#rate.rate));
-    if (left !== undefined) sentences.push(fill(texts.left, { time: formats.time(left) }));
-    this.line.textContent = join(sentences);
-    this.bar.element.hidden = total.busy + total.paused === 0;
-    const fraction = total.size ? total.arrived / total.size : 1;
-    this.bar.show(fraction, join([formats.percent(fraction), sentences[0]], ", "));
-    /** @type {Record<Bulk, boolean>} */
-    const useful = {
-      pauseAll: total.busy > 1,
-      resumeAll: total.paused > 1,
-      retryFailed: total.retryable > 1,
-      removeFailed: total.broken > 1,
-      removeAll: true,
-    };
-    for (const [action, button] of this.buttons) {
-      if (!useful[action] && button === document.activeElement) this.buttons.at(-1)?.[1].focus();
-      button.hidden = !useful[action];
-    }
   }
 }

@@ -24,7 +24,7 @@ export class Milestones {
 
   /**
    * @param {readonly import( "./item.js").Item[]} items
-   * @param {ReturnType<typeof import( "./list.js").sum>} total of the items
+   * @param {ReturnType<typeof import( "./summary.js").sum>} total of the items
    * @param {number} [now] ms
    */
   pass(items, total, now = performance.now()) {
@@ -51,7 +51,7 @@ export class Milestones {
   }
 
   /**
-   * @param {ReturnType<typeof import( "./list.js").sum>} total
+   * @param {ReturnType<typeof import( "./summary.js").sum>} total
    * @param {number} now
    */
   #sayQuarter(total, now) {

@@ -1,7 +1,7 @@
 /** What the person is told by one field: under its zone, beside the button of its form, while that waits, and aloud. */
 import { Announcer } from "./announcer.js";
 import { keep } from "./form-guard.js";
-import { part } from "./row.js";
+import { part } from "./parts.js";
 
 /** Says also what it shows. */
 export class Notices extends Announcer {

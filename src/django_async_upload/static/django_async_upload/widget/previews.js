@@ -7,11 +7,6 @@ import { startScaler } from "../file/workers.js";
 const TYPES = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/avif", "image/bmp"]);
 const LARGEST = 64 * 1024 * 1024; // bytes; decoding costs many times that
 
-/** @param {File | Blob | null} file */
-export function hasPreview(file) {
-  return !!file && TYPES.has(file.type) && file.size <= LARGEST;
-}
-
 /** One for the page: pictures are decoded one after the other, so that a hundred photographs do not fill the memory. */
 export class Previews {
   /** @type {{file: Blob, canvas: HTMLCanvasElement, done: () => void}[]} */
@@ -19,6 +14,11 @@ export class Previews {
   /** @type {Worker | null | undefined} null where there can be none */
   #worker;
   #busy = false;
+
+  /** Whether there can be one of it. @param {Blob} file */
+  suits({ type, size }) {
+    return TYPES.has(type) && size <= LARGEST;
+  }
 
   /**
    * @param {Blob} file

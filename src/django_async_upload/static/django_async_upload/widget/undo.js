@@ -1,6 +1,6 @@
 /** What the person took away a moment ago, and the line with which it can be brought back. */
 import { inSlices } from "../client/slices.js";
-import { part } from "./row.js";
+import { part } from "./parts.js";
 import { fill } from "./texts.js";
 
 /** @typedef {import( "./item.js").Item} Item */
