@@ -16,10 +16,8 @@ import {
   parseHeader,
   toHex,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/frames.js";
-import {
-  buildMessage,
-  parseMessage,
-} from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { buildMessage } from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { parseMessage } from "./messages.js";
 import { FRAMES, fromHex, invalidFrame, pattern, withHeader } from "./vectors.js";
 
 const HELLO = { connection_limit: 2 ** 40, stream_limit: 2 ** 40, max_streams: 8 };

@@ -12,7 +12,7 @@ import {
   GRAIN,
   PIECE,
 } from "../../src/django_async_upload/static/django_async_upload/file/reading.js";
-import { fingerprint } from "../../src/django_async_upload/static/django_async_upload/file/source.js";
+import { fingerprint } from "../../src/django_async_upload/static/django_async_upload/file/fingerprint.js";
 import { pattern as seeded } from "./vectors.js";
 
 const pattern = (size) => seeded(1, 0, size);

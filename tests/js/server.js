@@ -12,10 +12,8 @@ import {
   parseHeader,
   toHex,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/frames.js";
-import {
-  buildMessage,
-  parseMessage,
-} from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { buildMessage } from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { parseMessage } from "./messages.js";
 
 export const WINDOW = 8 * 1024 * 1024;
 

@@ -6,10 +6,8 @@ import {
   parseFields,
   parseHeader,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/frames.js";
-import {
-  buildMessage,
-  parseMessage,
-} from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { buildMessage } from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
+import { parseMessage } from "./messages.js";
 import { TRANSCRIPTS, encodeStep, sendStep } from "./vectors.js";
 
 const FOR_CLIENTS = TRANSCRIPTS.filter(({ sides }) => sides === undefined || sides.includes("client"));

@@ -1,6 +1,6 @@
 /** One upload on one connection, from CREATE to the frame that closes its stream. */
 import { errorOf } from "./connection.js";
-import { SENDS, Stream } from "../protocol/client.js";
+import { SENDS, Stream } from "../protocol/stream.js";
 import { UploadError } from "../protocol/errors.js";
 import { toHex } from "../protocol/frames.js";
 
@@ -13,7 +13,7 @@ export class Attachment {
   #connection;
   #source;
   #upload;
-  /** @type {import( "../protocol/client.js").Stream} */
+  /** @type {import( "../protocol/stream.js").Stream} */
   #stream;
   /** Why it is being released, where nobody asked for that. @type {UploadError | null} */
   #reason = null;

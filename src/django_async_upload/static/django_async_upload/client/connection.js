@@ -5,7 +5,7 @@ import { Flight } from "./flight.js";
 import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 
 /** @typedef {import( "../protocol/messages.js").Message} Message */
-/** @typedef {import( "../protocol/client.js").Stream} Stream */
+/** @typedef {import( "../protocol/stream.js").Stream} Stream */
 
 /**
  * Who holds a stream: an attachment or a cancellation. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may

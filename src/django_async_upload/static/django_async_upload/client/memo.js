@@ -1,5 +1,5 @@
 /** What is remembered of one upload, so that a later page can go on with it; and the claim that keeps other tabs from doing so. */
-import { fingerprint } from "../file/source.js";
+import { fingerprint } from "../file/fingerprint.js";
 
 /** @typedef {import( "./records.js").UploadRecord} UploadRecord */
 /** @typedef {import( "./shelf.js").Claim} Claim */

@@ -22,7 +22,7 @@ import { PATIENCE } from "./within.js";
  * @property {string} [field]
  * @property {Record<string, unknown>} [metadata]
  * @property {string} [digest]
- * @property {string} [fingerprint] see `fingerprint()` of source.js
+ * @property {string} [fingerprint] see file/fingerprint.js
  * @property {string} [upload] the server's id, once it has answered
  * @property {number} [durable] bytes
  * @property {number} [at] of the last {@link Records.put}, milliseconds since 1970

@@ -2,6 +2,7 @@
 import { combine, crc32c } from "../protocol/crc32c.js";
 import { UploadError } from "../protocol/errors.js";
 import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";
+import { Prefixes } from "./prefixes.js";
 import { GRAIN, failure } from "./reading.js";
 import { loadSha256 } from "./sha256-loader.js";
 
@@ -30,7 +31,7 @@ import { loadSha256 } from "./sha256-loader.js";
 export const SMALL = 64 * 1024;
 
 /** @param {Failure} failure */
-function asError({ message }) {
+export function unreadable({ message }) {
   return new UploadError("file_unreadable", { facts: { reason: message } });
 }
 
@@ -57,8 +58,7 @@ export class Source {
   #turn = 0;
   #reading = false;
   #closed = false;
-  /** CRC of the file up to an offset. @type {Map<number, number>} */
-  #marks = new Map([[0, 0]]);
+  #prefixes = new Prefixes();
   /** @type {Map<number, Job>} */
   #jobs = new Map();
   #lastJob = 0;
@@ -130,9 +130,8 @@ export class Source {
     const payload = frame.subarray(HEADER_SIZE);
     const crc = this.#bytes === null ? this.#gather(payload) : this.#copy(this.#bytes, payload);
     const offset = this.position;
-    const before = /** @type {number} */ (this.#marks.get(offset));
+    this.#prefixes.append(offset, size, crc);
     this.position += size;
-    this.#marks.set(this.position, combine(before, crc, size));
     return { offset, size, crc, payload, frame };
   }
 
@@ -142,7 +141,7 @@ export class Source {
    * @param {number} offset 0, what {@link crcAt} was asked for, or where a chunk ended that is not forgotten
    */
   seek(offset) {
-    if (!this.#marks.has(offset)) {
+    if (this.#prefixes.crc(offset) === undefined) {
       throw new RangeError(`the CRC of the first ${offset} bytes is not known`);
     }
     if (offset === this.position) {
@@ -168,15 +167,7 @@ export class Source {
    * @param {number} durable
    */
   forget(durable) {
-    let floor = 0;
-    for (const offset of this.#marks.keys()) {
-      floor = offset <= durable && offset > floor ? offset : floor;
-    }
-    for (const offset of this.#marks.keys()) {
-      if (offset < floor && offset > 0 && offset !== this.position) {
-        this.#marks.delete(offset);
-      }
-    }
+    this.#prefixes.forget(durable, this.position);
   }
 
   /**
@@ -188,24 +179,20 @@ export class Source {
    */
   async crcAt(offset, { signal, onprogress } = {}) {
     signal?.throwIfAborted();
-    const known = this.#marks.get(offset);
+    const known = this.#prefixes.crc(offset);
     if (known !== undefined) {
       return known;
     }
     if (offset > this.size) {
       throw new UploadError("file_changed", { facts: { reason: "The file is shorter than what was sent." } });
     }
-    let from = 0;
-    for (const mark of this.#marks.keys()) {
-      from = mark < offset && mark > from ? mark : from;
-    }
-    const crc = /** @type {number} */ (this.#marks.get(from));
+    const [from, crc] = this.#prefixes.below(offset);
     const result = this.#small
       ? crc32c((await this.#read()).subarray(from, offset), crc)
       : await this.#work((job) => ({ type: "compute", id: this.id, job, offset: from, end: offset, crc }), signal, (done) =>
           onprogress?.(done, offset),
         );
-    this.#marks.set(offset, result);
+    this.#prefixes.set(offset, result);
     return result;
   }
 
@@ -268,7 +255,7 @@ export class Source {
         this.#jobs.get(answer.job)?.resolve(answer.result);
         break;
       case "not-done":
-        this.#jobs.get(answer.job)?.reject(asError(answer.error));
+        this.#jobs.get(answer.job)?.reject(unreadable(answer.error));
         break;
     }
   }
@@ -301,7 +288,7 @@ export class Source {
         this.#end = bytes.length;
         return bytes;
       } catch (error) {
-        throw asError(failure(error));
+        throw unreadable(failure(error));
       }
     }
     return this.#bytes;
@@ -348,7 +335,7 @@ export class Source {
 
   /** @param {Failure} failure */
   #fail(failure) {
-    this.error ??= asError(failure);
+    this.error ??= unreadable(failure);
     this.#wake();
   }
 
@@ -379,24 +366,5 @@ export class Source {
       signal?.removeEventListener("abort", abort);
       this.#jobs.delete(job);
     }
-  }
-}
-
-/**
- * What says, without reading much, that a file is probably one that was seen before: its size and the CRCs of its first and its
- * last 64 KiB.
- *
- * @param {Blob} file
- * @returns {Promise<string>} rejects with an UploadError
- */
-export async function fingerprint(file) {
-  try {
-    const ends = [file.slice(0, SMALL), file.slice(Math.max(0, file.size - SMALL))];
-    const crcs = await Promise.all(
-      ends.map(async (end) => crc32c(new Uint8Array(await end.arrayBuffer()))),
-    );
-    return [file.size, ...crcs].map((each) => each.toString(16)).join("-");
-  } catch (error) {
-    throw asError(failure(error));
   }
 }

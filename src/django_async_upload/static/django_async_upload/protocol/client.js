@@ -21,131 +21,15 @@ import {
   parseHeader,
 } from "./frames.js";
 import { buildMessage, isFromClient, parseMessage } from "./messages.js";
+import { RECEIVES, SENDS, Stream } from "./stream.js";
 
 /** @typedef {import( "./frames.js").FrameType} FrameType */
 /** @typedef {import( "./messages.js").Message} Message */
+/** @typedef {import( "./stream.js").StreamState} StreamState */
 /** @typedef {Uint8Array<ArrayBuffer>} Frame */
-
-/**
- * - `creating`: CREATE is not answered; data may follow it
- * - `creating-finished`: CREATE is not answered, and FINISH was sent behind it
- * - `proving`: ATTACHED came; PROOF is due
- *
- * @typedef {"creating" | "creating-finished" | "attaching" | "proving" | "proved" | "sending" | "finishing"
- *   | "cancelling" | "releasing" | "querying" | "closed"} StreamState
- */
-
-/** @typedef {Readonly<Partial<Record<FrameType, StreamState>>>} Transitions */
-
-/** Bytes that are sent ahead of `durable`, whatever a server promises beyond its own window. */
-const LARGEST_WINDOW = 32 * 1024 * 1024;
-
-/** @type {Transitions} */
-const OVER = { ERROR: "closed", CANCELLED: "closed" };
-
-/**
- * Frames that were in flight when CANCEL or RELEASE was sent may still arrive.
- *
- * @param {StreamState} state
- * @returns {Transitions}
- */
-const inFlight = (state) => ({
-  CREATED: state,
-  ATTACHED: state,
-  READY: state,
-  ACK: state,
-  REWIND: state,
-  PAUSE: state,
-  // CREATE or ATTACH of an upload whose bytes are all there: too late for CANCEL, nothing left to release.
-  PROGRESS: state,
-  COMPLETED: "closed",
-  ...OVER,
-});
-
-/**
- * State of a stream -> frame from the server -> next state.
- *
- * @type {Readonly<Record<StreamState, Transitions>>}
- */
-export const RECEIVES = {
-  creating: { CREATED: "sending", ATTACHED: "proving", PROGRESS: "finishing", COMPLETED: "closed", ...OVER },
-  "creating-finished": {
-    CREATED: "finishing",
-    ATTACHED: "proving",
-    PROGRESS: "finishing",
-    COMPLETED: "closed",
-    ...OVER,
-  },
-  attaching: { ATTACHED: "proving", PROGRESS: "finishing", COMPLETED: "closed", ...OVER },
-  proving: OVER,
-  proved: { READY: "sending", ...OVER },
-  sending: { ACK: "sending", REWIND: "sending", PAUSE: "sending", ...OVER },
-  finishing: {
-    ACK: "finishing",
-    REWIND: "sending",
-    PAUSE: "finishing",
-    PROGRESS: "finishing",
-    COMPLETED: "closed",
-    ...OVER,
-  },
-  cancelling: inFlight("cancelling"),
-  releasing: { ...inFlight("releasing"), RELEASED: "closed" },
-  querying: { STATUS: "closed", ERROR: "closed" },
-  closed: {},
-};
-
-/** @type {Transitions} */
-const GIVE_UP = { CANCEL: "cancelling", RELEASE: "releasing" };
-
-/**
- * State of a stream -> frame from the client -> next state.
- *
- * @type {Readonly<Record<StreamState, Transitions>>}
- */
-export const SENDS = {
-  creating: { DATA: "creating", FINISH: "creating-finished", ...GIVE_UP },
-  "creating-finished": { CANCEL: "cancelling" },
-  attaching: GIVE_UP,
-  proving: { PROOF: "proved", ...GIVE_UP },
-  proved: GIVE_UP,
-  sending: { DATA: "sending", FINISH: "finishing", ...GIVE_UP },
-  finishing: { CANCEL: "cancelling" },
-  cancelling: {},
-  releasing: {},
-  querying: {},
-  closed: {},
-};
 
 /** @type {ReadonlySet<FrameType>} */
 const ABOUT_CONNECTION = new Set(["HELLO", "AUTHENTICATED", "PING", "PONG", "LIMIT", "DRAIN"]);
-
-/** One open attachment. All offsets are bytes from the start of the file. */
-export class Stream {
-  /**
-   * @param {number} id
-   * @param {StreamState} state
-   */
-  constructor(id, state) {
-    this.id = id;
-    this.state = state;
-    /** End of the last byte sent (since the last REWIND or READY). */
-    this.sent = 0;
-    this.received = 0;
-    this.durable = 0;
-    /** No DATA may end beyond it. */
-    this.limit = 0;
-    /** Advised payload size. */
-    this.chunk = MAX_CHUNK;
-    /** The next DATA is the first after a REWIND. */
-    this.restart = false;
-    /**
-     * The offsets that PROOF brings a CRC of: READY names one of them.
-     *
-     * @type {readonly number[]}
-     */
-    this.proved = [];
-  }
-}
 
 /**
  * What the server said, and on which stream; 0 is the connection itself.
@@ -273,12 +157,17 @@ export class ClientProtocol {
     if (state === undefined) {
       throw unexpected(type, stream.state);
     }
-    this.#apply(stream, message);
+    const before = stream.inFlight;
+    stream.take(message, this.#openHello());
+    if (type === "PAUSE") {
+      // Answered at once, so no ACK can come between PAUSE and PAUSED.
+      this.#replies.push(buildMessage(id, { type: "PAUSED", offset: stream.sent }));
+    }
     stream.state = state;
     if (state === "closed") {
-      this.#inFlight -= stream.sent - stream.received;
       this.#streams.delete(id);
     }
+    this.#inFlight += (state === "closed" ? 0 : stream.inFlight) - before;
     return { stream: id, message };
   }
 
@@ -324,83 +213,6 @@ export class ClientProtocol {
     }
   }
 
-  /**
-   * Check a message's figures against the stream's, then take them over.
-   *
-   * @param {Stream} stream
-   * @param {Message} message
-   */
-  #apply(stream, message) {
-    switch (message.type) {
-      case "CREATED":
-        this.#setLimit(stream, Math.max(stream.limit, message.limit));
-        stream.chunk = this.#chunk(message.chunk);
-        return;
-      case "ATTACHED":
-        check(message.durable <= message.received, message);
-        // What was sent behind CREATE is dropped by the server.
-        this.#move(stream, 0, 0);
-        stream.limit = stream.durable = 0;
-        stream.proved = [message.durable, message.received];
-        return;
-      case "READY":
-        check(stream.proved.includes(message.offset), message);
-        check(stream.proved[0] <= message.durable && message.durable <= message.offset, message);
-        this.#move(stream, message.offset, message.offset);
-        stream.durable = message.durable;
-        this.#setLimit(stream, message.limit);
-        stream.chunk = this.#chunk(message.chunk);
-        return;
-      case "ACK":
-        check(stream.durable <= message.durable && message.durable <= message.received, message);
-        check(stream.received <= message.received && message.received <= stream.sent, message);
-        this.#move(stream, stream.sent, message.received);
-        stream.durable = message.durable;
-        this.#setLimit(stream, Math.max(stream.limit, message.limit));
-        stream.chunk = this.#chunk(message.chunk);
-        return;
-      case "REWIND":
-        check(stream.durable <= message.durable && message.durable <= message.offset, message);
-        check(message.offset <= stream.sent, message);
-        this.#move(stream, message.offset, message.offset);
-        stream.durable = message.durable;
-        this.#setLimit(stream, message.limit);
-        stream.restart = true;
-        return;
-      case "PAUSE":
-        // Answered at once, so no ACK can come between PAUSE and PAUSED.
-        stream.limit = stream.sent;
-        this.#replies.push(buildMessage(stream.id, { type: "PAUSED", offset: stream.sent }));
-    }
-  }
-
-  /**
-   * @param {Stream} stream
-   * @param {number} sent
-   * @param {number} received
-   */
-  #move(stream, sent, received) {
-    this.#inFlight += sent - received - (stream.sent - stream.received);
-    stream.sent = sent;
-    stream.received = received;
-  }
-
-  /**
-   * The window of HELLO is what a client can always be ahead; how much more it may be, the limits say. They are not followed
-   * without end.
-   *
-   * @param {Stream} stream
-   * @param {number} limit
-   */
-  #setLimit(stream, limit) {
-    stream.limit = Math.min(limit, stream.durable + Math.max(LARGEST_WINDOW, this.#openHello().window));
-  }
-
-  /** @param {number} advised */
-  #chunk(advised) {
-    return Math.max(1, Math.min(advised, this.#openHello().max_chunk));
-  }
-
   // Sending ---------------------------------------------------------------------------------------
 
   /**
@@ -427,8 +239,9 @@ export class ClientProtocol {
    */
   sendCreate(create) {
     const [stream, frame] = this.#open("creating", { type: "CREATE", ...create });
-    this.#setLimit(stream, this.#openHello().stream_limit);
-    stream.chunk = this.#chunk(MAX_CHUNK);
+    const hello = this.#openHello();
+    stream.setLimit(hello.stream_limit, hello);
+    stream.setChunk(MAX_CHUNK, hello);
     return [stream, frame];
   }
 
@@ -602,14 +415,4 @@ function unexpected(type, state) {
     message: `${type} is not expected here (${state}).`,
     facts: { type, state },
   });
-}
-
-/**
- * @param {boolean} holds
- * @param {Message} message
- */
-function check(holds, message) {
-  if (!holds) {
-    throw malformed(`the figures of ${JSON.stringify(message)} contradict what was said before`);
-  }
 }

@@ -1,5 +1,5 @@
 /**
- * The control messages: their fields, which are the JSON fields by name, and what a field must look like. A field that is not
+ * The control messages: their fields, which are the JSON fields by name, and what a field of the server's must look like. A field that is not
  * known is ignored. CRCs and digests are lower-case hex strings, integers are 0 to 2^48 - 1, sizes and offsets are bytes, times
  * are seconds. The tables are those of `docs/reference/protocol.md`.
  */
@@ -56,22 +56,22 @@ const DIGESTS = /** @type {Record<string, number>} */ (Object.freeze({ "sha-256"
  */
 
 /** @type {Rule} */
-const integer = (value) =>
+export const integer = (value) =>
   typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= MAX_OFFSET;
 /** @type {Rule} */
 const seconds = (value) => typeof value === "number" && value >= 0 && value < 1e9;
 /** @type {Rule} */
-const boolean = (value) => typeof value === "boolean";
+export const boolean = (value) => typeof value === "boolean";
 /** @type {Rule} */
 const string = (value) => typeof value === "string";
 /** @type {Rule} */
-const object = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+export const object = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 /** @type {Rule} */
-const algorithm = (value) => typeof value === "string" && Object.hasOwn(DIGESTS, value);
+export const algorithm = (value) => typeof value === "string" && Object.hasOwn(DIGESTS, value);
 /** @type {Rule} */
 const strings = (value) => Array.isArray(value) && value.every(string);
 /** @type {Rule} */
-const digests = (value) =>
+export const digests = (value) =>
   object(value) &&
   Object.entries(/** @type {object} */ (value)).every(
     ([name, digest]) =>
@@ -88,7 +88,7 @@ const digests = (value) =>
  * @param {number} most
  * @returns {Rule}
  */
-const text = (least, most) => (value) =>
+export const text = (least, most) => (value) =>
   typeof value === "string" &&
   value.length >= least &&
   (value.length <= most || (value.length <= 2 * most && [...value].length <= most));
@@ -97,37 +97,21 @@ const text = (least, most) => (value) =>
  * @param {RegExp} pattern
  * @returns {Rule}
  */
-const matching = (pattern) => (value) => typeof value === "string" && pattern.test(value);
-const crc = matching(/^[0-9a-f]{8}$/);
-const uuid = matching(/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
+export const matching = (pattern) => (value) => typeof value === "string" && pattern.test(value);
+export const crc = matching(/^[0-9a-f]{8}$/);
+export const uuid = matching(/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/);
 
 /** @param {Rule} accepts @returns {Field} */
-const needed = (accepts) => ({ accepts, optional: false });
+export const needed = (accepts) => ({ accepts, optional: false });
 /**
  * @param {Rule} accepts
  * @param {() => unknown} [byDefault] left out where the field then has no value
  * @returns {Field}
  */
-const maybe = (accepts, byDefault) => ({ accepts, optional: true, byDefault });
+export const maybe = (accepts, byDefault) => ({ accepts, optional: true, byDefault });
 
-/** @type {Readonly<Record<MessageType, Record<string, Field>>>} */
-const SCHEMAS = {
-  AUTH: { ticket: maybe(text(0, 8192)) },
-  CREATE: {
-    key: needed(matching(/^[0-9a-f]{32}$/)),
-    name: needed(text(1, 1024)),
-    size: maybe(integer),
-    content_type: maybe(text(0, 255), () => ""),
-    digest: maybe(algorithm),
-    metadata: maybe(object, () => ({})),
-  },
-  ATTACH: { upload: needed(uuid) },
-  PROOF: { durable_crc32c: needed(crc), received_crc32c: maybe(crc) },
-  FINISH: { size: needed(integer), crc32c: needed(crc), digests: maybe(digests, () => ({})) },
-  CANCEL: { upload: maybe(uuid), finished: maybe(boolean) },
-  RELEASE: {},
-  PAUSED: { offset: needed(integer) },
-  QUERY: { upload: needed(uuid) },
+/** What a server says. @type {Readonly<Partial<Record<MessageType, Record<string, Field>>>>} */
+const FROM_SERVER = {
   PING: { nonce: maybe(integer, () => 0) },
   PONG: { nonce: maybe(integer, () => 0) },
   HELLO: {
@@ -218,13 +202,14 @@ const SCHEMAS = {
 /**
  * @param {MessageType} type
  * @param {import( "./frames.js").Fields} fields
+ * @param {typeof FROM_SERVER} [schemas] with those of the type
  * @returns {Message} with the defaults of the fields that are not there
  * @throws {import( "./errors.js").UploadError} `malformed_frame`, naming the first field that is missing or wrong
  */
-export function parseMessage(type, { values, fractions }) {
+export function parseMessage(type, { values, fractions }, schemas = FROM_SERVER) {
   /** @type {Record<string, unknown>} */
   const message = { type };
-  for (const [name, { accepts, optional, byDefault }] of Object.entries(SCHEMAS[type])) {
+  for (const [name, { accepts, optional, byDefault }] of Object.entries(/** @type {Record<string, Field>} */ (schemas[type]))) {
     if (Object.hasOwn(values, name)) {
       const value = values[name];
       if (!accepts(value) || (fractions.has(name) && accepts !== seconds)) {
