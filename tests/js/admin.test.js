@@ -1,4 +1,4 @@
-// The admin's live progress: one question for all that goes on, none when nobody looks or nothing goes on.
+// The admin's live progress: one question for all that goes on, none when the page is hidden or nothing goes on.
 
 import assert from "node:assert/strict";
 import { beforeEach, mock, test } from "node:test";
@@ -79,7 +79,7 @@ test("all that goes on is asked for at once and shown", async () => {
   assert.equal(places[0].text.textContent, "uploading, 5%");
   assert.equal(places[0].bar.value, 5);
   assert.equal(places[1].text.textContent, "verifying");
-  assert.equal(places[1].bar.value, undefined, "nobody knows how long it takes");
+  assert.equal(places[1].bar.value, undefined, "how long it takes is not known");
 });
 
 test("what is over, or gone, is not asked for again, and nothing is when all is", async () => {
@@ -101,7 +101,7 @@ test("a page on which nothing goes on asks nothing", async () => {
   assert.deepEqual(asked, []);
 });
 
-test("a hidden page asks nothing, and at once when it is looked at again", async () => {
+test("a hidden page asks nothing, and a page that becomes visible asks at once", async () => {
   places = [new HTMLElement("a")];
   answers = [{ a: at(5) }];
   document.hidden = true;

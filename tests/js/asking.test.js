@@ -14,7 +14,7 @@ function hold(server, wanted) {
   };
 }
 
-test("paused, resumed and paused while the first pause is on its way: it is paused", LIMIT, async (context) => {
+test("an upload that is paused, resumed and paused while the first RELEASE is on its way is paused", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   const upload = uploader.add(fileOf(LARGE));
   const states = record(upload, "state");
@@ -88,7 +88,7 @@ test("an upload is finishing when the server has its bytes, and can be paused un
   assert.equal(upload.state, "finishing");
 });
 
-test("cancelled before the server has answered CREATE, it is thrown away on the next connection", LIMIT, async (context) => {
+test("an upload that is cancelled before the server has answered CREATE is cancelled on the next connection", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = after(1, "CREATE", (type, stream, fields, socket) => {
     server.answer(socket, type, stream, fields);
@@ -104,7 +104,7 @@ test("cancelled before the server has answered CREATE, it is thrown away on the 
   assert.equal(server.sessions.size, 1);
 });
 
-test("a CANCEL whose connection dies is said again", LIMIT, async (context) => {
+test("a CANCEL whose connection is lost is sent again", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   const upload = uploader.add(fileOf(LARGE));
   await until(() => upload.progress.received > 0);
@@ -114,7 +114,7 @@ test("a CANCEL whose connection dies is said again", LIMIT, async (context) => {
   assert.equal(server.count("CANCEL"), 2);
 });
 
-test("a CANCEL that a busy server puts off is said again", LIMIT, async (context) => {
+test("a CANCEL that a busy server puts off is sent again", LIMIT, async (context) => {
   const clock = new Clock();
   const { server, uploader } = begin(context, new Server(), { ...clock });
   const upload = uploader.add(fileOf(LARGE));
@@ -130,7 +130,7 @@ test("a CANCEL that a busy server puts off is said again", LIMIT, async (context
   assert.equal(sessionOf(server, upload).state, "cancelled");
 });
 
-test("what the server refused for good is not thrown away there when it is removed", LIMIT, async (context) => {
+test("an upload that the server refused for good is not cancelled there when it is removed", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = (type, stream, fields, socket) =>
     type === "CREATE" && (server.refuse(socket, stream, "file_too_large"), true);
@@ -141,7 +141,7 @@ test("what the server refused for good is not thrown away there when it is remov
   assert.deepEqual([server.count("CREATE"), server.count("CANCEL")], [1, 0]);
 });
 
-test("while it waits it says for what, and until when", LIMIT, async (context) => {
+test("an upload that waits says for what, and until when", LIMIT, async (context) => {
   const clock = new Clock();
   const { server, uploader } = begin(context, new Server(), { ...clock });
   const refuse = (type, stream, fields, socket) =>

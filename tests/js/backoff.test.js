@@ -10,7 +10,7 @@ test("the ceiling doubles up to the largest, and begins anew after a gain", () =
   assert.equal(backoff.delay(), 50);
 });
 
-test("what the server asked for is the least", () => {
+test("no delay is shorter than what the server asked for", () => {
   const backoff = new Backoff({ first: 100, random: () => 0 });
   assert.equal(backoff.delay(2.5), 2500);
 });
@@ -21,7 +21,7 @@ test("delays are spread over the whole range", () => {
   assert.ok(delays.every((delay) => delay >= 0 && delay < 100));
 });
 
-test("a thousand failures are still a number", () => {
+test("the delay is a number after a thousand failures, too", () => {
   const backoff = new Backoff({ random: () => 1 });
   for (let count = 0; count < 2000; count++) {
     backoff.delay();

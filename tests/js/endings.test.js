@@ -28,7 +28,7 @@ function end(server, socket, { drain, error, close }) {
 }
 
 for (const vector of ENDINGS.endings) {
-  test(`it comes back where that can help: ${vector.about}`, LIMIT, async (context) => {
+  test(`an upload is tried again where that can help: ${vector.about}`, LIMIT, async (context) => {
     const server = new Server();
     let asked = 0;
     const options = {};
@@ -90,7 +90,7 @@ for (const [bound, share] of [["least", 0], ["most", 1]]) {
   }
 }
 
-test("a busy server is spared on the whole connection", LIMIT, async (context) => {
+test("no stream is opened while a server is busy", LIMIT, async (context) => {
   const server = new Server();
   const { clock, uploader } = begin(context, server, { random: () => 0 });
   const opened = [];
@@ -111,7 +111,7 @@ test("a busy server is spared on the whole connection", LIMIT, async (context) =
   assert.deepEqual(opened, [0, 3000, 3000, 3000, 3000, 3000, 3000]);
 });
 
-test("a connection that serves no stream is left, though it answers", LIMIT, async (context) => {
+test("a connection that serves no stream is closed, though the server answers PING", LIMIT, async (context) => {
   const server = new Server();
   Object.assign(server.hello, { heartbeat: 20, connection_limit: 50_000 });
   const { clock, uploader } = begin(context, server, { random: () => 0 });

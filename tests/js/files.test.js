@@ -34,7 +34,7 @@ test("an input's files keep their path within a folder", () => {
   assert.deepEqual(picked.map(({ path }) => path), ["a.txt", "folder/b.txt"]);
 });
 
-test("dragged text is no file", () => {
+test("dragged text is not a file", () => {
   assert.ok(hasFiles({ types: ["text/plain", "Files"] }));
   assert.ok(!hasFiles({ types: ["text/plain"] }));
   assert.ok(!hasFiles(null));

@@ -115,7 +115,7 @@ for (const fields of [
   { facts: { "\udfff": 1 } },
   { server: "x".repeat(MAX_CONTROL) },
 ]) {
-  test(`what nobody could parse is not built: ${JSON.stringify(fields).slice(0, 40)}`, () => {
+  test(`what is not JSON is not built: ${JSON.stringify(fields).slice(0, 40)}`, () => {
     assert.throws(() => buildControl("ERROR", 0, fields), RangeError);
   });
 }

@@ -56,7 +56,7 @@ test("the table knows these phases and events and no others", () => {
   }
 });
 
-test("whatever comes, what a person paused does not go on by itself", () => {
+test("what a person paused does not go on by itself, whatever happens", () => {
   const asked = new Set(["resume", "cancel", "leave"]);
   for (const phase of ["paused", "pausing", "holding"]) {
     for (const event of EVENTS) {
@@ -90,7 +90,7 @@ test("an error waits, asks for a login or fails", () => {
   assert.equal(of("file_too_large"), "fail");
 });
 
-test("a quota fails at once: waiting helps nobody", () => {
+test("a quota fails at once: waiting does not help", () => {
   assert.equal(of("session_quota"), "fail");
   assert.equal(of("byte_quota"), "fail");
 });

@@ -22,7 +22,7 @@ test("a steady speed is told at once and stays", () => {
   run(rate, steady(40, 1e6), 40e6, (speed) => near(speed, 1e6, 1e-6));
 });
 
-test("bursts do not shake the speed", () => {
+test("bursts hardly change the speed", () => {
   // Nothing for 750 ms, then four times as much.
   const rate = new Rate();
   rate.start(0, 1000);
@@ -59,7 +59,7 @@ test("the time left counts down and never jumps, however jagged the arrivals are
   near(before, (60e6 - done) / 1e6, 0.25);
 });
 
-test("a pause is not slowness", () => {
+test("a pause does not lower the speed", () => {
   const rate = new Rate();
   rate.start(0, 1000);
   run(rate, steady(20, 1e6), 40e6);

@@ -13,7 +13,7 @@ function unreachable(context, more = {}) {
   return { ...page, clock, changes: record(page.uploader, "unreachable"), warnings: record(page.uploader, "warning") };
 }
 
-test("half a minute of failures while HTTP works: no WebSocket gets through", LIMIT, async (context) => {
+test("after half a minute of failures while HTTP works, no WebSocket is said to get through", LIMIT, async (context) => {
   const asked = [];
   const isServed = async (url) => asked.push(url) > 0;
   const { uploader, clock, changes, warnings } = unreachable(context, { isServed });
@@ -43,7 +43,7 @@ test("it goes on trying, with nothing to upload, and undoes it", LIMIT, async (c
 for (const [about, more] of [
   ["while the browser is offline", { isOnline: () => false }],
   ["while HTTP does not get through either", { isServed: async () => false }],
-  ["while nobody can tell whether HTTP gets through", { isServed: () => new Promise(() => {}) }],
+  ["while it is not known whether HTTP gets through", { isServed: () => new Promise(() => {}) }],
 ]) {
   test(`it is never said ${about}`, LIMIT, async (context) => {
     const { server, uploader, clock, changes } = unreachable(context, more);
@@ -79,7 +79,7 @@ test("a server that was reached once is waited for, however long it is away", LI
   assert.deepEqual([uploader.unreachable, changes, upload.state], [false, [], "offline"]);
 });
 
-test("an address that is none is unreachable at once", LIMIT, async (context) => {
+test("what is not a WebSocket address is unreachable at once", LIMIT, async (context) => {
   class Refused { constructor() { throw new DOMException("insecure", "SecurityError"); } }
   const { uploader, clock } = unreachable(context, { WebSocket: Refused });
   const upload = uploader.add(fileOf(10));

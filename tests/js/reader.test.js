@@ -93,7 +93,7 @@ test("what is sent again is the same", async () => {
   source.close();
 });
 
-test("a place whose CRC is not known cannot be gone to", async () => {
+test("a source does not go to an offset whose CRC is not known", async () => {
   const { source, next } = opened(new Blob([BYTES]));
   await next(GRAIN);
   assert.throws(() => source.seek(2 * GRAIN), RangeError);

@@ -87,7 +87,7 @@ test("files from 1 MiB on are remembered, smaller ones when they take longer tha
   assert.deepEqual([place, id, result.receipt], [PLACE, sessionOf(server, upload).id, `receipt of ${id}`]);
 });
 
-test("nobody is shown what somebody else began", LIMIT, async (context) => {
+test("what was begun with another owner is not shown", LIMIT, async (context) => {
   const { uploader, records } = await finish(context, { owner: "alice" });
   assert.deepEqual(await uploader.remembered(), []);
   assert.deepEqual(await uploader.remembered("bob"), []);
@@ -98,7 +98,7 @@ test("nobody is shown what somebody else began", LIMIT, async (context) => {
   assert.equal(records.kept.size, 0);
 });
 
-test("the same file of somebody else is another upload", LIMIT, async (context) => {
+test("the same file of another owner is another upload", LIMIT, async (context) => {
   const { uploader, key } = await reload(context, fileOf(LARGE), { options: { owner: "alice" } });
   const upload = uploader.add(fileOf(LARGE), { owner: "bob" });
   await upload.result;
@@ -141,7 +141,7 @@ test("a database that never answers costs a second, not the upload", LIMIT, asyn
   assert.deepEqual(await list, []);
 });
 
-test("a database that dies costs nothing but the memory", LIMIT, async (context) => {
+test("a database that fails costs what is remembered, not the upload", LIMIT, async (context) => {
   const dies = async () => { throw new DOMException("gone", "UnknownError"); };
   const records = { put: dies, delete: dies, all: dies, close() {} };
   const { server, uploader } = begin(context, new Server(), { records });

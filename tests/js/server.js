@@ -75,7 +75,7 @@ export class Server {
             server.hear(this, bytes);
           }
         });
-        // Nobody may have to handle what the server asserts: it ends the test.
+        // A test need not handle what the server asserts: it ends the test.
         this.#arriving.catch((error) => queueMicrotask(() => { throw error; }));
       }
 

@@ -9,7 +9,7 @@ function work(milliseconds) {
   while (performance.now() < end);
 }
 
-test("what there is time for is done at once", () => {
+test("items for which there is time are worked on at once", () => {
   /** @type {number[]} */
   const done = [];
   void inSlices([1, 2, 3], (each) => void done.push(each));
@@ -33,7 +33,7 @@ test("other tasks have their turn between slices", async () => {
   assert.ok(seen[1] > 0);
 });
 
-test("false is enough, at once and after a pause", async () => {
+test("work that returns false is the last, at once and after a pause", async () => {
   let count = 0;
   await inSlices([1, 2, 3], () => ++count < 2);
   assert.equal(count, 2);

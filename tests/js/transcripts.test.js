@@ -97,7 +97,7 @@ test("a client that sends something else is noticed", () => {
   });
 });
 
-test("a client that hears no refusal where there is one is noticed", () => {
+test("a client that misses a refusal is noticed", () => {
   let tried = 0;
   for (const { steps } of FOR_CLIENTS) {
     steps.forEach((step, number) => {

@@ -43,7 +43,7 @@ test("the app's own answer is in the result, and in the detail of the event", LI
   assert.deepEqual(completed, [{ result: await upload.result }]);
 });
 
-test("a small file goes out in one breath", LIMIT, async (context) => {
+test("a small file is created, sent and finished before any answer", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = (type) => type === "CREATE" || type === "DATA"; // silence until FINISH
   const upload = uploader.add(fileOf(1000));
@@ -167,7 +167,7 @@ test("without a network it waits, and goes on at once when the network is back",
   assert.equal(upload.state, "completed");
 });
 
-test("a page that becomes visible looks at once", LIMIT, async (context) => {
+test("a page that becomes visible connects at once", LIMIT, async (context) => {
   const server = new Server();
   const clock = new Clock();
   const { uploader, environment } = begin(context, server, { ...clock, random: () => 0.99 });
@@ -247,7 +247,7 @@ test("a paused upload sends nothing and holds no stream; resumed, it goes on whe
   assert.equal(server.sockets.length, 1);
 });
 
-test("paused and resumed in one breath, paused before its turn, paused at the end", LIMIT, async (context) => {
+test("an upload is paused and resumed in one task, paused before its turn, and paused at its end", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   const [first, second, third] = [1, 2, 3].map((seed) => fileOf(LARGE, `${seed}`, seed));
   const hasty = uploader.add(first);
@@ -266,7 +266,7 @@ test("paused and resumed in one breath, paused before its turn, paused at the en
   await assertStored(server, hasty, first);
 });
 
-test("a cancelled upload is thrown away on the server, and says so at once", LIMIT, async (context) => {
+test("a cancelled upload is deleted on the server, and its state says so at once", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   const upload = uploader.add(fileOf(LARGE));
   await until(() => upload.progress.received > 0);
@@ -278,7 +278,7 @@ test("a cancelled upload is thrown away on the server, and says so at once", LIM
   assert.equal(server.sockets.length, 1);
 });
 
-test("an upload that is cancelled without a connection is thrown away on the next one", LIMIT, async (context) => {
+test("an upload that is cancelled without a connection is cancelled on the next one", LIMIT, async (context) => {
   const server = new Server();
   const { uploader, environment } = begin(context, server, { random: () => 0.999 });
   const upload = uploader.add(fileOf(LARGE));
@@ -334,7 +334,7 @@ test("what a retry can mend is tried again after what the server asks for", LIMI
   assert.equal(upload.state, "completed");
 });
 
-test("what no retry mends in five minutes has failed", LIMIT, async (context) => {
+test("an upload that no retry mends in five minutes has failed", LIMIT, async (context) => {
   const clock = new Clock();
   const { server, uploader } = begin(context, new Server(), { ...clock, random: () => 0.99 });
   server.intercept = (type, stream, fields, socket) =>
@@ -352,7 +352,7 @@ test("what no retry mends in five minutes has failed", LIMIT, async (context) =>
   assert.deepEqual([upload.state, upload.key], ["completed", key]);
 });
 
-test("an upload that was taken over is not stolen back", LIMIT, async (context) => {
+test("an upload that was taken over is not taken back", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = after(3, "DATA", (type, stream, fields, socket) => {
     server.refuse(socket, stream, "taken_over");
@@ -436,7 +436,7 @@ test("a restart that is announced is waited for", LIMIT, async (context) => {
   await assertStored(server, upload, file);
 });
 
-test("a page that may not upload hears it, and does not knock again", LIMIT, async (context) => {
+test("a page that may not upload gets the error, and does not connect again", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.hello.heartbeat = 0;
   const first = uploader.add(fileOf(LARGE));
@@ -451,7 +451,7 @@ test("a page that may not upload hears it, and does not knock again", LIMIT, asy
   assert.deepEqual([uploader.connection, server.sockets.length], ["closed", 1]);
 });
 
-test("a server that breaks the protocol is left", LIMIT, async (context) => {
+test("a connection whose server breaks the protocol is closed", LIMIT, async (context) => {
   const { server, uploader } = begin(context);
   server.intercept = (type, stream, fields, socket) =>
     type === "CREATE" && (server.say(socket, stream, { type: "READY", offset: 0, durable: 0, limit: 1, chunk: 1 }), true);
@@ -459,7 +459,7 @@ test("a server that breaks the protocol is left", LIMIT, async (context) => {
   assert.equal(server.socket.closeCode, 4400);
 });
 
-test("a connection on which nobody answers is given up", LIMIT, async (context) => {
+test("a connection on which the server does not answer is given up", LIMIT, async (context) => {
   const clock = new Clock();
   const server = new Server();
   server.hello.heartbeat = 20;
@@ -589,7 +589,7 @@ test("a file behind a handle that has changed is noticed", LIMIT, async (context
   assert.equal(records.kept.size, 1);
 });
 
-test("an unfinished upload that is discarded is thrown away on the server", LIMIT, async (context) => {
+test("an unfinished upload that is discarded is deleted on the server", LIMIT, async (context) => {
   const { server, uploader, records, key } = await reload(context, fileOf(LARGE));
   const [unfinished] = await uploader.remembered();
   await unfinished.discard();
@@ -641,7 +641,7 @@ test("a file that cannot be read fails, and the others go on", LIMIT, async (con
   await uploader.add(fileOf(10)).result;
 });
 
-test("metadata that is no JSON fails by itself", LIMIT, async (context) => {
+test("an upload whose metadata is not JSON fails alone", LIMIT, async (context) => {
   const { uploader } = begin(context);
   await assert.rejects(uploader.add(fileOf(10), { metadata: { a: NaN } }).result, { code: "metadata_invalid" });
   await uploader.add(fileOf(10)).result;
@@ -653,7 +653,7 @@ test("a digest is sent where it was asked for", LIMIT, async (context) => {
   assert.equal(digests["sha-256"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 });
 
-test("nothing to do: the connection is given back", LIMIT, async (context) => {
+test("a connection without anything to do is closed", LIMIT, async (context) => {
   const clock = new Clock();
   const { server, uploader } = begin(context, new Server(), { ...clock });
   assert.equal(uploader.connection, "idle");

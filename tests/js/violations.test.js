@@ -40,7 +40,7 @@ for (const { name, steps, close } of BROKEN) {
   });
 }
 
-test("there are such transcripts, and text is a violation too", () => {
+test("there are transcripts that end in a violation, and a text message is one, too", () => {
   assert.ok(BROKEN.length > 15);
   const lost = [];
   const sockets = [];

@@ -51,7 +51,7 @@ test("an unfinished upload asks for its file, or for a click where the file is k
   assert.match(known.note, /“Continue”/);
 });
 
-test("an empty file has a bar that does not divide by nothing", () => {
+test("the bar of an empty file is full", () => {
   assert.equal(view(item("uploading", { size: 0 })).fraction, 1);
   assert.equal(view(item("finishing", { size: 0 })).fraction, 1);
 });

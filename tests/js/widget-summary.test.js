@@ -14,7 +14,7 @@ function item(state, { size = 1024, fraction = 0, error = null, name = "a.txt", 
   return new Item({ name, size, upload: { state, error, progress: { fraction, rate: 0, ...more } } });
 }
 
-test("the sum leaves out what will not arrive, and what nobody chose yet", () => {
+test("the sum leaves out what will not arrive, and what was only offered", () => {
   const unfinished = new Item({ name: "a", size: 9, unfinished: { sent: 3 } });
   const items = [item("completed"), item("uploading", { fraction: 0.5 }), item("paused"), item("failed"), unfinished];
   const large = item("uploading", { size: 2 ** 20, fraction: 0.25 });

@@ -60,7 +60,7 @@ test("a hundred per cent is not said before everything is there", () => {
   assert.equal(english.percent(1), "100%");
 });
 
-test("a language that is none falls back to the browser's", () => {
+test("an invalid language tag falls back to the browser's", () => {
   assert.equal(typeof new Formats("not a tag!").count(5), "string");
 });
 

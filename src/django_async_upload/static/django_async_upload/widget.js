@@ -88,13 +88,13 @@ export class AsyncUploadElement extends Base {
   }
 
   #enhance() {
-    // Who made the input has taken it away (React, Vue), and perhaps put another one there.
+    // The library that made the input (React, Vue) has taken it away, and perhaps put another one there.
     if (this.#field && !this.contains(this.#field.input)) {
       this.#field.depart();
-      this.#part();
+      this.#end();
     }
     if (this.#field || !this.isConnected) return;
-    if (this.hasAttribute("data-enhanced")) forget(this);
+    if (this.hasAttribute("data-enhanced")) cleanClone(this);
     const input = inputOf(this);
     // A row that is only there to be copied never uploads. Its copy gets its own name, perhaps when it is in the page already.
     if (!input || input.name.includes("__prefix__")) {
@@ -113,11 +113,11 @@ export class AsyncUploadElement extends Base {
     this.#field?.depart();
     // One that was only moved within the page is back at once.
     setTimeout(() => {
-      if (!this.isConnected && this.#field) this.#part();
+      if (!this.isConnected && this.#field) this.#end();
     });
   }
 
-  #part() {
+  #end() {
     this.#field?.leave();
     this.#field = null;
     strip(this);
@@ -145,10 +145,10 @@ function strip(element) {
 }
 
 /**
- * A clone of an enhanced element has its parts but not its life, and its receipts count once, for the original.
+ * A clone of an enhanced element has copies of its parts, which do nothing, and of its receipts, which the original posts.
  * @param {HTMLElement} element
  */
-function forget(element) {
+function cleanClone(element) {
   for (const hidden of postedIn(element)) hidden.remove();
   const input = inputOf(element);
   if (input) input.value = "";

@@ -15,7 +15,7 @@ export class Attachment {
   #upload;
   /** @type {import( "../protocol/stream.js").Stream} */
   #stream;
-  /** Why it is being released, where nobody asked for that. @type {UploadError | null} */
+  /** The error for which it is released; null where a pause or the page asked for that. @type {UploadError | null} */
   #reason = null;
   /** Data may follow CREATE before it is answered. */
   #isFresh;
@@ -25,13 +25,13 @@ export class Attachment {
   #abort = new AbortController();
 
   /**
-   * Open a stream for an upload; null while the connection has none to give. It begins with the first `wake`.
+   * Open a stream for an upload; null while none is free. It begins with the first `wake`.
    *
    * @param {import( "./connection.js").Connection} connection
    * @param {import( "../file/source.js").Source} source
    * @param {import( "./upload.js").Upload} upload
    * @param {boolean} isFresh the server never saw its key
-   * @throws {RangeError | TypeError} where CREATE cannot be told
+   * @throws {RangeError | TypeError} where CREATE cannot be built
    */
   static open(connection, source, upload, isFresh) {
     const attachment = new Attachment(connection, source, upload, isFresh);
@@ -57,7 +57,7 @@ export class Attachment {
     this.#stream = new Stream(0, "closed");
   }
 
-  /** There may be something to do: bytes were read, or somebody asked. */
+  /** There may be something to do: bytes were read, or it has just been opened. */
   wake() {
     if (!this.#isOver) {
       this.#connection.ready(this);
@@ -65,25 +65,25 @@ export class Attachment {
   }
 
   /**
-   * Throw the upload away. Nothing is heard of it any longer.
+   * Send CANCEL. The upload gets no further calls.
    *
-   * @param {import( "./cancellation.js").Cancellation} cancellation hears of the stream instead
-   * @returns {boolean} the server is being told on this stream
+   * @param {import( "./cancellation.js").Cancellation} cancellation gets the messages of the stream instead
+   * @returns {boolean} it was sent; false: the cancellation needs a stream of its own
    */
   cancel(cancellation) {
-    const told = SENDS[this.#stream.state].CANCEL !== undefined;
-    if (told) {
+    const isSent = SENDS[this.#stream.state].CANCEL !== undefined;
+    if (isSent) {
       this.#connection.handOver(this.#stream, cancellation);
       this.#connection.say((protocol) => protocol.sendCancel(this.#stream.id));
     }
     this.#end();
-    return told;
+    return isSent;
   }
 
   /**
-   * Leave the upload as it is; `released` follows, or the end that was on its way.
+   * Send RELEASE; `released` follows, or the end that was on its way.
    *
-   * @returns {boolean} false: all has been sent, or it is being left, it cannot be left
+   * @returns {boolean} false: it cannot be sent behind FINISH, RELEASE or CANCEL
    */
   release() {
     if (SENDS[this.#stream.state].RELEASE === undefined) {
@@ -94,13 +94,13 @@ export class Attachment {
     return true;
   }
 
-  /** Leave the upload as it is. Nothing is heard of it any longer. */
+  /** Send RELEASE. The upload gets no further calls. */
   leave() {
     this.release();
     this.#end();
   }
 
-  // What the connection says ----------------------------------------------------------------------
+  // Called by connection.js ----------------------------------------------------------------------
 
   step() {
     const stream = this.#stream;
@@ -115,7 +115,7 @@ export class Attachment {
       }
       const chunk = this.#source.take(this.#connection.room(stream));
       if (chunk === null) {
-        return false; // the source wakes us, or an ACK brings credit
+        return false; // the source calls `wake`, or an ACK brings credit
       }
       this.#connection.sendChunk(stream, chunk);
       return true;
@@ -212,7 +212,7 @@ export class Attachment {
   }
 
   /**
-   * Read the file again as far as the server has it, and say so.
+   * Read the file again as far as the server has it, and send PROOF.
    *
    * @param {number} durable
    * @param {number} received

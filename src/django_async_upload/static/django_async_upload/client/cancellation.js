@@ -1,4 +1,4 @@
-/** An upload that nobody wants any longer: the server is told until it has heard. */
+/** A CANCEL that is sent until the server has answered it: of a cancelled upload, or of a finished one that is discarded. */
 import { Backoff } from "./backoff.js";
 import { errorOf } from "./connection.js";
 
@@ -11,9 +11,9 @@ export class Cancellation {
 
   /**
    * @param {import( "./turns.js").Turns} turns
-   * @param {Omit<import( "../protocol/messages.js").Create, "type">} create what the server was told of it
+   * @param {Omit<import( "../protocol/messages.js").Create, "type">} create the fields of its CREATE
    * @param {string} [id] the server's, where it has answered
-   * @param {boolean} [isFinished] its file is to be deleted, unless somebody has taken it
+   * @param {boolean} [isFinished] its finished file is to be deleted, unless an object, an API or a receiver has taken it
    */
   constructor(turns, create, id, isFinished = false) {
     this.#turns = turns;
@@ -24,10 +24,11 @@ export class Cancellation {
   }
 
   /**
-   * Say it on a stream of its own. Where the server's id is not known the key finds the upload, or begins it for a moment.
+   * Send it on a stream of its own. Where the server's id is not known, CREATE goes first: its key finds the upload, or begins one that
+   * is cancelled at once.
    *
    * @param {import( "./connection.js").Connection} connection
-   * @returns {boolean} false: it has none to give
+   * @returns {boolean} false: no stream is free
    */
   open(connection) {
     const id = this.#id;
@@ -41,7 +42,7 @@ export class Cancellation {
     return stream !== null;
   }
 
-  // What the connection says ----------------------------------------------------------------------
+  // Called by connection.js ----------------------------------------------------------------------
 
   step() {
     return false;

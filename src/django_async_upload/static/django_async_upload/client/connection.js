@@ -8,8 +8,9 @@ import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 /** @typedef {import( "../protocol/stream.js").Stream} Stream */
 
 /**
- * Who holds a stream: an attachment or a cancellation. `step` does the next thing that can be done now, writes at most one chunk, and returns whether there may
- * be more to do at once. `received` gets what the server says on the stream, `lost` comes at the end of the connection.
+ * What holds a stream: an attachment or a cancellation. `step` does the next thing that can be done now, writes at most one chunk,
+ * and returns whether there may be more to do at once. `received` gets the messages on the stream, `lost` is called when the connection
+ * ends.
  *
  * @typedef {object} StreamHolder
  * @property {() => boolean} step
@@ -17,13 +18,13 @@ import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
  * @property {(error: UploadError) => void} lost
  */
 
-/** Seconds from opening the WebSocket to HELLO, and of grace behind a DRAIN. */
+/** Seconds from opening the WebSocket to HELLO, and to wait behind a DRAIN until the server closes. */
 const PATIENCE = 15;
 /** A PING that is not answered for so many heartbeats means that the connection is dead. */
 const SILENCES = 2;
 /** Seconds to wait for an answer where there is reason to doubt: the network changed, the machine slept. */
 const DOUBT = 5;
-/** Seconds after which a connection is given up on which the server owes a word on a stream, and says none on any. */
+/** Seconds after which a connection is given up while the server owes an answer on a stream, and gives none on any. */
 const STALL = 60;
 /** Milliseconds of sending before other tasks of the page get their turn. */
 const TURN = 8;
@@ -40,7 +41,7 @@ const CLOSE_CODES = /** @type {Record<number, string>} */ ({
 });
 
 /**
- * The error for an ERROR.
+ * The error that an ERROR brings.
  *
  * @param {Omit<import( "../protocol/messages.js").ErrorMessage, "retryable"> & {retryable?: boolean}} message
  */
@@ -48,12 +49,12 @@ export function errorOf({ code, message, retryable, retry_after: retryAfter, fac
   return new UploadError(code, { message, retryable, retryAfter, facts });
 }
 
-/** It connects when it is made. Uploads never wait here: what they cannot have now they are stepped for again. */
+/** It connects when it is made. No call waits here: a holder that cannot go on is stepped again when it may. */
 export class Connection {
   #protocol = new ClientProtocol();
   /** @type {Map<number, StreamHolder>} */
   #holders = new Map();
-  /** Who may have something to do, in turn. @type {Set<StreamHolder>} */
+  /** Holders that may have something to do, in turn. @type {Set<StreamHolder>} */
   #ready = new Set();
   #stepping = false;
   #flight;
@@ -63,9 +64,9 @@ export class Connection {
   #askedAt = null;
   /** @type {Set<number>} */
   #timers = new Set();
-  /** So many times the server said that it is, and the time that it asked for is not over: no stream is opened. */
+  /** Errors `busy` whose `retry_after` is not over: no stream is opened meanwhile. */
   #busy = 0;
-  /** When the server said something on a stream, or owed nothing, ms. */
+  /** When a message came on a stream, or the server owed none, ms. */
   #servedAt = 0;
 
   /**
@@ -89,7 +90,7 @@ export class Connection {
       this.#over(new UploadError(CLOSE_CODES[code] ?? "connection_lost", { facts: { code } }));
     this.#after(PATIENCE, () => {
       if (this.#protocol.hello === null) {
-        this.#fail(new UploadError("connection_lost", { message: "The server did not say hello." }));
+        this.#fail(new UploadError("connection_lost", { message: "The server sent no HELLO." }));
       }
     });
   }
@@ -125,7 +126,7 @@ export class Connection {
     return this.#protocol.streams.size;
   }
 
-  // What uploads say ------------------------------------------------------------------------------
+  // Called by holders of streams ------------------------------------------------------------------------------
 
   /** @param {string} [ticket] */
   authenticate(ticket) {
@@ -149,7 +150,7 @@ export class Connection {
   }
 
   /**
-   * Somebody else hears what comes on a stream from now on.
+   * Another holder gets the messages of a stream from now on.
    *
    * @param {Stream} stream
    * @param {StreamHolder} holder
@@ -201,16 +202,16 @@ export class Connection {
     this.#pump();
   }
 
-  /** Say goodbye. The owner hears nothing any longer. */
+  /** Close it. The line is not told. */
   close() {
     this.#end(new UploadError("connection_lost", { message: "The connection was closed." }));
     this.#socket.close(1000);
   }
 
   /**
-   * Say goodbye and have the uploads look for another connection.
+   * Close it, and tell the uploads, which then wait for another connection.
    *
-   * @param {UploadError} error what they hear
+   * @param {UploadError} error that they get
    */
   leave(error) {
     const holders = [...this.#holders.values()];
@@ -218,7 +219,7 @@ export class Connection {
     holders.forEach((holder) => holder.lost(error));
   }
 
-  /** Is anybody there? If not, it is over in a few seconds, not in a minute. */
+  /** Ask the server for an answer: without one it is over in a few seconds, not in a minute. */
   probe() {
     if (!this.isOpen) {
       return;
@@ -226,14 +227,14 @@ export class Connection {
     const asked = this.#environment.now();
     this.#write(this.#protocol.sendPing());
     this.#after(DOUBT, () => {
-      // Whatever is heard is an answer: on a slow line ACKs come long before the PONG.
+      // Any message is an answer: on a slow line ACKs come long before the PONG.
       if (this.#heardAt < asked) {
         this.#fail(new UploadError("connection_lost", { message: "The server does not answer." }));
       }
     });
   }
 
-  // What the socket says --------------------------------------------------------------------------
+  // Called by the socket --------------------------------------------------------------------------
 
   /** @param {unknown} data */
   #take(data) {
@@ -263,7 +264,7 @@ export class Connection {
       this.#servedAt = this.#heardAt;
     }
     if (stream === 0) {
-      this.#hear(message);
+      this.#receivedOnConnection(message);
     } else {
       const holder = this.#holders.get(stream);
       const isClosed = !this.#protocol.streams.has(stream);
@@ -295,7 +296,7 @@ export class Connection {
   }
 
   /** @param {Message} message */
-  #hear(message) {
+  #receivedOnConnection(message) {
     switch (message.type) {
       case "HELLO":
         if (message.heartbeat > 0) {
@@ -308,7 +309,7 @@ export class Connection {
         return;
       case "DRAIN":
         this.retryAfter = message.retry_after;
-        // The server closes; one that forgets to is left after some grace.
+        // The server closes; one that does not is left after a while.
         this.#after(message.retry_after + PATIENCE, () => this.#fail(new UploadError("draining")));
         this.#line.heard(message);
         return;
@@ -331,7 +332,7 @@ export class Connection {
     }
   }
 
-  /** Let everybody who is ready take turns, one chunk each, as far as socket and time allow. */
+  /** Step the holders that are ready in turn, one chunk each, as far as socket and time allow. */
   #pump() {
     if (this.#stepping) {
       return;
@@ -341,7 +342,7 @@ export class Connection {
     try {
       for (const holder of this.#ready) {
         if (this.error !== null || !this.#flight.hasRoom(this.#socket.bufferedAmount)) {
-          break; // the next ACK steps those who are left
+          break; // the next ACK steps those that are left
         }
         if (this.#environment.now() > until) {
           this.#after(0, () => this.#pump());
@@ -358,7 +359,7 @@ export class Connection {
   }
 
   /**
-   * Ask when nothing was said or heard for a heartbeat; give up when there is no answer, or where the server answers, but
+   * Ask when nothing was sent or received for a heartbeat; give up when there is no answer, or where the server answers, but
    * serves no stream. A page in the background may get its timers late, so silence alone proves nothing: it takes a question.
    *
    * @param {number} heartbeat seconds

@@ -2,7 +2,7 @@
 import { UploadError } from "../protocol/errors.js";
 import { toHex } from "../protocol/frames.js";
 
-/** Files up to here are read as a whole before their turn begins, so that they can go out in one breath. */
+/** Bytes. Files up to here are read as a whole before their turn begins, so that CREATE, all bytes and FINISH are sent together. */
 export const IN_MEMORY = 64 * 1024;
 
 export class Content {
@@ -43,7 +43,7 @@ export class Content {
   }
 
   /**
-   * Open the file, and read it where it is so small that it goes out in one breath.
+   * Open the file, and read it as a whole where it has at most {@link IN_MEMORY}.
    *
    * @param {Blob} file
    * @param {string | undefined} digest that will be asked for

@@ -1,4 +1,4 @@
-/** Uploads that wait for a turn, and how much of what they share those take who have one. */
+/** Uploads that wait for a turn, and how much of a shared budget those take that have one. */
 
 /** @typedef {import( "./upload.js").Upload} Upload */
 
@@ -6,7 +6,7 @@ export class Lane {
   /** Those that were under way before come first. */
   #begun = /** @type {Set<Upload>} */ (new Set());
   #fresh = /** @type {Set<Upload>} */ (new Set());
-  /** Who has a turn, and what it costs. */
+  /** Those that have a turn, and what it costs. */
   #turns = /** @type {Map<Upload, number>} */ (new Map());
   #used = 0;
   #cost;
@@ -43,7 +43,7 @@ export class Lane {
   /**
    * Give the next one its turn.
    *
-   * @returns {Upload | null} null: nobody waits, or there is no room
+   * @returns {Upload | null} null: none waits, or there is no room
    */
   take() {
     for (const upload of this.waiting()) {

@@ -108,7 +108,7 @@ export function isOver(phase) {
   return phase === "completed" || phase === "failed" || phase === "cancelled";
 }
 
-/** Milliseconds without any gain in which what failed is tried again: it is the server's turn to mend it, or the disk's. */
+/** Milliseconds without any gain in which what failed is tried again: first for the server, then for a file that cannot be read. */
 export const PATIENCE = 5 * 60 * 1000;
 export const PATIENCE_OF_FILES = 30 * 1000;
 /** Waiting does not help against these: a person has to finish or cancel other uploads. */

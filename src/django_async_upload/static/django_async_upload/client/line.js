@@ -1,4 +1,4 @@
-/** The line to the server: one connection, opened again when it is lost, and who is at this end of it. */
+/** The line to the server: one connection, opened again when it is lost, and its login. */
 import { Backoff } from "./backoff.js";
 import { Connection } from "./connection.js";
 import { Reach } from "./reach.js";
@@ -7,7 +7,7 @@ import { UploadError } from "../protocol/errors.js";
 /**
  * - `idle`: nothing to do
  * - `waiting`: for the network or a login; it goes on by itself
- * - `closed`: for good, or because the server does not talk with this page
+ * - `closed`: by the page, or because the server refuses it
  *
  * @typedef {"idle" | "connecting" | "open" | "waiting" | "closed"} LineState
  */
@@ -16,7 +16,7 @@ import { UploadError } from "../protocol/errors.js";
 const IDLE = 30_000;
 /** Of the time to a ticket's end, after which a new one is fetched. */
 const RENEW_AFTER = 0.8;
-/** Milliseconds at most until the cookie is looked at again, where somebody said that it is worth it. */
+/** Milliseconds at most until the server is asked again with the page's cookies, after `authenticate` has returned. */
 const SIGNED_IN = 5_000;
 
 export class Line {
@@ -63,7 +63,7 @@ export class Line {
     const { signal } = this.#listening;
     const hurry = () => this.#hurry();
     const online = () => {
-      this.#reach.forget(); // what failed before says nothing
+      this.#reach.forget(); // failures without a network do not count
       hurry();
     };
     environment.network.addEventListener("online", online, { signal });
@@ -88,7 +88,7 @@ export class Line {
     return this.#state === "open" && this.#connection?.isUsable ? this.#connection : null;
   }
 
-  /** There is something to do, or there is nothing any longer. */
+  /** Uploads have come or gone: connect, or close after a while. */
   attend() {
     if (this.#isClosed) {
       return;
@@ -114,13 +114,13 @@ export class Line {
     return this.#turns.hasWork || this.#reach.isLost;
   }
 
-  /** The server took something: the next failure is the first. */
+  /** `received` of an upload has risen: the next failure is the first. */
   progressed() {
     this.#backoff.reset();
   }
 
   /**
-   * The server wants to know again who is there: a ticket says it, or a new handshake with the cookie of a new login.
+   * The server wants a fresh login: by a ticket, or by a new handshake with the page's cookies.
    *
    * @param {UploadError} error
    */
@@ -184,7 +184,7 @@ export class Line {
     try {
       this.#connection = new Connection(this.#url, this.#environment, this);
     } catch (error) {
-      // An address that is none, or ws: on a page of https:.
+      // Not a WebSocket address, or ws: on a page of https:.
       const { message } = /** @type {Error} */ (error);
       this.#warn("unreachable", `${this.#url} cannot be opened: ${message}`);
       this.#reach.isLost = true;
@@ -193,7 +193,7 @@ export class Line {
     }
   }
 
-  // What the connection says ------------------------------------------------------------------------
+  // Called by connection.js ------------------------------------------------------------------------
 
   /** HELLO came. */
   opened() {
@@ -228,7 +228,7 @@ export class Line {
     this.#turns.soon();
   }
 
-  /** What the server says on stream 0. @param {import( "../protocol/messages.js").Message} message */
+  /** A message on stream 0. @param {import( "../protocol/messages.js").Message} message */
   heard(message) {
     if (message.type === "AUTHENTICATED") {
       this.#isAsked = false;
@@ -240,7 +240,7 @@ export class Line {
     }
   }
 
-  /** It is over, and all who held a stream have heard. @param {UploadError} error */
+  /** The connection has ended, and every holder of a stream was told. @param {UploadError} error */
   lost(error) {
     const retryAfter = this.#connection?.retryAfter ?? error.retryAfter;
     this.#connection = null;
@@ -275,7 +275,7 @@ export class Line {
     this.#turns.wait(error.needsLogin ? "login" : "offline", error);
   }
 
-  /** The network is back, or somebody looks: nothing is gained by waiting longer. */
+  /** The network is back, or the page has become visible: waiting longer gains nothing. */
   #hurry() {
     if (this.#timers.retry !== undefined) {
       this.#stop("retry");
@@ -287,7 +287,7 @@ export class Line {
   }
 
   /**
-   * The server does not talk with this page.
+   * The server refuses this page.
    *
    * @param {UploadError} error
    */

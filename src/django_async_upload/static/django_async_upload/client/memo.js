@@ -18,13 +18,13 @@ export class Memo {
   #unclaim = null;
   /** @type {Promise<void> | null} */
   #remembering = null;
-  /** It was not that file: others are not guessed either. */
+  /** A record that was found by the fingerprint was of another file: no other one is looked for. */
   #wasWrong = false;
 
   /**
    * @param {import( "./shelf.js").Shelf} shelf
    * @param {import( "./upload.js").Upload} upload
-   * @param {boolean} wanted false: nothing of it is ever kept
+   * @param {boolean} wanted false: it is never remembered
    */
   constructor(shelf, upload, wanted) {
     this.#shelf = shelf;
@@ -49,7 +49,7 @@ export class Memo {
   }
 
   /**
-   * Before the server hears of an upload: find what an earlier page began with the file, or note that it begins.
+   * Before CREATE is sent: find what an earlier page began with the file, or note that it begins.
    *
    * @param {Blob} file
    * @returns {Promise<void>} rejects with an UploadError where the file cannot be read
@@ -140,13 +140,13 @@ export class Memo {
     this.#shelf.live.delete(this.#record?.key ?? "");
   }
 
-  /** It stays remembered, but this is not about it. */
+  /** It stays remembered, and this upload has no record any longer. */
   leave() {
     this.release();
     this.#record = null;
   }
 
-  /** It turned out to be another file than the one that was recognised. */
+  /** The record that was found by the fingerprint is of another file. */
   disown() {
     this.#wasWrong = true;
     this.leave();

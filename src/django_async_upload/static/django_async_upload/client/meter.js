@@ -57,7 +57,7 @@ export class Meter {
   }
 
   /**
-   * Up to here the file is on the server, and for how long it took nobody asks.
+   * So much of the file an earlier page has sent: it does not count for the speed.
    *
    * @param {number} offset
    */

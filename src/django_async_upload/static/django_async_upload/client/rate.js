@@ -17,11 +17,11 @@ const MEMORY = 3_000;
 const SHORT_MEMORY = 500;
 /** Samples that are closer together are one: a clock in a browser may be as coarse as 100 ms. */
 const SHORTEST = 100;
-/** Less than that was measured: nobody knows yet how long it takes. */
+/** Milliseconds that have to be measured before a time left is given. */
 const ENOUGH = 800;
 /** Milliseconds in which the time left goes 63 % of the way to a new estimate. */
 const DRIFT = 4_000;
-/** Seconds; whoever says more knows nothing. */
+/** Seconds; a longer time left is not given. */
 const FOREVER = 100 * 3600;
 
 export class Rate {
@@ -37,7 +37,7 @@ export class Rate {
   #countdown = new Countdown();
 
   /**
-   * A bout begins: what arrives from now on is measured.
+   * What arrives from now on is measured.
    *
    * @param {number} done bytes that have arrived before
    * @param {number} [now] milliseconds
@@ -81,7 +81,7 @@ export class Rate {
   }
 
   /**
-   * As `update`, where nothing may have arrived; a bout that has ended is not begun again.
+   * As `update`, where nothing may have arrived; a measurement that was stopped is not begun again.
    *
    * @param {number} done bytes that have arrived up to now
    * @param {number} now milliseconds

@@ -51,7 +51,7 @@ export class Reach {
     return wasLost;
   }
 
-  /** Nobody tries any longer. */
+  /** The line has stopped trying. */
   forget() {
     if (this.#timer !== null) {
       this.#environment.clearTimeout(this.#timer);
@@ -64,7 +64,7 @@ export class Reach {
     const timer = this.#timer;
     const isServing = isOnline() && (await isServed(this.#url)) && isOnline();
     if (this.#timer !== timer) {
-      return; // meanwhile it was reached, or nobody tries any longer
+      return; // meanwhile it was reached, or the line has stopped trying
     }
     this.#timer = null;
     if (isServing) {

@@ -12,7 +12,7 @@ import { PATIENCE } from "./within.js";
  * @typedef {object} UploadRecord
  * @property {string} key the random key of CREATE, 32 hex digits
  * @property {string} url of the endpoint
- * @property {string} [owner] opaque: who began it; `""` for nobody in particular
+ * @property {string} [owner] an opaque tag of the person who began it; `""` without one
  * @property {unknown} [place] JSON, opaque: where it was begun
  * @property {string} name
  * @property {number} size bytes
@@ -27,8 +27,8 @@ import { PATIENCE } from "./within.js";
  * @property {number} [durable] bytes
  * @property {number} [at] of the last {@link Records.put}, milliseconds since 1970
  * @property {FileSystemFileHandle} [handle]
- * @property {import( "./upload.js").Result} [result] it is finished, and nobody has used the receipt that is in it
- * @property {number} [receiptMaxAge] seconds from then on until that receipt is good for nothing
+ * @property {import( "./upload.js").Result} [result] of a finished one, whose receipt was not sent
+ * @property {number} [receiptMaxAge] seconds from then on for which that receipt is valid
  */
 
 const DATABASE = "async-upload";
@@ -72,7 +72,7 @@ export class Records {
   }
 
   /**
-   * The records of an endpoint, whoever began them, newest first. Those that are too old are forgotten.
+   * The records of an endpoint, of all owners, newest first. Those that are too old are forgotten.
    *
    * @param {string} url
    * @returns {Promise<UploadRecord[]>}
@@ -92,7 +92,7 @@ export class Records {
     return fresh.sort((a, b) => (b.at ?? 0) - (a.at ?? 0));
   }
 
-  /** Let go of the database. */
+  /** Close the database. */
   async close() {
     const opening = this.#opening;
     this.#opening = Promise.resolve(null);

@@ -1,4 +1,4 @@
-/** What pages of this site remember of uploads at one address, and which of these this page is at. */
+/** What pages of this site remember of uploads at one address, and which of these this page has open. */
 import { UploadError } from "../protocol/errors.js";
 import { claim, claimed } from "./tabs.js";
 import { within } from "./within.js";
@@ -8,7 +8,7 @@ import { within } from "./within.js";
 
 export class Shelf {
   #environment;
-  /** What this page remembers and is at, by key. @type {Map<string, import( "./memo.js").Memo>} */
+  /** Those that this page has open, by key. @type {Map<string, import( "./memo.js").Memo>} */
   live = new Map();
 
   /**
@@ -21,7 +21,7 @@ export class Shelf {
   }
 
   /**
-   * What nobody is at, neither this page nor another tab; newest first.
+   * Those that neither this page nor another tab has open, newest first.
    *
    * @param {string} owner
    * @returns {Promise<UploadRecord[]>}
@@ -104,7 +104,7 @@ export class Shelf {
     await this.delete(key);
   }
 
-  /** @param {string} owner whose stay */
+  /** @param {string} owner the tag of those that stay */
   async forgetOthers(owner) {
     const others = (await this.#all()).filter((record) => ownerOf(record) !== owner);
     await Promise.all(others.map(({ key }) => this.forget(key)));

@@ -25,7 +25,7 @@ export async function inSlices(items, work, pausing = () => undefined) {
   }
 }
 
-/** Not `setTimeout`: in a tab that nobody looks at it waits for a second, and later for a minute. */
+/** Not `setTimeout`: in a tab in the background it waits for a second, and later for a minute. */
 function nextTask() {
   const { port1, port2 } = new MessageChannel();
   return new Promise((resolve) => {

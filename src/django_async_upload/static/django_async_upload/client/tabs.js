@@ -1,5 +1,5 @@
 /**
- * Two tabs of one site never drive the same upload: whoever does holds a Web Lock of its name, which the browser takes back
+ * Two tabs of one site never drive the same upload: the one that does holds a Web Lock of its name, which the browser takes back
  * when the page ends, however it ends. Where there are no Web Locks (no secure context, an old browser) nothing stands
  * between tabs but the server, which lets the newest connection win.
  */

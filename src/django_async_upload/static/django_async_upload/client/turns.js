@@ -1,4 +1,4 @@
-/** Who has a turn, and who has a stream: the uploads of one Uploader, and those that nobody wants. */
+/** Gives the uploads of one Uploader their turns and streams, and sends its cancellations. */
 import { Lane } from "./lane.js";
 import { Line } from "./line.js";
 import { Reader } from "../file/reader.js";
@@ -10,7 +10,7 @@ import { inSlices } from "./slices.js";
 
 /** Bytes: what fits is pipelined with others. */
 const WINDOW = 8 * 1024 * 1024;
-/** Milliseconds between two looks at uploads of which nothing may have arrived. */
+/** Milliseconds between two updates of the speed of uploads, whether something has arrived or not. */
 const TICK = 1_000;
 
 export class Turns {
@@ -20,12 +20,12 @@ export class Turns {
   /** Files up to a window: as many as have their bytes within one. */
   #small = new Lane(WINDOW, (upload) => upload.size);
   #large;
-  /** Have a turn and all they need but a stream. @type {Set<Upload>} */
+  /** They have a turn and all they need but a stream. @type {Set<Upload>} */
   #prepared = new Set();
-  /** To be said on a stream of their own. @type {Set<Cancellation>} */
+  /** They wait for a stream of their own. @type {Set<Cancellation>} */
   #cancellations = new Set();
   #line;
-  /** What uploads that join the waiting wait for. */
+  /** What waiting uploads wait for; null while the line is open. */
   #waits = /** @type {{event: "offline" | "login", error: UploadError} | null} */ (null);
   #isClosed = false;
   #isScheduled = false;
@@ -37,7 +37,7 @@ export class Turns {
    * @param {import( "./environment.js").Environment} environment
    * @param {number} parallel large ones at a time
    * @param {((error?: UploadError) => Promise<string | undefined>) | undefined} authenticate
-   * @param {EventTarget} page hears of the line
+   * @param {EventTarget} page gets the events of the line
    */
   constructor(url, environment, parallel, authenticate, page) {
     this.url = url;
@@ -61,7 +61,7 @@ export class Turns {
     this.reader.close();
   }
 
-  // What uploads say --------------------------------------------------------------------------------
+  // Called by upload.js --------------------------------------------------------------------------------
 
   /** It wants a turn. @param {Upload} upload */
   enqueue(upload) {
@@ -73,7 +73,7 @@ export class Turns {
     }
   }
 
-  /** It wants none any longer. @param {Upload} upload */
+  /** It no longer wants one. @param {Upload} upload */
   dequeue(upload) {
     this.#lanes.forEach((lane) => lane.dequeue(upload));
   }
@@ -91,12 +91,12 @@ export class Turns {
     this.soon();
   }
 
-  /** Nothing more will come of it, unless it is tried again. @param {Upload} upload */
+  /** It has ended, unless it is tried again. @param {Upload} upload */
   over(upload) {
     this.uploads.delete(upload);
   }
 
-  /** The server took something. */
+  /** `received` of an upload has risen. */
   progressed() {
     this.#line.progressed();
   }
@@ -106,7 +106,7 @@ export class Turns {
     void this.#line.renew(error);
   }
 
-  /** Tell the server when there is a stream for it. @param {Cancellation} cancellation */
+  /** Send it when a stream is free. @param {Cancellation} cancellation */
   abandon(cancellation) {
     if (!this.#isClosed) {
       this.#cancellations.add(cancellation);
@@ -114,7 +114,7 @@ export class Turns {
     }
   }
 
-  // What the line says ------------------------------------------------------------------------------
+  // Called by line.js ------------------------------------------------------------------------------
 
   /** Uploads may begin. */
   opened() {
@@ -132,7 +132,7 @@ export class Turns {
     this.#tellWaiting(event, error);
   }
 
-  /** Nothing can be uploaded. @param {UploadError} error */
+  /** The line was given up. @param {UploadError} error */
   giveUp(error) {
     void inSlices([...this.#waiting()], (upload) => upload.giveUp(error));
   }
@@ -178,13 +178,13 @@ export class Turns {
   }
 
   /**
-   * Those whose turn it is now.
+   * The uploads that get a turn now.
    *
    * @param {number} streams that the server allows
    */
   *#turns(streams) {
     for (const lane of this.#lanes) {
-      // A stream for each who has a turn; what is left for the small ones is at least one.
+      // A stream for each upload that has a turn; at least one is left for the small ones.
       while (lane.turns < streams - (lane === this.#large ? 1 : this.#large.turns)) {
         const upload = lane.take();
         if (upload === null) {
@@ -203,7 +203,7 @@ export class Turns {
     }
   }
 
-  /** Give streams to those who are prepared, as far as there are any. */
+  /** Give streams to prepared uploads, as long as some are free. */
   #attach() {
     const { connection } = this.#line;
     void inSlices(this.#prepared, (upload) => {
@@ -224,7 +224,7 @@ export class Turns {
     }
   }
 
-  /** Where nothing arrives, the figures of those who have a turn have to tell that. */
+  /** The speed of uploads that have a turn falls while nothing arrives. */
   #tick() {
     const isBusy = this.#large.turns + this.#small.turns > 0;
     if (!isBusy) {

@@ -19,7 +19,7 @@ import { UploadError } from "../protocol/errors.js";
  * @property {string} id the server's
  * @property {string} name as the server cleaned it
  * @property {number} size bytes
- * @property {string} crc32c of the whole file, 8 hex digits; compared with our own
+ * @property {string} crc32c of the whole file, 8 hex digits; compared with the client's
  * @property {string} storedAs the name in the server's storage
  * @property {Record<string, string>} digests algorithm -> hex
  * @property {string} [receipt] signed proof of this upload, to be posted with a form
@@ -57,16 +57,16 @@ export class Upload extends EventTarget {
   #content;
   #phase = /** @type {import( "./life.js").Phase} */ ("queued");
   #memo;
-  /** What it goes on with. @type {UploadRecord | null} */
+  /** The record of an earlier page, which it resumes. @type {UploadRecord | null} */
   #adopted = null;
   #meter = new Meter();
-  /** Recognised without being asked: if it turns out to be another file, it begins anew. */
+  /** The record was found by the fingerprint of the file: where the server says that the file is another one, it begins anew. */
   #isGuess = false;
-  /** What an earlier page began, and the server has not gone on with yet. */
+  /** An earlier page began it, and it has no stream in this page yet. */
   #isFromBefore = false;
-  /** Made when somebody asks, as the outcome is. */
+  /** Made when it is first read, as the outcome is. */
   #key = "";
-  /** What the server was told of it first, and may know since. @type {ReturnType<Upload["facts"]> | null} */
+  /** The fields of its first CREATE, which the server may know since. @type {ReturnType<Upload["facts"]> | null} */
   #told = null;
   /** @type {string | undefined} */
   #id;
@@ -95,7 +95,7 @@ export class Upload extends EventTarget {
    * @param {import( "./shelf.js").Shelf} shelf
    * @param {File | Blob | FileSystemFileHandle | null} what null: the server has it
    * @param {UploadOptions} options
-   * @param {Claim} [claim] what it goes on with
+   * @param {Claim} [claim] on the record of an earlier page, which it resumes
    */
   constructor(turns, shelf, what, options, claim) {
     super();
@@ -172,7 +172,7 @@ export class Upload extends EventTarget {
   }
 
   /**
-   * Rejects with the {@link UploadError} that ended it; nobody has to listen. After `retry` there is another one.
+   * Rejects with the {@link UploadError} that ended it; it need not be handled. After `retry` there is another one.
    *
    * @returns {Promise<Result>}
    */
@@ -180,7 +180,7 @@ export class Upload extends EventTarget {
     return this.#outcome.promise;
   }
 
-  /** Made when somebody asks, or it is over: thousands of files may be added in one task. */
+  /** Made when it is first read, or the upload is over: thousands of files may be added in one task. */
   get #outcome() {
     return (this.#deferred ??= deferred());
   }
@@ -240,7 +240,7 @@ export class Upload extends EventTarget {
   }
 
   /**
-   * Let go of it: it ends here as `failed`, and stays on the server and remembered, for another page or element.
+   * Stop it in this page, as `failed`. It stays on the server and remembered, for another page or element.
    *
    * @returns {void}
    */
@@ -253,7 +253,7 @@ export class Upload extends EventTarget {
     this.#settle("leave", new UploadError("connection_lost", { message: "The page has left this upload." }));
   }
 
-  // What turns say ----------------------------------------------------------------------------------
+  // Called by turns.js ----------------------------------------------------------------------------------
 
   /**
    * Look at what is behind the handle.
@@ -290,7 +290,7 @@ export class Upload extends EventTarget {
    * Take a stream of the connection.
    *
    * @param {import( "./connection.js").Connection} connection
-   * @returns {boolean} false: it has none to give
+   * @returns {boolean} false: no stream is free
    * @internal
    */
   attach(connection) {
@@ -319,7 +319,7 @@ export class Upload extends EventTarget {
   }
 
   /**
-   * It has to wait, with others, for the network or a login, or no longer.
+   * The line is lost, wants a login, or is open again.
    *
    * @param {"offline" | "login" | "online"} event
    * @param {UploadError | null} error
@@ -333,7 +333,7 @@ export class Upload extends EventTarget {
   }
 
   /**
-   * The connection cannot be had any longer.
+   * The line was given up.
    *
    * @param {UploadError} error
    * @internal
@@ -386,7 +386,7 @@ export class Upload extends EventTarget {
     return wantsTurn(this.#phase);
   }
 
-  /** Who began it; `""` for nobody in particular. @internal */
+  /** The opaque tag of the person who began it; `""` without one. @internal */
   get owner() {
     return this.#memo.record?.owner ?? this.#options.owner ?? "";
   }
@@ -396,7 +396,7 @@ export class Upload extends EventTarget {
     return this.#told !== null;
   }
 
-  // What its memo asks ------------------------------------------------------------------------------
+  // Called by memo.js ------------------------------------------------------------------------------
 
   /**
    * @param {Blob} file
@@ -414,7 +414,7 @@ export class Upload extends EventTarget {
     };
   }
 
-  /** What a record gets from this page, whoever began it. @internal */
+  /** What a record gets from this page, also where an earlier page began it. @internal */
   get belongs() {
     const { place } = this.#options;
     const { handle } = this.#content;
@@ -423,7 +423,7 @@ export class Upload extends EventTarget {
 
   /**
    * @param {Claim} claim
-   * @param {boolean} isGuess nobody said that it is this one
+   * @param {boolean} isGuess the claim was found by the fingerprint of the file
    * @internal
    */
   adopt(claim, isGuess) {
@@ -438,13 +438,13 @@ export class Upload extends EventTarget {
       this.#isFromBefore = true;
       this.#told = this.facts();
     } else {
-      // It was `completed` before anybody could listen.
+      // An earlier page completed it: no event tells of that here.
       this.#phase = "completed";
       this.#outcome.resolve(record.result);
     }
   }
 
-  // What its attachment says ------------------------------------------------------------------------
+  // Called by attachment.js ------------------------------------------------------------------------
 
   /**
    * What CREATE promised.
@@ -486,10 +486,10 @@ export class Upload extends EventTarget {
   }
 
   /**
-   * The server has more than before, or has it safer.
+   * `received` or `durable` has risen.
    *
    * @param {import( "./attachment.js").Place} place
-   * @param {boolean} isFinal FINISH was said
+   * @param {boolean} isFinal FINISH was sent
    * @internal
    */
   moved(place, isFinal) {
@@ -662,7 +662,7 @@ export class Upload extends EventTarget {
     if (to !== "finishing") {
       this.#meter.phase = undefined;
     }
-    // Whoever sends or finishes has a turn, and who has waited already is in a lane.
+    // An upload that sends or finishes has a turn, and one that waited before is in a lane.
     if (wantsTurn(to) && !(wantsTurn(from) && event !== "anew")) {
       this.#turns.leave(this);
       this.#turns.enqueue(this);
@@ -761,7 +761,7 @@ function newKey() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** A promise whose rejection nobody has to handle. */
+/** A promise whose rejection need not be handled. */
 function deferred() {
   /** @type {(result: Result) => void} */
   let resolve = () => {};

@@ -1,4 +1,4 @@
-/** Any number of uploads on one line to the server, and what earlier pages left. */
+/** Any number of uploads over one connection to the server, and those that earlier pages left. */
 import { browser } from "./environment.js";
 import { Cancellation } from "./cancellation.js";
 import { UploadError } from "../protocol/errors.js";
@@ -16,10 +16,10 @@ import { Upload } from "./upload.js";
  * @property {number} [parallel] uploads under way that are larger than a window; default 3. Smaller ones share the rest of
  *   the server's streams
  * @property {(error?: UploadError) => Promise<string | undefined>} [authenticate] a fresh ticket; called when the server
- *   wants a login, with its error, and shortly before a ticket expires, without one. undefined: look at the cookie again.
- *   The ticket that was refused: give up
+ *   wants a login, with its error, and shortly before a ticket expires, without one. Where it gives undefined, the server is
+ *   asked again with the page's cookies; where it gives the ticket that was refused, the uploads fail
  * @property {boolean} [remember] so that a later page can go on with an upload, or post its receipt; default true
- * @property {string} [owner] who uploads, opaque: to others it is never shown
+ * @property {string} [owner] an opaque tag of the person: what was begun with another one is never shown
  */
 
 /**
@@ -90,7 +90,7 @@ export class Uploader extends EventTarget {
 
   /**
    * `idle`: nothing to do. `waiting`: for the network or a login, it goes on by itself. `closed`: by `close`, or because the
-   * server does not talk with this page; a further upload tries again.
+   * server refuses this page; a further upload tries again.
    *
    * @returns {"idle" | "connecting" | "open" | "waiting" | "closed"}
    */
@@ -109,10 +109,10 @@ export class Uploader extends EventTarget {
   }
 
   /**
-   * What earlier pages left at this address, newest first: what is not finished, and what is, but its receipt was not sent. What
-   * another tab or this page is at is left out.
+   * What earlier pages left at this address, newest first: what is not finished, and what is, but its receipt was not sent. Those
+   * that this page or another tab has open are left out.
    *
-   * @param {string} [owner] whose; default: the uploader's
+   * @param {string} [owner] the tag that they were begun with; default: the uploader's
    * @returns {Promise<Remembered[]>}
    */
   async remembered(owner = this.#options.owner ?? "") {
@@ -120,7 +120,7 @@ export class Uploader extends EventTarget {
   }
 
   /**
-   * Its receipt was sent, or nobody will want it: no later page is offered this upload. On the server nothing changes.
+   * Remember an upload no longer, because its receipt was sent or is not wanted. On the server nothing changes.
    *
    * @param {string} key
    * @returns {Promise<void>} when it is gone from the disk
@@ -130,9 +130,9 @@ export class Uploader extends EventTarget {
   }
 
   /**
-   * Somebody else sits here, or has signed out: what others began at this address is remembered no longer.
+   * Remember no longer what was begun at this address with other owner tags: another person uses the browser now.
    *
-   * @param {string} [owner] whose stays; default: the uploader's
+   * @param {string} [owner] the tag of those that stay; default: the uploader's
    * @returns {Promise<void>} when the rest is gone from the disk
    */
   async forgetOthers(owner = this.#options.owner ?? "") {
@@ -195,7 +195,7 @@ export class Uploader extends EventTarget {
   }
 }
 
-/** The fields of CREATE, as they were told. @param {UploadRecord} record */
+/** The fields of its CREATE, as they were sent. @param {UploadRecord} record */
 function createOf({ key, name, size, type, digest, metadata = {} }) {
   return { key, name, size, content_type: type, digest: digest || undefined, metadata };
 }

@@ -1,4 +1,4 @@
-/** What the browser keeps for us (IndexedDB, Web Locks) is a service: nobody waits long for it. */
+/** How long an upload waits for IndexedDB and Web Locks, without which it goes on, too. */
 
 /** Milliseconds; some browsers have left requests unanswered for ever. */
 export const PATIENCE = 1_000;
@@ -10,7 +10,7 @@ export const PATIENCE = 1_000;
  * @param {Pick<import( "./environment.js").Environment, "setTimeout" | "clearTimeout">} environment
  * @param {Promise<T>} service
  * @param {O} otherwise
- * @param {(result: T) => void} [late] gets a result that comes when nobody waits for it any longer
+ * @param {(result: T) => void} [late] gets a result that comes too late
  * @returns {Promise<T | O>} never rejects
  */
 export function within(environment, service, otherwise, late = () => undefined) {

@@ -14,7 +14,7 @@ import { startReader } from "./workers.js";
 /** @typedef {import( "./reading.js").Request} Request */
 /** @typedef {import( "./reading.js").Answer} Answer */
 
-/** Milliseconds; a Worker whose script does not come is none. */
+/** Milliseconds after which a Worker whose script was not loaded is given up. */
 const PATIENCE = 10_000;
 /** Milliseconds without an answer while one is wanted, after which another Worker is made; twice as many for each in a row. */
 const SILENCE = 10_000;
@@ -57,7 +57,7 @@ export class Reader {
     return source;
   }
 
-  // What sources say --------------------------------------------------------------------------------
+  // Called by source.js --------------------------------------------------------------------------------
 
   /**
    * A buffer for a chunk; that of any chunk before is void.
@@ -148,7 +148,7 @@ export class Reader {
     };
   }
 
-  /** The same on the main thread. A channel keeps it asynchronous, and lets the page breathe between pieces. */
+  /** The same on the main thread. A channel keeps it asynchronous, and lets the page do other work between pieces. */
   #readHere() {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = ({ data }) => this.#receive(data);

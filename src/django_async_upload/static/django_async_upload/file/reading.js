@@ -157,7 +157,7 @@ class Reading {
     this.#id = id;
     this.#file = file;
     this.#loading = digest ? this.#load() : null;
-    this.#loading?.catch(() => undefined); // a read says it
+    this.#loading?.catch(() => undefined); // the next read rejects with it
   }
 
   /**

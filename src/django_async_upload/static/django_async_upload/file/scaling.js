@@ -19,7 +19,7 @@ export function serveWorker() {
       const picture = canvas.transferToImageBitmap();
       scope.postMessage({ picture }, [picture]);
     } catch {
-      scope.postMessage({ picture: null }); // no picture, whatever its type says
+      scope.postMessage({ picture: null }); // it cannot be decoded, whatever its type is
     }
   };
 }

@@ -1,4 +1,4 @@
-/** One file, from the first chunk to the last, back to where the server says and on again. */
+/** One file as chunks, in order from where the server wants them. */
 import { combine, crc32c } from "../protocol/crc32c.js";
 import { UploadError } from "../protocol/errors.js";
 import { HEADER_SIZE, MAX_CHUNK } from "../protocol/frames.js";

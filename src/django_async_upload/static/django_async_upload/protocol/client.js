@@ -1,7 +1,7 @@
 /**
  * The client's half of protocol 1: frames in, events out; no I/O, no clock, no bytes of files.
  *
- * {@link ClientProtocol.receive} takes one WebSocket message and returns what it says; the `send...` methods check that
+ * {@link ClientProtocol.receive} takes one WebSocket message and returns its message; the `send...` methods check that
  * something may be said, remember that it was, and return the frame to write. Frames MUST be written in the order in which they
  * were made. After every `receive` the caller writes {@link ClientProtocol.replies} too.
  *
@@ -99,7 +99,7 @@ export class ClientProtocol {
   }
 
   /**
-   * The server owes a word on some stream: an ACK, credit for a chunk, or the answer to FINISH. CREATE and ATTACH do not count:
+   * The server owes an answer on some stream: an ACK, credit for a chunk, or the answer to FINISH. CREATE and ATTACH do not count:
    * before it answers, a server may have much to read and nothing to say.
    */
   get awaits() {
@@ -133,7 +133,7 @@ export class ClientProtocol {
       if (!isIntact(frame)) {
         throw new UploadError("corrupt_frame");
       }
-      throw unexpected(type, "a server does not say it");
+      throw unexpected(type, "a server does not send it");
     }
     const message = parseMessage(type, parseFields(frame));
     if (this.#hello === null && type !== "HELLO" && type !== "ERROR") {
@@ -267,7 +267,7 @@ export class ClientProtocol {
    * Cancel an upload that this connection does not hold, on a new stream; throws as {@link sendCreate} does.
    *
    * @param {string} upload
-   * @param {boolean} [finished] also where its file is finished and nobody has taken it
+   * @param {boolean} [finished] also where its file is finished, unless an object, an API or a receiver has taken it
    */
   sendCancelOf(upload, finished) {
     return this.#open("cancelling", { type: "CANCEL", upload, ...(finished ? { finished } : {}) });

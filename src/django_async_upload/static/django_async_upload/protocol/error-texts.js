@@ -1,6 +1,6 @@
 /** What errors say of themselves, in English, for developers. */
 
-/** Code -> the text where nobody brought a better one. Trying again with the same file can help. */
+/** Code -> the text where an error brings none. Trying again with the same file can help. */
 export const RETRYABLE = {
   connection_lost: "The connection to the server was lost.",
   corrupt_frame: "A frame was damaged on its way.",

@@ -175,11 +175,11 @@ const LONE_SURROGATE = /\p{Surrogate}/u;
  * @param {FrameType} type
  * @param {number} stream
  * @param {Record<string, unknown>} fields
- * @throws {RangeError} where the fields cannot be told: NaN, lone surrogates, too large
+ * @throws {RangeError} where the fields are not JSON: NaN, lone surrogates, too large
  * @throws {TypeError} where they are no JSON at all
  */
 export function buildControl(type, stream, fields) {
-  const payload = encoder.encode(JSON.stringify(fields, refuseUnspeakable));
+  const payload = encoder.encode(JSON.stringify(fields, refuseUnwritable));
   if (payload.length > MAX_CONTROL) {
     throw new RangeError(`${payload.length} bytes do not fit a control frame`);
   }
@@ -190,7 +190,7 @@ export function buildControl(type, stream, fields) {
  * @param {string} key
  * @param {unknown} value
  */
-function refuseUnspeakable(key, value) {
+function refuseUnwritable(key, value) {
   if (typeof value === "number" && !Number.isFinite(value)) {
     throw new RangeError(`${value} is not a number of JSON`);
   }

@@ -1,7 +1,7 @@
 /**
- * The control messages: their fields, which are the JSON fields by name, and what a field of the server's must look like. A field that is not
- * known is ignored. CRCs and digests are lower-case hex strings, integers are 0 to 2^48 - 1, sizes and offsets are bytes, times
- * are seconds. The tables are those of `docs/reference/protocol.md`.
+ * The control messages: their fields, which are the JSON fields by name, and what those of a server must look like. A field that
+ * is not known is ignored. CRCs and digests are lower-case hex strings, integers are 0 to 2^48 - 1, sizes and offsets are bytes,
+ * times are seconds. The tables are those of `docs/reference/protocol.md`.
  */
 import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from "./frames.js";
 
@@ -110,7 +110,7 @@ export const needed = (accepts) => ({ accepts, optional: false });
  */
 export const maybe = (accepts, byDefault) => ({ accepts, optional: true, byDefault });
 
-/** What a server says. @type {Readonly<Partial<Record<MessageType, Record<string, Field>>>>} */
+/** What a server sends. @type {Readonly<Partial<Record<MessageType, Record<string, Field>>>>} */
 const FROM_SERVER = {
   PING: { nonce: maybe(integer, () => 0) },
   PONG: { nonce: maybe(integer, () => 0) },
@@ -229,7 +229,7 @@ export function parseMessage(type, { values, fractions }, schemas = FROM_SERVER)
  * @param {number} stream
  * @param {Message} message
  * @returns {Uint8Array<ArrayBuffer>}
- * @throws {RangeError | TypeError} where it cannot be told: see {@link buildControl}
+ * @throws {RangeError | TypeError} where it cannot be written: see {@link buildControl}
  */
 export function buildMessage(stream, message) {
   const { type, ...fields } = message;
@@ -237,7 +237,7 @@ export function buildMessage(stream, message) {
 }
 
 /**
- * Whether only a client says this.
+ * Whether only a client sends it.
  *
  * @param {import( "./frames.js").FrameType} type
  */

@@ -1,6 +1,6 @@
 /**
- * One polite live region: what a screen reader says while files are uploaded. It does not chatter: what comes within one pause is
- * said together, and of much only the last, since each sentence says how things stand and the older ones are stale.
+ * One polite live region: what a screen reader says while files are uploaded. Sentences that come within one pause are said together,
+ * and only the last of many: each says how things stand, so older ones are stale.
  */
 const PAUSE = 1200; // ms
 const AT_ONCE = 3; // sentences

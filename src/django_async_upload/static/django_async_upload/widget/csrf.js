@@ -1,5 +1,5 @@
 /**
- * The CSRF token of a form that has waited. Whoever signs in again in another tab gets a new one, which the old form does not have.
+ * The CSRF token of a form that has waited. A new login in another tab makes a new one, which the old form does not have.
  * UploadMiddleware tells it at the address to which the form goes, wherever the project keeps it: cookie, cookie for HTTP only, session.
  */
 import { tokenRenewed } from "./page.js";
@@ -25,7 +25,7 @@ export async function renewToken(form) {
 /**
  * @param {URL} address
  * @param {string[]} [receipts] of which is asked whether they can be used
- * @returns {Promise<{csrf: string, owner: string, usable?: string[]} | null>} null: there is nobody who knows
+ * @returns {Promise<{csrf: string, owner: string, usable?: string[]} | null>} null: the server does not tell
  */
 export async function ask(address, receipts = []) {
   if (address.origin !== location.origin) return null;

@@ -55,7 +55,7 @@ export class Dropzone {
     }
   }
 
-  /** The input stays where the page has it, and is laid over the zone: who made it (React, Vue) finds it there again. */
+  /** The input stays where the page has it, and is laid over the zone: the library that made it (React, Vue) finds it there again. */
   #cover() {
     const { input, element } = this;
     const host = /** @type {HTMLElement | null} */ (element.closest("async-upload"));
@@ -105,7 +105,7 @@ export class Dropzone {
     this.#sizes.observe(this.element);
   }
 
-  /** What somebody chose before this script was there, or what a browser has brought back. */
+  /** Take what was chosen before this script was there, or what the browser has restored. */
   takeChosen() {
     this.#onChange();
   }
@@ -123,7 +123,7 @@ export class Dropzone {
   #onChange = () => {
     if (this.plain || !this.input.files?.length) return;
     const picked = fromInput(this.input);
-    // In a task of its own: whoever listens to this event too finds the files in the input.
+    // In a task of its own: other listeners to this event find the files in the input.
     setTimeout(() => this.#empty(picked));
     void this.field.take(picked);
   };

@@ -16,7 +16,7 @@ export function watchReach(field, signal) {
   let isPlain = false;
 
   /**
-   * For the developer, to whom the uploader says it on the console too. What it means for the person is shown to the person.
+   * Tell the developer; the uploader writes it to the console, too. The person is told what it means by other words.
    * @param {{code: string, message: string}} warning
    */
   const warn = ({ code, message }) => field.tellPage("warning", { code, message });

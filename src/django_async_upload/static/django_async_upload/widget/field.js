@@ -94,7 +94,7 @@ export class UploadField {
     this.change(true);
   }
 
-  // What form-guard.js asks.
+  // Called by form-guard.js.
 
   get form() {
     return this.input.form;
@@ -194,7 +194,7 @@ export class UploadField {
     unguard(this);
   }
 
-  /** The input may have changed under the hands of the page: another name, required, disabled. */
+  /** The page may have changed the input: another name, required, disabled. */
   #follow() {
     this.#form = this.form;
     this.settle();
@@ -316,7 +316,7 @@ export class UploadField {
     if (words) this.notices.say(words);
   }
 
-  /** The last word counts, even while an earlier one is still being passed on. @param {import( "./summary.js").Bulk} action */
+  /** The last one counts, even while an earlier one is still being carried out. @param {import( "./summary.js").Bulk} action */
   actOnAll(action) {
     this.#bulk = action;
     if (action === "removeAll" || action === "removeFailed") {
@@ -377,13 +377,13 @@ export class UploadField {
     else this.#timer = setTimeout(() => this.#look(), Math.max(0, this.#looked + PAUSE - performance.now()));
   }
 
-  /** How do things stand? Not more than a few times a second: thousands of small files end in that time. */
+  /** See how things stand, not more than a few times a second: thousands of small files end in that time. */
   #look() {
     this.#timer = 0;
     this.#looked = performance.now();
     this.#fit();
     changed(this);
-    // A form is sent from a tab that nobody looks at, too; only painting waits.
+    // A form is sent from a tab in the background, too; only painting waits.
     cancelAnimationFrame(this.#frame);
     this.#frame = requestAnimationFrame(() => this.#paint());
   }

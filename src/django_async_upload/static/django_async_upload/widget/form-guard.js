@@ -34,7 +34,7 @@ const waiting = new Map();
 const going = new Set();
 /** The one that is sent in this moment. @type {HTMLFormElement | null} */
 let passing = null;
-/** A button or a form that has it is none of our business. */
+/** A form, or a button, that has it is not held back. */
 const IGNORE = "data-async-upload-ignore";
 let asks = false;
 
@@ -120,7 +120,7 @@ function isDialog(form, submitter) {
 
 /**
  * @param {HTMLFormElement} form
- * @param {boolean} [pressed] the person is looking: the focus may move
+ * @param {boolean} [pressed] the person has just pressed a button: the focus may move
  */
 function advance(form, pressed = false) {
   const own = of(form);
@@ -133,7 +133,7 @@ function advance(form, pressed = false) {
     const submitter = waiting.get(form) ?? null;
     keep(form);
     going.add(form);
-    // In a task of its own: whoever listens to the upload's last event is done by then.
+    // In a task of its own: listeners to the upload's last event are done by then.
     setTimeout(() => void send(form, submitter));
   } else {
     for (const field of own) field.wait(field.busy);

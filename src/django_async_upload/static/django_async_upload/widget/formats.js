@@ -78,7 +78,7 @@ export class Formats {
     const minutes = Math.round(seconds / 60);
     if (minutes < 60) return this.#unit("minute", minutes);
     const hours = this.#unit("hour", Math.floor(minutes / 60));
-    // Beyond ten hours nobody counts minutes.
+    // From ten hours on, minutes do not matter.
     if (minutes >= 600 || minutes % 60 === 0) return hours;
     return `${hours} ${this.#unit("minute", minutes % 60)}`;
   }

@@ -17,7 +17,7 @@ import { fill, join } from "./texts.js";
  *   main: "" | "pause" | "resume" | "retry" | "continue" | "useHere", last: "cancel" | "remove" | "discard", signIn: boolean}} View
  */
 
-/** Something is still to come of these by itself. */
+/** These go on by themselves. */
 const BUSY = new Set(["queued", "uploading", "offline", "unauthenticated", "waiting", "finishing"]);
 /** A person has to do something about these. */
 const BROKEN = new Set(["failed", "refused", "cancelled"]);
@@ -47,7 +47,7 @@ export class Item {
     this.keptKey = "";
     this.refusal = refusal ?? "";
     this.receipt = receipt ?? null;
-    /** What tells its file from others; "" where no page knows. */
+    /** What tells its file from others; "" where it is not known. */
     this.facts = "";
     /** Its place in the list: 1 for the file that was chosen first. */
     this.order = 0;
@@ -68,7 +68,7 @@ export class Item {
     return this.upload?.key ?? this.unfinished?.key ?? this.keptKey;
   }
 
-  /** What an earlier page left, and nobody has taken up. */
+  /** An earlier page left it, and it was not continued here. */
   get isOffer() {
     return this.state === "unfinished" || this.state === "elsewhere";
   }

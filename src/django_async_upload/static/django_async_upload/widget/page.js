@@ -19,8 +19,8 @@ export function uploaderOf(url) {
 }
 
 /**
- * A login has ended (or, without an error, soon will). There is no ticket to bring: the person signs in, most likely in another
- * tab, and the cookie counts again. So the server is asked again whenever somebody comes back to this tab.
+ * A login has ended (or, without an error, soon will). There is no ticket: the person signs in, most likely in another tab,
+ * and the cookie is valid again. So the server is asked again whenever the person comes back to this tab.
  * @param {unknown} error
  * @returns {Promise<undefined>}
  */

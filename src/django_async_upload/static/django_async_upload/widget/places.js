@@ -19,7 +19,7 @@ import { forgetSent, sentBefore } from "./sent.js";
  * A field as seen from here.
  * @typedef {object} Claimant
  * @property {string} url of the WebSocket
- * @property {string} owner who looks at the page, an opaque tag; "" where that is not known: then nothing is remembered
+ * @property {string} owner an opaque tag of the person who looks at the page; "" where that is not known: then nothing is remembered
  * @property {Place} place
  * @property {boolean} isNew it has come into the page in this task
  * @property {(items: Item[]) => void} receive uploads that were this field's before the page was exchanged
@@ -34,7 +34,7 @@ const offered = new Map();
 const asked = new Map();
 /** @type {Set<{where: string, items: Item[]}>} */
 const parked = new Set();
-/** Addresses and owners for whom what others left was thrown away. @type {Set<string>} */
+/** Addresses and owners for which the records of other owners were deleted. @type {Set<string>} */
 const cleaned = new Set();
 
 /** @param {Claimant} claimant */
@@ -76,7 +76,7 @@ export function enter(claimant, keys = []) {
  *
  * @param {Claimant} claimant
  * @param {Item[]} items
- * @returns {() => Item[]} takes back what nobody has taken
+ * @returns {() => Item[]} takes back what no field has taken
  */
 export function park(claimant, items) {
   claimants.delete(claimant);

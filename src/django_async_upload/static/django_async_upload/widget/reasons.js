@@ -91,7 +91,7 @@ export function mayRetry(error) {
  * @param {Texts} texts
  * @param {import( "./formats.js").Formats} formats
  * @param {(file: File, accept: string) => boolean} matches
- * @returns {string} a sentence, or "" where nothing speaks against the file
+ * @returns {string} a sentence, or "" where the file is not refused
  */
 export function refusal(file, limits, texts, formats, matches) {
   if (limits.accept && !matches(file, limits.accept)) {

@@ -25,7 +25,7 @@ function factsOf({ size, lastModified }, path) {
 export class Selection {
   /** @type {Item[]} */
   items = [];
-  /** Uploads whose progress nobody has asked for since it came. @type {Set<Upload>} */
+  /** Uploads whose progress was not shown since it came. @type {Set<Upload>} */
   moved = new Set();
   /** @type {Map<Upload, Item>} */
   #byUpload = new Map();
@@ -249,7 +249,7 @@ export class Selection {
    * @param {import( "../client.js").Result} result
    */
   #complete(item, result) {
-    // Outside of a form nothing is posted: whoever wants the receipt has it by the event.
+    // Outside of a form nothing is posted: the event has the receipt.
     if (item.upload && !this.field.form) void this.uploader.forget(item.upload.key);
     if (!result.receipt || item.receipt || !item.upload || !this.#byUpload.has(item.upload)) return;
     this.receipts.make(item, result.receipt);

@@ -26,7 +26,7 @@ export class Undo {
   /**
    * Take files away so that they can be brought back; those under way pause. What was set aside before is cancelled.
    * @param {((item: Item) => boolean) | undefined} gone all but offers, if not said
-   * @param {string} [words] what the person has done; else the files that somebody could miss are counted
+   * @param {string} [words] what the person has done; else the files that were not broken are counted
    */
   setAside(gone, words) {
     const { selection, notices, texts, formats } = this.#field;
