@@ -108,7 +108,7 @@ export function isOver(phase) {
   return phase === "completed" || phase === "failed" || phase === "cancelled";
 }
 
-/** Milliseconds without any gain in which what failed is tried again: first for the server, then for a file that cannot be read. */
+/** Milliseconds without any gain in which an upload is tried again after a failure, and after one to read its file. */
 export const PATIENCE = 5 * 60 * 1000;
 export const PATIENCE_OF_FILES = 30 * 1000;
 /** Waiting does not help against these: a person has to finish or cancel other uploads. */
