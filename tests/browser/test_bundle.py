@@ -1,4 +1,4 @@
-"""The script that a page loads is its own Worker, and finds its second file, wherever it lies and whatever the policy is."""
+"""The script that a page loads is its own Worker, and finds its second file, on any host and under any policy."""
 
 from __future__ import annotations
 
