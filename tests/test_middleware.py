@@ -305,7 +305,7 @@ def test_a_database_that_fails_at_the_end_does_not_spoil_the_answer(
     login: Client, session: UploadSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     def view(request: HttpRequest) -> HttpResponse:
-        request.FILES["attachment"].end = fail
+        request.FILES["attachment"].end_request = fail
         return HttpResponse("saved")
 
     def fail(**kwargs: Any) -> None:

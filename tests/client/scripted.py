@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from django_async_upload.client import UploadClient
 from django_async_upload.client.source import Path
-from django_async_upload.client.transport import Buffer, Endpoint, Peer, Wire
+from django_async_upload.client.transport import Buffer, Target, Wire, WireListener
 from django_async_upload.exceptions import ConnectionLost, UploadError
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import (
@@ -52,9 +52,9 @@ class Kept:
 class Session(Wire):
     """One connection, seen from the server."""
 
-    def __init__(self, server: ScriptedServer, peer: Peer, endpoint: Endpoint) -> None:
+    def __init__(self, server: ScriptedServer, peer: WireListener, target: Target) -> None:
         self.server = server
-        self.endpoint = endpoint
+        self.target = target
         self.frames: list[Header] = []
         self.messages: list[Message | bytes] = []
         """What the client sent: DATA as its payload."""
@@ -199,11 +199,11 @@ class ScriptedServer:
         self.expires_in: float | None = None
         self.complete: Callable[[Kept, m.Finish], m.Completed] = completed
 
-    async def connect(self, endpoint: Endpoint, peer: Peer) -> Wire:
+    async def connect(self, target: Target, peer: WireListener) -> Wire:
         await asyncio.sleep(0)
         if self.refusals:
             raise self.refusals.pop(0)
-        session = Session(self, peer, endpoint)
+        session = Session(self, peer, target)
         self.sessions.append(session)
         session.say(self.hello)
         return session

@@ -840,7 +840,7 @@ async def test_a_cookie_goes_with_the_handshake_and_no_ticket_with_it(
     monkeypatch.setenv("ASYNC_UPLOAD_TICKET", "from the environment")
     async with server.client(cookie="sessionid=abc") as client:
         await client.upload(io.BytesIO(b"x"), name="name")
-    assert server.sessions[0].endpoint.headers == {"Cookie": "sessionid=abc"}
+    assert server.sessions[0].target.headers == {"Cookie": "sessionid=abc"}
     assert not server.sessions[0].of(m.Auth)
     with pytest.raises(ValueError, match="line break"):
         UploadClient("ws://test/", cookie="a=b\r\nHost: other")

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from websockets.asyncio.server import Request, Response, ServerConnection, serve
 
-from django_async_upload.client.transport import Endpoint, WebSocketWire, connect, origin_of
+from django_async_upload.client.transport import Target, WebSocketWire, connect, origin_of
 from django_async_upload.exceptions import (
     ConnectionLost,
     ConnectionRefused,
@@ -30,8 +30,8 @@ from django_async_upload.exceptions import (
 HEADER = bytes(range(16))
 
 
-class Ear:
-    """A peer that remembers what it heard."""
+class RecordingListener:
+    """Records the calls of a wire."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
@@ -66,16 +66,16 @@ async def echo(connection: ServerConnection) -> None:
 async def test_messages_of_every_length_arrive_whole(size: int) -> None:
     payload = bytes(n % 251 for n in range(size))
     async with serving(echo) as port:
-        ear = Ear()
-        wire = await connect(Endpoint(f"ws://127.0.0.1:{port}/"), ear)
+        listener = RecordingListener()
+        wire = await connect(Target(f"ws://127.0.0.1:{port}/"), listener)
         wire.write(wire.encode(HEADER, memoryview(payload)))
         wire.write(wire.encode(HEADER, b"end"))
         async with asyncio.timeout(10):
-            while len(ear.messages) < 2:
+            while len(listener.messages) < 2:
                 await asyncio.sleep(0.01)
         wire.close(1000)
-        assert await ear.lost == (1000, None)
-    assert ear.messages == [HEADER + payload, HEADER + b"end"]
+        assert await listener.lost == (1000, None)
+    assert listener.messages == [HEADER + payload, HEADER + b"end"]
 
 
 async def test_the_handshake_says_who_asks_and_offers_no_compression() -> None:
@@ -88,9 +88,9 @@ async def test_the_handshake_says_who_asks_and_offers_no_compression() -> None:
 
     async with serving(look) as port:
         url = f"ws://127.0.0.1:{port}/ws/"
-        ear = Ear()
-        await connect(Endpoint(url, {"Cookie": "sessionid=abc"}), ear)
-        await ear.lost
+        listener = RecordingListener()
+        await connect(Target(url, {"Cookie": "sessionid=abc"}), listener)
+        await listener.lost
     headers, subprotocol = seen
     assert subprotocol == "async-upload.v1"
     assert headers["Cookie"] == "sessionid=abc"
@@ -101,7 +101,7 @@ async def test_the_handshake_says_who_asks_and_offers_no_compression() -> None:
 
 async def test_every_message_has_a_mask_of_its_own() -> None:
     async with serving(echo) as port:
-        wire = await connect(Endpoint(f"ws://127.0.0.1:{port}/"), Ear())
+        wire = await connect(Target(f"ws://127.0.0.1:{port}/"), RecordingListener())
         keys = {wire.encode(HEADER, b"")[0][2:6] for _ in range(100)}
         wire.abort()
     assert len(keys) > 95
@@ -113,10 +113,10 @@ async def test_fragments_are_put_together() -> None:
         await connection.send(b"ef")
 
     async with serving(send) as port:
-        ear = Ear()
-        await connect(Endpoint(f"ws://127.0.0.1:{port}/"), ear)
-        await ear.lost
-    assert ear.messages == [b"abcd", b"ef"]
+        listener = RecordingListener()
+        await connect(Target(f"ws://127.0.0.1:{port}/"), listener)
+        await listener.lost
+    assert listener.messages == [b"abcd", b"ef"]
 
 
 async def test_a_text_message_is_a_violation() -> None:
@@ -125,9 +125,9 @@ async def test_a_text_message_is_a_violation() -> None:
         await connection.wait_closed()
 
     async with serving(send) as port:
-        ear = Ear()
-        await connect(Endpoint(f"ws://127.0.0.1:{port}/"), ear)
-        _, error = await ear.lost
+        listener = RecordingListener()
+        await connect(Target(f"ws://127.0.0.1:{port}/"), listener)
+        _, error = await listener.lost
     assert isinstance(error, MalformedFrame)
 
 
@@ -148,21 +148,21 @@ async def test_a_refused_handshake_says_whether_to_come_back(
 
     async with serving(echo, process_request=refuse) as port:
         with pytest.raises(error, match=str(status.value)) as caught:
-            await connect(Endpoint(f"ws://127.0.0.1:{port}/"), Ear())
+            await connect(Target(f"ws://127.0.0.1:{port}/"), RecordingListener())
     assert caught.value.facts["status"] == status
 
 
 async def test_a_server_without_the_subprotocol_is_none_of_ours() -> None:
     async with serving(echo, subprotocols=None) as port:
         with pytest.raises(SubprotocolRequired):
-            await connect(Endpoint(f"ws://127.0.0.1:{port}/"), Ear())
+            await connect(Target(f"ws://127.0.0.1:{port}/"), RecordingListener())
 
 
 async def test_where_nobody_listens_one_may_come_back() -> None:
     async with serving(echo) as port:
         pass
     with pytest.raises(ConnectionLost, match="cannot be reached"):
-        await connect(Endpoint(f"ws://127.0.0.1:{port}/"), Ear())
+        await connect(Target(f"ws://127.0.0.1:{port}/"), RecordingListener())
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_left_in_time() -> None:
@@ -173,13 +173,13 @@ async def test_a_server_that_accepts_and_says_nothing_is_left_in_time() -> None:
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ConnectionLost, match="no answer"):
-            await connect(Endpoint(f"ws://127.0.0.1:{port}/", timeout=0.2), Ear())
+            await connect(Target(f"ws://127.0.0.1:{port}/", timeout=0.2), RecordingListener())
 
 
 @pytest.mark.parametrize("url", ["http://host/", "host", "ws://", ""])
 async def test_a_url_of_something_else_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="not a ws:// or wss:// URL"):
-        await connect(Endpoint(url), Ear())
+        await connect(Target(url), RecordingListener())
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,15 @@ async def test_a_slow_network_is_noticed_and_waited_for() -> None:
             pass
 
     async with serving(slow, max_queue=1) as port:
-        ear = Ear()
-        wire = await connect(Endpoint(f"ws://127.0.0.1:{port}/"), ear)
+        listener = RecordingListener()
+        wire = await connect(Target(f"ws://127.0.0.1:{port}/"), listener)
         for _ in range(64):
             wire.write(wire.encode(HEADER, bytes(1_000_000)))
         await asyncio.sleep(0.05)
         assert wire.congested
         go.set()
         async with asyncio.timeout(10):
-            await ear.writable.wait()
+            await listener.writable.wait()
         assert not wire.congested
         assert isinstance(wire, WebSocketWire)
         wire.close(1000)
@@ -255,15 +255,15 @@ async def test_tls_is_spoken_with_those_who_are_trusted(certificate: Path) -> No
     context.load_cert_chain(certificate)
     async with serving(echo, ssl=context) as port:
         url = f"wss://localhost:{port}/"
-        ear = Ear()
+        listener = RecordingListener()
         trusting = ssl.create_default_context(cafile=certificate)
-        wire = await connect(Endpoint(url, ssl=trusting), ear)
+        wire = await connect(Target(url, ssl=trusting), listener)
         wire.write(wire.encode(HEADER, bytes(300_000)))
         async with asyncio.timeout(10):
-            while not ear.messages:
+            while not listener.messages:
                 await asyncio.sleep(0.01)
         wire.close(1000)
-        await ear.lost
-        assert ear.messages == [HEADER + bytes(300_000)]
+        await listener.lost
+        assert listener.messages == [HEADER + bytes(300_000)]
         with pytest.raises(ConnectionRefused, match="not trusted"):
-            await connect(Endpoint(url), Ear())
+            await connect(Target(url), RecordingListener())

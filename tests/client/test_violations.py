@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from django_async_upload.client.connection import Connection
-from django_async_upload.client.transport import Buffer, Endpoint, Peer, Wire
+from django_async_upload.client.connection import ClientConnection
+from django_async_upload.client.transport import Buffer, Target, Wire, WireListener
 from django_async_upload.exceptions import UploadError
 from django_async_upload.protocol.frames import FrameType
 from django_async_upload.testing.transcripts import Transcript, send_as_client
@@ -46,18 +46,18 @@ async def test_a_server_that_breaks_the_protocol_is_left_with_the_close_code(
     transcript: Transcript,
 ) -> None:
     line = Line()
-    peers: list[Peer] = []
+    peers: list[WireListener] = []
 
-    async def connect(endpoint: Endpoint, peer: Peer) -> Wire:
+    async def connect(target: Target, peer: WireListener) -> Wire:
         peers.append(peer)
         return line
 
-    opening = asyncio.ensure_future(Connection.open(connect, Endpoint("ws://test/"), 60.0))
+    opening = asyncio.ensure_future(ClientConnection.open(connect, Target("ws://test/"), 60.0))
     await asyncio.sleep(0)
     while not peers:
         await asyncio.sleep(0)
     (peer,) = peers
-    assert isinstance(peer, Connection)
+    assert isinstance(peer, ClientConnection)
     for step in transcript.steps:
         if step.sender == "client":
             if step.type not in (FrameType.PAUSED, FrameType.PONG):

@@ -1,4 +1,4 @@
-"""The Python client; it runs in programs that have no Django project. Needs the ``client`` extra::
+"""The Python client, for programs with or without a Django project. It needs the ``client`` extra::
 
 pip install 'django-resumable-upload[client]'
 """
@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    # On demand, so that the command line can say what to install where the extra is missing.
+    # Imported on demand, so that the command line can name what to install where the extra is missing.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""When to try again, and when to stop trying."""
+"""Delays between retries, and the limit of retrying."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LARGEST: Final = 30.0
 
 
 class Backoff:
-    """Exponential, with full jitter, so that many clients do not come back in step.
+    """Exponential backoff with full jitter, so that many clients do not reconnect at the same time.
 
-    See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. ``patience`` is how many seconds
-    after the first failure the last attempt may be.
+    See "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. ``patience`` is the number of seconds
+    after the first failure within which attempts are made.
     """
 
     def __init__(self, patience: float) -> None:
@@ -25,9 +25,9 @@ class Backoff:
         self._since: float | None = None
 
     def delay(self, error: UploadError, retry_after: float | None = None) -> float:
-        """Seconds to wait after one more failure, at least what the server asked for.
+        """Count a failure; returns the seconds to wait, at least those that the server asked for.
 
-        Raises ``error`` when patience is at an end.
+        Raises ``error`` when ``patience`` is exceeded.
         """
         now = time.monotonic()
         if self._since is None:
@@ -40,6 +40,6 @@ class Backoff:
         return delay
 
     def reset(self) -> None:
-        """Something was gained."""
+        """Start over, after progress."""
         self._failures = 0
         self._since = None

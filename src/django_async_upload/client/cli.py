@@ -1,4 +1,4 @@
-"""The command line, ``async-upload``. Exit status: 0 all done, 1 something failed, 2 misused, 130 stopped."""
+"""The command line, ``async-upload``. Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return asyncio.run(_Commands(options, display).run())
         except KeyboardInterrupt:
-            display.say(_how_to_go_on(options))
+            display.say(_resume_hint(options))
             return STOPPED
         except UploadError as error:
             display.say(f"async-upload: {error}")
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return MISUSED
 
 
-def _how_to_go_on(options: argparse.Namespace) -> str:
+def _resume_hint(options: argparse.Namespace) -> str:
     if options.no_state:
         return "Stopped."
     command = "async-upload resume"
     command += f" --url {options.url}" if options.url else ""
     command += f" --state {options.state}" if options.state else ""
-    return f"Stopped. What was sent of files is kept; go on with: {command}"
+    return f"Stopped. The sent data of files is kept on the server; resume with: {command}"
 
 
 class _Commands:
@@ -99,9 +99,9 @@ class _Commands:
             self._display.say("There is nothing to resume.")
             return FAILED if options.uploads else 0
         urls = sorted({each.url for each in entries})
-        if len(urls) > 1:  # a ticket or a cookie is for one server, and no other may see it
+        if len(urls) > 1:  # a ticket or a cookie must not be sent to another server
             raise ValueError(
-                "These uploads were begun at several servers. Resume those of one: "
+                "These uploads are on several servers. Resume those of one: "
                 + " or ".join(f"--url {url}" for url in urls)
             )
         async with self._client(urls[0]) as client:
@@ -170,7 +170,7 @@ class _Commands:
         sha256: bool,
         content_type: str = "",
     ) -> bool:
-        """Upload a file and report how it went; True when it completed."""
+        """Upload a file and print the outcome; returns whether it completed."""
         what: str | BinaryIO = path
         if path == "-":
             what, name = sys.stdin.buffer, name or "stdin"
@@ -216,7 +216,7 @@ class _Commands:
 
 
 class _TicketFile:
-    """Read again at each connection, so that somebody may put a fresh ticket there."""
+    """A ticket file, read again for each connection, so that another program can replace the ticket."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=300.0,
         metavar="SECONDS",
-        help="try again for so long without any progress (default: %(default)g)",
+        help="keep retrying this long without any progress (default: %(default)g)",
     )
     sending = argparse.ArgumentParser(add_help=False)
     sending.add_argument(
@@ -268,17 +268,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=["form", "api", "receiver"],
         help="who takes the finished file at the server (default: receiver)",
     )
-    put.add_argument("--sha256", action="store_true", help="compare the SHA-256 too")
+    put.add_argument("--sha256", action="store_true", help="also compare the SHA-256")
 
     resume = commands.add_parser(
-        "resume", parents=[common, sending], help="go on with unfinished uploads"
+        "resume", parents=[common, sending], help="resume unfinished uploads"
     )
     resume.add_argument("uploads", nargs="*", metavar="ID|FILE", help="default: all of them")
     resume.add_argument("--url", help="only those of this endpoint")
 
     for command, text in (
         ("status", "ask the server about an upload"),
-        ("cancel", "throw an upload away"),
+        ("cancel", "cancel an upload"),
     ):
         about = commands.add_parser(command, parents=[common], help=text)
         about.add_argument("upload", metavar="ID")
@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
             about.add_argument(
                 "--finished",
                 action="store_true",
-                help="also where its file is finished and not yet taken",
+                help="also one that has completed and is not taken yet",
             )
     return parser
 

@@ -1,4 +1,4 @@
-"""The client: many uploads on one connection, which is opened again when it is lost."""
+"""The client: many uploads on one connection, and reconnecting when that is lost."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..exceptions import (
 from ..protocol import messages
 from ..protocol.messages import Message
 from .backoff import Backoff
-from .connection import Connection, error_of
+from .connection import ClientConnection, error_of
 from .conversation import Progress
 from .source import Cut, Path
 from .state import StateFile
-from .transport import Connect, Endpoint, connect
+from .transport import Connect, Target, connect
 from .upload import Job, Upload, UploadResult
 from .worker import Worker
 
@@ -39,21 +39,21 @@ TICKET_VARIABLE: Final = "ASYNC_UPLOAD_TICKET"
 _OPEN_FILES: Final = 128
 _CLOSE_SECONDS: Final = 3.0
 _STALL_SECONDS: Final = 60.0
-"""After so long without a word on any stream that waits for one, another connection is tried."""
+"""Seconds after which the client reconnects, if the server owes messages on streams and sends none."""
 
 
 class UploadClient:
-    """Uploads to one endpoint. Use it as ``async with UploadClient(url, ...) as client``.
+    """A client of one endpoint. Use it as ``async with UploadClient(url, ...) as client``.
 
     ``url`` is the endpoint's, ``ws://`` or ``wss://``. ``ticket`` is a ticket, or a function
-    (plain or async) that returns a fresh one whenever the client connects or a ticket runs out;
-    without a ticket and a cookie it is taken from the environment, ``ASYNC_UPLOAD_TICKET``.
+    (sync or async) that returns a new one whenever the client connects or a ticket expires.
+    Without a ticket and a cookie the client uses the environment variable ``ASYNC_UPLOAD_TICKET``.
     ``cookie`` is a Cookie header, ``sessionid=...``.
 
-    ``state`` is the file that remembers unfinished uploads of files, so that a later program can go
-    on: a path, True for the default one below ``XDG_STATE_HOME``, False for none. ``patience`` is
-    for how many seconds without any progress the client tries again. At most ``jobs`` large files
-    are sent at once; small ones share the connection in any number.
+    ``state`` is the file that stores unfinished uploads of files, so that a later program can resume
+    them: a path, True for the default below ``XDG_STATE_HOME``, False for none. ``patience`` is the
+    number of seconds for which the client retries without any progress. At most ``jobs`` large files
+    are sent at once; any number of small ones share the connection.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class UploadClient:
         self.can_renew = callable(ticket)
         self._ticket = ticket
         self._cookie = cookie
-        self._endpoint = Endpoint(url, headers, ssl)
+        self._target = Target(url, headers, ssl)
         self._connect_wire = connect
         self._state_path: Path | bool = state
         self._jobs = jobs
@@ -91,8 +91,8 @@ class UploadClient:
         self._large = asyncio.Semaphore(self._jobs)
         self._open = asyncio.Semaphore(_OPEN_FILES)
         self._backoff = Backoff(self.patience)
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[Connection] | None = None
+        self._connection: ClientConnection | None = None
+        self._connecting: asyncio.Task[ClientConnection] | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._tickets = asyncio.Lock()
@@ -109,7 +109,7 @@ class UploadClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop what still runs (it can be resumed), say goodbye, and write the state file."""
+        """Stop running uploads, which can be resumed, write the state file and close the connection."""
         tasks: list[asyncio.Task[Any]] = [upload.task for upload in self._uploads]
         tasks += [task for task in (self._connecting, self._renewing) if task is not None]
         for task in tasks:
@@ -125,7 +125,7 @@ class UploadClient:
         if self.state is not None:
             await self.state.flush()
 
-    # What it is for -------------------------------------------------------------------------------
+    # Uploads --------------------------------------------------------------------------------------
 
     async def upload(
         self,
@@ -138,12 +138,12 @@ class UploadClient:
         on_progress: Callable[[Progress], object] | None = None,
         sha256: bool = False,
     ) -> UploadResult:
-        """Upload a path or an open binary file, and return when it is published.
+        """Upload a path or an open binary file, and return when the server has published it.
 
-        ``taker`` is who takes the finished file at the server: "form", "api" (a call that brings its receipt)
-        or "receiver", which is what a server takes it for where nothing is said.
+        ``taker`` is who takes the finished file on the server: "form", "api" (a request that posts its receipt)
+        or "receiver", the server's default.
         Raises the :class:`UploadError` that ended it, and :class:`OSError` where the file cannot be
-        read. Cancelling the call leaves the upload on the server, to be resumed.
+        read. If the call is cancelled, the upload stays on the server and can be resumed.
         """
         return await self.start(
             what,
@@ -166,7 +166,7 @@ class UploadClient:
         on_progress: Callable[[Progress], object] | None = None,
         sha256: bool = False,
     ) -> Upload:
-        """Begin an upload and return its handle at once; see :meth:`upload`."""
+        """Start an upload and return its handle at once; see :meth:`upload`."""
         sent = {**(metadata or {}), **({"taker": taker} if taker else {})}
         job = Job(what, name, sent, content_type, on_progress, sha256)
         upload = Upload(self, job)
@@ -175,17 +175,17 @@ class UploadClient:
         return upload
 
     async def status(self, upload: str) -> messages.Status:
-        """What the server knows about an upload. Raises :class:`NotFound` among others."""
-        answer = await self._ask(lambda c: c.protocol.send_query(upload))
+        """Query the server for the state of an upload. Raises :class:`NotFound` among others."""
+        answer = await self._request(lambda c: c.protocol.send_query(upload))
         assert isinstance(answer, messages.Status)
         return answer
 
     async def cancel(self, upload: str, *, finished: bool = False) -> None:
-        """Throw an upload away: an unfinished one, or with ``finished`` also one whose file is not taken yet.
+        """Cancel an unfinished upload, or with ``finished`` also a completed one that is not taken yet.
 
-        Raises :class:`UploadOver` where it has completed, or its file is taken.
+        Raises :class:`UploadOver` where it has completed, or is taken.
         """
-        answer = await self._ask(lambda c: c.protocol.send_cancel_of(upload, finished=finished))
+        answer = await self._request(lambda c: c.protocol.send_cancel_of(upload, finished=finished))
         if isinstance(answer, messages.Completed):
             raise UploadOver(state="completed")
         if self.state is not None:
@@ -194,23 +194,23 @@ class UploadClient:
                 if entry.upload == upload and entry.url == self.url:
                     self.state.remove(entry.key)
 
-    # What an upload needs -------------------------------------------------------------------------
+    # Services for uploads -------------------------------------------------------------------------
 
-    def admission(self) -> AbstractAsyncContextManager[object]:
+    def file_slot(self) -> AbstractAsyncContextManager[object]:
         return self._open
 
-    def turn(self) -> AbstractAsyncContextManager[object]:
+    def transfer_slot(self) -> AbstractAsyncContextManager[object]:
         return self._large
 
     def progressed(self) -> None:
         self._backoff.reset()
 
     def may_retry(self, error: UploadError) -> bool:
-        """Whether the same attempt can succeed later, without anybody but this program doing something."""
+        """Whether this program can make the same attempt succeed later."""
         return error.retryable and (self.can_renew or not needs_login(error))
 
-    async def connected(self) -> Connection:
-        """The connection, opened if need be. Raises what makes that hopeless."""
+    async def connected(self) -> ClientConnection:
+        """The open connection; connects if needed. Raises an error that no retry can help."""
         if self._connection is not None and self._connection.usable:
             return self._connection
         if self._connecting is None:
@@ -219,7 +219,7 @@ class UploadClient:
         return await asyncio.shield(self._connecting)
 
     async def renew(self, error: UploadError, used: str | None) -> None:
-        """Send AUTH with a fresh ticket, where ``used``, which was refused with ``error``, is still the newest.
+        """Send AUTH with a new ticket, if ``used``, which the server refused with ``error``, is still the newest.
 
         Raises ``error`` where there is no other ticket.
         """
@@ -240,16 +240,16 @@ class UploadClient:
             return StateFile() if self._state_path else None
         return StateFile(self._state_path)
 
-    def _connect_ended(self, connecting: asyncio.Task[Connection]) -> None:
+    def _connect_ended(self, connecting: asyncio.Task[ClientConnection]) -> None:
         self._connecting = None
         if not connecting.cancelled():
-            connecting.exception()  # whoever waits has it
+            connecting.exception()  # retrieved: callers that wait get it
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> ClientConnection:
         previous = self._connection
         refusal: UploadError | None = None
         if previous is not None:
-            await asyncio.wait({previous.lost})  # a restart was announced: the server closes
+            await asyncio.wait({previous.lost})  # after DRAIN the server closes the connection
             refusal = previous.error or ConnectionLost()
             if not self.may_retry(refusal):
                 raise refusal
@@ -259,24 +259,24 @@ class UploadClient:
                 ticket = await self._fresh_ticket()
                 if needs_login(refusal) and ticket == self.ticket:
                     assert refusal is not None
-                    raise refusal  # the same ticket gets the same answer
-                connection = await Connection.open(
-                    self._connect_wire, self._endpoint, min(_STALL_SECONDS, self.patience)
+                    raise refusal  # the server would refuse the same ticket again
+                connection = await ClientConnection.open(
+                    self._connect_wire, self._target, min(_STALL_SECONDS, self.patience)
                 )
-                self._welcome(connection, ticket)
+                self._authenticate(connection, ticket)
             except UploadError as error:
                 if error is refusal or not self.may_retry(error):
                     raise
                 refusal = error
                 delay = self._backoff.delay(error)
-                logger.info("%s Trying again in %.1f s.", error, delay)
+                logger.info("%s Retrying in %.1f s.", error, delay)
                 await asyncio.sleep(delay)
             else:
                 self._connection = connection
                 return connection
 
-    def _welcome(self, connection: Connection, ticket: str | None) -> None:
-        """Say who we are, as the first frame. Raises :class:`AuthenticationRequired`."""
+    def _authenticate(self, connection: ClientConnection, ticket: str | None) -> None:
+        """Send AUTH as the first frame. Raises :class:`AuthenticationRequired` without a ticket or login."""
         if ticket is None and not connection.hello.authenticated:
             connection.close()
             raise AuthenticationRequired
@@ -303,19 +303,19 @@ class UploadClient:
         self._renewing = asyncio.create_task(self._renew())
 
     async def _renew(self) -> None:
-        """Send AUTH before the ticket or the login runs out."""
+        """Send AUTH before the ticket or the login expires."""
         async with self._tickets:
             if self._connection is not None and self._connection.usable:
                 self.ticket = await self._fresh_ticket()
                 self._connection.authenticate(self.ticket)
 
-    async def _ask(self, send: Callable[[Connection], tuple[int, bytes]]) -> Message:
-        """One question, on a stream of its own; asked again when the connection is lost."""
+    async def _request(self, send: Callable[[ClientConnection], tuple[int, bytes]]) -> Message:
+        """Send a request on a new stream and return the answer; retried when the connection is lost."""
         backoff = Backoff(self.patience)
         while True:
             connection = await self.connected()
             try:
-                return await _Question().ask(connection, lambda: send(connection))  # noqa: B023
+                return await _Request().run(connection, lambda: send(connection))  # noqa: B023
             except UploadError as error:
                 if not error.retryable:
                     raise
@@ -323,12 +323,12 @@ class UploadClient:
 
 
 def needs_login(error: UploadError | None) -> bool:
-    """Whether only another ticket or login helps."""
+    """Whether the error requires another ticket or login."""
     return isinstance(error, AuthenticationRequired | TicketExpired)
 
 
-class _Question:
-    """Something asked on a stream of its own, and the frame that closes it."""
+class _Request:
+    """A request on a stream of its own, which the answer closes."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -339,12 +339,14 @@ class _Question:
         self._changed.set()
 
     def cut_sent(self, cut: Cut) -> None:
-        raise AssertionError("a question has no data")
+        raise AssertionError("a request has no data")
 
     def wake(self) -> None:
         self._changed.set()
 
-    async def ask(self, connection: Connection, send: Callable[[], tuple[int, bytes]]) -> Message:
+    async def run(
+        self, connection: ClientConnection, send: Callable[[], tuple[int, bytes]]
+    ) -> Message:
         stream = None
         while True:
             match self._last:
@@ -373,7 +375,7 @@ def upload_file(
     sha256: bool = False,
     state: Path | bool = True,
 ) -> UploadResult:
-    """Upload one file from a program without an event loop; see :class:`UploadClient`."""
+    """Upload one file from synchronous code; see :class:`UploadClient`."""
 
     async def run() -> UploadResult:
         async with UploadClient(url, ticket=ticket, cookie=cookie, state=state) as client:

@@ -1,4 +1,4 @@
-"""One upload on one connection, from CREATE to the frame that closes its stream."""
+"""One upload on one connection, from CREATE to the frame that closes the stream."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from ..protocol import messages
 from ..protocol.client import SENDS, Stream, StreamState
 from ..protocol.frames import FrameType
 from ..protocol.messages import Message
-from .connection import Connection, error_of
+from .connection import ClientConnection, error_of
 from .source import Cut, Source
 from .worker import Worker
 
 _AHEAD: Final = 2
-"""Cuts that may wait for their turn or be in the making: one is sent while the next is made."""
+"""Cuts that may be queued or in preparation: one is sent while the next is prepared."""
 _CUT_CHUNKS: Final = 4
 _CUT_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where an upload stands. Offsets are bytes from the start of the file."""
+    """The progress of an upload. Offsets are bytes from the start of the file."""
 
     phase: str = "waiting"
     """``waiting``, ``uploading``, then ``verifying``, ``inspecting``, ``finalizing``, ``completed``."""
     done: int = 0
-    """Bytes of this phase: while uploading, those that the server has received."""
+    """Bytes done in this phase: while uploading, those that the server has received."""
     total: int | None = None
-    """Bytes of this phase when it is over; None for a stream of unknown length."""
+    """Bytes of the whole phase; None for a stream of unknown length."""
     sent: int = 0
     durable: int = 0
     """Bytes that survive a crash of the server."""
 
 
-class Observer(Protocol):
-    """The upload that converses."""
+class ConversationListener(Protocol):
+    """Callbacks for the upload."""
 
     paused: bool
     cancelled: bool
 
     @property
     def resumable(self) -> bool:
-        """A later program can go on with it."""
+        """Whether a later program can resume it."""
 
-    def identified(self, upload: str, *, at_once: bool) -> None: ...
+    def identified(self, upload: str, *, all_sent: bool) -> None: ...
 
-    def went_on(self) -> None: ...
+    def found_again(self) -> None: ...
 
     def abandoned(self) -> None: ...
 
     def report(self, progress: Progress) -> None: ...
 
 
-class _Making(NamedTuple):
+class _PendingCut(NamedTuple):
     cut: asyncio.Future[Cut]
     generation: int
     reserved: int
 
 
 class Conversation:
-    """Run it once with :meth:`run`. ``pipelined``: send data before CREATE is answered."""
+    """One attempt to send an upload; call :meth:`run` once. ``pipelined``: send data before the answer to CREATE."""
 
     def __init__(
         self,
-        connection: Connection,
-        upload: Observer,
+        connection: ClientConnection,
+        upload: ConversationListener,
         source: Source,
         create: messages.Create,
         worker: Worker,
@@ -84,17 +84,17 @@ class Conversation:
         self._stream: int | None = None
         self._changed = asyncio.Event()
         self._last: Message | None = None
-        self._making: _Making | None = None
+        self._pending: _PendingCut | None = None
         self._proof: asyncio.Future[tuple[int, int | None]] | None = None
         self._queued: list[Cut] = []
-        self._made = 0
+        self._prepared = 0
         self._generation = 0
         self._durable = 0
         self.bytes_sent = 0
 
     async def run(self) -> messages.Completed:
-        """Raises the :class:`UploadError` that ended the stream or the connection, and what reading
-        the source raises. The stream is closed, or released, afterwards."""
+        """Send the upload and wait for its completion. Raises the :class:`UploadError` that ended the stream or the
+        connection, and errors of reading the source. The stream is closed or released when this ends."""
         try:
             while self._last is None:
                 if self._connection.error is not None:
@@ -104,19 +104,19 @@ class Conversation:
                 await self._changed.wait()
         except (FileChanged, DataLost) as reason:
             if isinstance(reason, FileChanged) and self._is_proving:
-                self._give_up(FrameType.RELEASE)  # the file that was begun may be found again
+                self._leave_stream(FrameType.RELEASE)  # the user may still have the original file
             else:
-                self._give_up(FrameType.CANCEL)
+                self._leave_stream(FrameType.CANCEL)
                 self._upload.abandoned()
             raise
         except UploadError:
             raise
         except BaseException:
-            self._give_up(FrameType.RELEASE if self._upload.resumable else FrameType.CANCEL)
+            self._leave_stream(FrameType.RELEASE if self._upload.resumable else FrameType.CANCEL)
             self._source.interrupt()
             raise
         finally:
-            await self._settle()
+            await self._finish_reading()
         match self._last:
             case messages.Completed() as completed:
                 return completed
@@ -132,7 +132,7 @@ class Conversation:
         stream = self._protocol.streams.get(self._stream or 0)
         return stream is not None and stream.state is StreamState.PROVING
 
-    # What the connection tells --------------------------------------------------------------------
+    # For the connection ---------------------------------------------------------------------------
 
     def message_received(self, message: Message) -> None:
         stream = self._protocol.streams.get(self._stream or 0)
@@ -141,15 +141,15 @@ class Conversation:
         match message:
             case messages.Created(upload=upload):
                 finished = stream is not None and stream.state is StreamState.FINISHING
-                self._upload.identified(upload, at_once=finished)
+                self._upload.identified(upload, all_sent=finished)
             case messages.Attached(upload=upload):
-                self._upload.identified(upload, at_once=False)
-                self._upload.went_on()
+                self._upload.identified(upload, all_sent=False)
+                self._upload.found_again()
                 self._start_from(0)
             case messages.Completed(upload=upload):
-                self._upload.identified(upload, at_once=True)
-                if not self._pipelined:  # CREATE was answered with the result
-                    self._upload.went_on()
+                self._upload.identified(upload, all_sent=True)
+                if not self._pipelined:  # the answer to CREATE was the result
+                    self._upload.found_again()
             case messages.Ready(offset=offset):
                 self._start_from(offset)
                 self._pipelined = True
@@ -168,7 +168,7 @@ class Conversation:
             if stream is not None and stream.sent == cut.end:
                 self._queued.remove(cut)
                 self.bytes_sent += cut.end - cut.start
-            elif stream is not None:  # it was void: PAUSE took the credit back
+            elif stream is not None:  # void, because PAUSE took the credit back
                 self._start_from(stream.sent)
         self.wake()
 
@@ -186,7 +186,7 @@ class Conversation:
         return Progress("uploading", stream.received, size, stream.sent, stream.durable)
 
     def _step(self) -> None:
-        """Do what can be done now; whatever changes that wakes :meth:`run`."""
+        """Take the steps that are possible now; :meth:`run` is woken when others become possible."""
         if self._stream is None:
             if not self._connection.usable:
                 raise Draining
@@ -207,10 +207,10 @@ class Conversation:
         elif FrameType.DATA in SENDS[stream.state] and (
             self._pipelined or stream.state is StreamState.SENDING
         ):
-            self._feed(stream)
+            self._send_data(stream)
 
     def _prove(self, stream: Stream) -> None:
-        """Read the source again as far as the server has it, in a thread, and say so."""
+        """Read the prefix that the server has again, in a thread, and send its CRCs in PROOF."""
         if self._proof is None:
             durable, received = stream.proved
             self._proof = asyncio.ensure_future(asyncio.to_thread(self._prefix, durable, received))
@@ -226,70 +226,70 @@ class Conversation:
         durable_crc = self._source.crc_at(durable)
         return durable_crc, self._source.crc_at(received) if received <= self._source.end else None
 
-    def _feed(self, stream: Stream) -> None:
-        """Make and send cuts as far as the credit goes, and FINISH behind the last."""
-        if self._making is not None and self._making.cut.done():
+    def _send_data(self, stream: Stream) -> None:
+        """Prepare and send cuts within the credit, and FINISH after the last."""
+        if self._pending is not None and self._pending.cut.done():
             self._submit(stream)
         source = self._source
         while (
-            self._making is None
+            self._pending is None
             and len(self._queued) < _AHEAD
-            and self._made < source.end
+            and self._prepared < source.end
             and not self._upload.paused
             and not self._protocol.draining
         ):
-            if not self._make(stream):
+            if not self._start_cut(stream):
                 break
-        if stream.sent == source.size and self._making is None:
+        if stream.sent == source.size and self._pending is None:
             source.check_unchanged()
             finish = messages.Finish(stream.sent, f"{source.crc:08x}", source.digests)
             self._connection.send(self._protocol.send_finish(stream.id, finish))
 
-    def _make(self, stream: Stream) -> bool:
-        """Begin the next cut; False while there is no credit."""
+    def _start_cut(self, stream: Stream) -> bool:
+        """Start preparing the next cut; False while there is no credit."""
         chunk = stream.chunk
         wanted = max(chunk, min(_CUT_CHUNKS * chunk, _CUT_BYTES))
         reserved = self._connection.reserve(
             self,
             stream.id,
-            self._made - stream.sent,
-            min(wanted, self._source.end - self._made),
+            self._prepared - stream.sent,
+            min(wanted, self._source.end - self._prepared),
         )
         if not reserved:
             return False
-        restart = stream.restart and self._made == stream.sent
-        arguments = (stream.id, self._made, reserved, chunk, restart, self._connection.encode)
-        made: asyncio.Future[Cut]
+        restart = stream.restart and self._prepared == stream.sent
+        arguments = (stream.id, self._prepared, reserved, chunk, restart, self._connection.encode)
+        prepared: asyncio.Future[Cut]
         if self._source.in_memory:
-            made = asyncio.get_running_loop().create_future()
-            made.set_result(self._source.cut(*arguments))
+            prepared = asyncio.get_running_loop().create_future()
+            prepared.set_result(self._source.cut(*arguments))
         else:
-            made = self._worker.run(self._source.cut, *arguments)
-            made.add_done_callback(lambda _: self.wake())
-        self._making = _Making(made, self._generation, reserved)
-        self._made += reserved
-        if made.done():
+            prepared = self._worker.run(self._source.cut, *arguments)
+            prepared.add_done_callback(lambda _: self.wake())
+        self._pending = _PendingCut(prepared, self._generation, reserved)
+        self._prepared += reserved
+        if prepared.done():
             self._submit(stream)
         return True
 
     def _submit(self, stream: Stream) -> None:
-        assert self._making is not None
-        (future, generation, reserved), self._making = self._making, None
+        assert self._pending is not None
+        (future, generation, reserved), self._pending = self._pending, None
         if generation != self._generation:
-            self._connection.give_back(reserved)
+            self._connection.release(reserved)
             return
         cut = future.result()
         self._queued.append(cut)
         self._connection.submit(self, stream.id, stream.rewinds, reserved, cut)
 
     def _start_from(self, offset: int) -> None:
-        """What was made ready is void; go on at ``offset``."""
-        self._made = offset
+        """Discard prepared cuts and continue at ``offset``."""
+        self._prepared = offset
         self._generation += 1
         self._queued.clear()
 
-    def _give_up(self, how: FrameType) -> None:
-        """Leave the stream, where that still is to be said."""
+    def _leave_stream(self, how: FrameType) -> None:
+        """Send CANCEL or RELEASE, if the stream still allows it, and detach from the stream."""
         if self._stream is None:
             return
         stream = self._protocol.streams.get(self._stream)
@@ -297,14 +297,16 @@ class Conversation:
             cancel = how is FrameType.CANCEL
             send = self._protocol.send_cancel if cancel else self._protocol.send_release
             self._connection.send(send(stream.id))
-        self._connection.forget(self._stream)
+        self._connection.remove_listener(self._stream)
 
-    async def _settle(self) -> None:
-        """Wait for a thread that is still reading the source; give back what it had reserved."""
-        jobs = [job for job in (self._making and self._making.cut, self._proof) if job is not None]
+    async def _finish_reading(self) -> None:
+        """Wait for a thread that is still reading the source; return the credit reserved for it."""
+        jobs = [
+            job for job in (self._pending and self._pending.cut, self._proof) if job is not None
+        ]
         if jobs:
             await asyncio.wait(jobs)
             for job in jobs:
-                job.exception()  # it is nobody's any longer
-        if self._making is not None:
-            self._connection.give_back(self._making.reserved)
+                job.exception()  # retrieved, so that asyncio does not log it
+        if self._pending is not None:
+            self._connection.release(self._pending.reserved)

@@ -1,4 +1,4 @@
-"""What the command line shows while it works: progress bars where stderr is a terminal."""
+"""The output of the command line while it runs: progress bars where stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from rich.progress import (
 from .conversation import Progress
 
 _SHOWN = 10
-"""Bars at once; of more files, those that began first are shown."""
+"""Maximum number of bars; of more files, those that started first are shown."""
 
 
 class Display(logging.Handler):
-    """Bars and messages on stderr; a logging handler, so that lines do not run into the bars."""
+    """Bars and messages on stderr. It is a logging handler, so that log lines do not overwrite the bars."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -74,7 +74,7 @@ class Display(logging.Handler):
             self._bars.remove_task(task)
 
     def say(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         self._console.print(text, markup=False)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,6 +1,6 @@
-"""What is uploaded: a file that can be read again, or a stream that cannot.
+"""Sources of uploads: a file, which can be read again, or a stream, which cannot.
 
-All methods that read may block and run in a worker thread, one at a time per source.
+Methods that read may block. They run in a worker thread, one at a time per source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARK_EVERY: Final = 64 * 1024 * 1024
 _PIECE: Final = 256 * 1024
 _CAPACITY: Final = 8 * 1024 * 1024
 _HEAD: Final = 64 * 1024
-"""Bytes read together with opening a file: a small file needs no second visit to the thread."""
+"""Bytes read when a file is opened: a small file needs no second hop to the thread."""
 
 Path = str | os.PathLike[str]
 Encode = Callable[[bytes, Buffer], list[bytes]]
@@ -36,7 +36,7 @@ Wake = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What says that a file is still the same one, without reading it."""
+    """Facts that identify a file's content without reading it."""
 
     size: int
     mtime_ns: int
@@ -50,20 +50,19 @@ class Identity:
 
 @dataclass(slots=True)
 class Cut:
-    """DATA messages, ready for the wire, that follow each other from ``start`` on."""
+    """Consecutive DATA messages from ``start`` on, encoded for the wire."""
 
     start: int
     end: int
     messages: list[tuple[int, list[bytes]]]
-    """Payload bytes, and the pieces to write."""
+    """For each message, the bytes of its payload and the buffers to write."""
 
 
 class Source(abc.ABC):
     """The bytes of one upload, their running CRC-32C and, on request, their SHA-256.
 
-    ``size`` is None until it is known. The CRC at the end of each chunk that was sent is kept down to
-    the last ``durable``, so that a resume has to read the file again only after the program was
-    restarted.
+    ``size`` is None while it is unknown. The CRCs at the ends of sent chunks above ``durable`` are kept, so that a
+    resume reads the file again only after a restart of the program.
     """
 
     def __init__(self, name: str, size: int | None, *, sha256: bool) -> None:
@@ -78,38 +77,38 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def end(self) -> int:
-        """End of the bytes that :meth:`cut` can have now."""
+        """End of the bytes that :meth:`cut` can read now."""
 
     @abc.abstractmethod
     def _read(self, offset: int, size: int) -> bytes | memoryview:
-        """At most ``size`` bytes, valid until the next call; none beyond :attr:`end`."""
+        """Read at most ``size`` bytes, none beyond :attr:`end`; the buffer is valid until the next call."""
 
     @abc.abstractmethod
     def forget(self, durable: int) -> None:
-        """The bytes below ``durable`` will not be asked for again. Called from the event loop."""
+        """Discard bytes and CRCs below ``durable``, which are not needed again. Called from the event loop."""
 
     def keep(self, window: int) -> None:  # noqa: B027
-        """As much as ``window`` bytes may be unacknowledged."""
+        """Keep up to ``window`` bytes that are not durable yet."""
 
     def check_unchanged(self) -> None:  # noqa: B027
-        """Raises :class:`FileChanged` when this is no longer the file that was opened."""
+        """Raises :class:`FileChanged` if the file was changed after it was opened."""
 
     def interrupt(self) -> None:
         """Make a running :meth:`crc_at` stop, with :class:`InterruptedError`."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.interrupt()
 
     @property
     def in_memory(self) -> bool:
-        """The whole file was read already: :meth:`cut` does not block."""
+        """Whether the whole file is in memory, so that :meth:`cut` does not block."""
         return False
 
     @property
     def crc(self) -> int:
-        """CRC of all that was read so far."""
+        """CRC of all bytes read so far."""
         return self._crcs[-1]
 
     @property
@@ -125,7 +124,7 @@ class Source(abc.ABC):
         restart: bool,
         encode: Encode,
     ) -> Cut:
-        """Make up to ``budget`` bytes from ``start`` on into messages of ``chunk`` bytes each.
+        """Encode up to ``budget`` bytes from ``start`` on as messages of ``chunk`` bytes each.
 
         Raises :class:`FileChanged`, :class:`DataLost` and :class:`OSError`.
         """
@@ -151,9 +150,9 @@ class Source(abc.ABC):
         return cut
 
     def crc_at(self, offset: int) -> int:
-        """CRC-32C of the first ``offset`` bytes. Reads what lies between there and the nearest mark.
+        """CRC-32C of the first ``offset`` bytes. Reads from the nearest kept CRC below on.
 
-        Raises :class:`FileChanged` when the file is shorter, :class:`DataLost` and :class:`OSError`.
+        Raises :class:`FileChanged` where the file is shorter, :class:`DataLost` and :class:`OSError`.
         """
         index = bisect.bisect_right(self._offsets, offset) - 1
         if index < 0:
@@ -186,7 +185,7 @@ class Source(abc.ABC):
             self._crcs.append(crc)
 
     def _forget_marks(self, durable: int, *, keep: int) -> int:
-        """Drop marks below the last one at or below ``durable``, which is returned."""
+        """Drop the CRCs below the last one at or below ``durable``, whose offset is returned."""
         index = max(0, bisect.bisect_right(self._offsets, durable) - 1)
         floor = self._offsets[index]
         del self._offsets[keep:index], self._crcs[keep:index]
@@ -194,7 +193,7 @@ class Source(abc.ABC):
 
 
 class FileSource(Source):
-    """A seekable file. ``path`` is None for a file object that the caller opened, and closes."""
+    """A seekable file. ``path`` is None for a file object, which its caller closes."""
 
     def __init__(self, file: BinaryIO, name: str, *, path: str | None, sha256: bool) -> None:
         self._file = file
@@ -229,7 +228,9 @@ class FileSource(Source):
         self._forget_marks(durable, keep=1)
 
     def check_unchanged(self) -> None:
-        if self.identity is None or self._file.closed:  # closed: read as a whole at once
+        if (
+            self.identity is None or self._file.closed
+        ):  # closed already, since it was read as a whole
             return
         if Identity.of(os.fstat(self._file.fileno())) != self.identity:
             raise FileChanged("The file was changed while it was being sent.")
@@ -258,15 +259,15 @@ class FileSource(Source):
 
 
 class StreamSource(Source):
-    """Something that is read once, a pipe for example, by a thread of its own.
+    """A source that can be read only once, for example a pipe, by a thread of its own.
 
-    What is not durable yet is kept in memory: at most a window and one piece.
+    Bytes that are not durable yet are kept in memory: at most a window and one piece.
     """
 
     def __init__(self, stream: BinaryIO, name: str, *, sha256: bool, wake: Wake) -> None:
         super().__init__(name, None, sha256=sha256)
         self._capacity = _CAPACITY
-        # What is there now is sent now: read() of a buffered pipe would wait for all of it.
+        # Available bytes are sent at once: read() of a buffered pipe would wait for the full size.
         self._read_some: Callable[[int], bytes | None] = getattr(stream, "read1", stream.read)
         self._wake = wake
         self._kept: deque[tuple[int, bytes]] = deque()
@@ -313,8 +314,8 @@ class StreamSource(Source):
             try:
                 piece = self._read_some(_PIECE)
                 if piece is None:
-                    raise BlockingIOError("the stream does not wait for its bytes")
-            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+                    raise BlockingIOError("the stream is in non-blocking mode")
+            except (OSError, ValueError) as error:  # ValueError: the stream was closed
                 self._error = error if isinstance(error, OSError) else OSError(str(error))
                 piece = b""
             with self._changed:
@@ -333,15 +334,15 @@ class StreamSource(Source):
 
 
 def open_source(what: Path | BinaryIO, name: str | None, sha256: bool, wake: Wake) -> Source:
-    """A source for a path or an open binary file; blocks. ``wake`` is called, in another thread,
+    """Open a source for a path or an open binary file; blocks. ``wake`` is called, in another thread,
     whenever a stream has more to send.
 
-    A path that is no regular file (a named pipe, ``/dev/stdin``) is a stream. Raises
+    A path that is not a regular file (a named pipe, ``/dev/stdin``) is a stream. Raises
     :class:`OSError`, and :class:`TypeError` for a text file.
     """
     if isinstance(what, str | os.PathLike):
         path = os.path.abspath(what)
-        # Names on a disk are bytes, and not always UTF-8.
+        # File names are bytes, not always valid UTF-8.
         name = name or os.fsencode(os.path.basename(path)).decode(errors="replace")
         file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115  # type: ignore[assignment]
         try:
@@ -352,7 +353,7 @@ def open_source(what: Path | BinaryIO, name: str | None, sha256: bool, wake: Wak
             raise
         return StreamSource(file, name, sha256=sha256, wake=wake)
     if isinstance(what.read(0), str):
-        raise TypeError("Open the file in binary mode: what is uploaded are bytes.")
+        raise TypeError("Open the file in binary mode.")
     if name is None:
         given = getattr(what, "name", None)
         name = os.path.basename(given) if isinstance(given, str) and given else "stream"

@@ -1,7 +1,7 @@
-"""The state file: what a program that was killed must know to go on with its uploads.
+"""The state file: unfinished uploads, so that a later program can resume them.
 
-One JSON object, written whole and renamed into place under a lock, so that several programs may
-share it. It holds no ticket and no cookie.
+It is one JSON object, replaced as a whole by a rename under a lock, so that several programs can
+share it. It contains no ticket and no cookie.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def default_state_path() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An upload that was begun. ``key`` is the one that CREATE carries."""
+    """An unfinished upload. ``key`` is that of CREATE."""
 
     key: str
     url: str
@@ -46,10 +46,10 @@ class Entry:
     digest: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     upload: str | None = None
-    """Its id; None until the server has answered."""
+    """The upload's id; None until the server has answered."""
 
     def to_json(self) -> dict[str, Any]:
-        # Not asdict(): it copies the metadata, and this is done for each small file.
+        # Not asdict(), which copies the metadata, since this runs for each small file.
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return {**values, "identity": dataclasses.asdict(self.identity)}
 
@@ -59,20 +59,20 @@ class Entry:
 
 
 class StateFile:
-    """Unfinished uploads by key. Changes that come together are written together."""
+    """Unfinished uploads by key. Changes made while the file is written are written together."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = os.path.abspath(path) if path is not None else default_state_path()
         self._entries: dict[str, Entry] | None = None
         self._changes: dict[str, Entry | None] = {}
         self._made = self._written = 0
-        """Changes: how many there were, and how many of them are in the file."""
+        """The number of changes made, and of those that the file contains."""
         self._lock = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
 
     def read(self) -> dict[str, Entry]:
-        """All entries by key, from the file; blocks. Raises :class:`OSError` and
-        :class:`ValueError`, for a file that somebody else wrote."""
+        """Read all entries by key from the file; blocks. Raises :class:`OSError`, and
+        :class:`ValueError` for a file that is not a state file."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 text = file.read()
@@ -88,7 +88,7 @@ class StateFile:
         return {entry.key: entry for entry in entries}
 
     async def load(self) -> None:
-        """Read the file, once; afterwards :meth:`find` knows what an earlier program left."""
+        """Read the file, once; afterwards :meth:`find` includes the entries of earlier programs."""
         if self._entries is None:
             self._entries = await asyncio.to_thread(self.read)
 
@@ -100,17 +100,17 @@ class StateFile:
         return [each for each in self.entries() if each.url == url and each.path == path]
 
     async def save(self, entry: Entry) -> None:
-        """Add or change an entry; it is on the disk when this returns."""
+        """Add or change an entry, and wait until it is on the disk."""
         self._change(entry.key, entry)
         await self.flush()
 
     def change(self, entry: Entry) -> None:
-        """Change an entry; the file follows soon."""
+        """Change an entry; the file is written later."""
         self._change(entry.key, entry)
         self._flush_soon()
 
     def remove(self, key: str) -> None:
-        """Forget an entry; the file follows soon."""
+        """Remove an entry; the file is written later."""
         self._change(key, None)
         self._flush_soon()
 
@@ -133,10 +133,10 @@ class StateFile:
         if not flushing.cancelled() and (error := flushing.exception()) is not None:
             logger.warning("The state file %s could not be written: %s", self.path, error)
         elif self._changes and not flushing.cancelled():
-            self._flush_soon()  # they came while it wrote
+            self._flush_soon()  # changes made during the write
 
     async def flush(self) -> None:
-        """Return when every change so far is in the file; changes that came together are one write."""
+        """Wait until the file contains every change so far."""
         wanted = self._made
         async with self._lock:
             if self._written >= wanted:
@@ -177,7 +177,7 @@ class StateFile:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # A file of its own: the state file itself is replaced at each write.
+        # A separate lock file, since each write replaces the state file.
         with open(os.open(f"{self.path}.lock", os.O_CREAT | os.O_RDWR, 0o600), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,8 +1,7 @@
-"""The one seam between the client and the network: a wire carries whole binary messages.
+"""The seam between the client and the network: a wire, which carries whole binary messages.
 
-:func:`connect` opens a real one. The handshake and everything that comes from the server go through
-the ``websockets`` library's sans-I/O protocol; messages to the server are framed and masked here,
-away from the event loop, since that is most of what sending costs.
+:func:`connect` opens a WebSocket. The ``websockets`` library's sans-I/O protocol handles the handshake and received
+data; this module frames and masks outgoing messages in worker threads, since masking is most of the cost of sending.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ except ImportError:  # no C extension for this platform
 Buffer = bytes | bytearray | memoryview
 
 ABNORMAL: Final = 1006
-"""The close code of a connection that was not closed (RFC 6455, section 7.1.5)."""
+"""The close code of a connection that ended without a Close frame (RFC 6455, section 7.1.5)."""
 
 _HIGH_WATER: Final = 512 * 1024
 _JOINED: Final = 64 * 1024
-"""Smaller pieces are joined into one write; larger ones are not copied again."""
+"""Bytes up to which buffers are joined into one write; larger ones are not copied again."""
 _CLOSE_TIMEOUT: Final = 2.0
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to connect, and as whom."""
+class Target:
+    """The URL to connect to, and the credentials."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -61,61 +60,61 @@ class Endpoint:
     """Seconds for TCP, TLS and the WebSocket handshake together."""
 
 
-class Peer(Protocol):
-    """Who listens to a wire. All calls come from the event loop."""
+class WireListener(Protocol):
+    """Callbacks for the user of a wire. The event loop calls them."""
 
     def message_received(self, message: bytes) -> None: ...
 
     def wire_writable(self) -> None:
-        """The wire was congested and no longer is."""
+        """The wire is no longer congested."""
 
     def wire_lost(self, code: int, error: UploadError | None) -> None:
-        """Called once, last: the close code, and an error where the peer's bytes were the reason."""
+        """The connection ended; called once, last. ``error`` is set where the server's bytes were invalid."""
 
 
 class Wire(abc.ABC):
     """An open connection for binary messages."""
 
     congested: bool = False
-    """More is queued than the network takes: write no DATA until :meth:`Peer.wire_writable`."""
+    """Whether more is queued than the network accepts: write no DATA until :meth:`WireListener.wire_writable`."""
 
     @abc.abstractmethod
     def encode(self, header: bytes, payload: Buffer) -> list[bytes]:
-        """One message, ready for :meth:`write`; ``payload`` may be reused. Called in any thread."""
+        """Encode one message for :meth:`write`; ``payload`` may be reused afterwards. Thread-safe."""
 
     @abc.abstractmethod
     def write(self, pieces: Sequence[bytes]) -> None:
-        """Queue encoded messages; never blocks. Ignored when the wire is lost."""
+        """Queue encoded messages; never blocks. Does nothing when the wire is lost."""
 
     @abc.abstractmethod
     def close(self, code: int) -> None:
-        """Send what is queued and say goodbye; :meth:`Peer.wire_lost` follows within seconds."""
+        """Send queued messages and start the closing handshake. :meth:`WireListener.wire_lost` follows."""
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Drop the connection at once; :meth:`Peer.wire_lost` follows."""
+        """Drop the connection at once; :meth:`WireListener.wire_lost` follows."""
 
 
-Connect = Callable[[Endpoint, Peer], Awaitable[Wire]]
-"""Opens a wire. Raises :class:`ConnectionLost` where coming back may help, else another error."""
+Connect = Callable[[Target, WireListener], Awaitable[Wire]]
+"""Opens a wire. Raises :class:`ConnectionLost` where a retry may succeed, else another error."""
 
 
-async def connect(endpoint: Endpoint, peer: Peer) -> Wire:
-    """Open a WebSocket, ``ws://`` or ``wss://``. No extension is offered: compression costs most of
-    the speed. The Origin is the server's own, which every origin check lets in.
+async def connect(target: Target, listener: WireListener) -> Wire:
+    """Open a WebSocket, ``ws://`` or ``wss://``. No extension is offered, since compression costs most of
+    the speed. The Origin is the server's own, which passes every origin check.
 
-    Raises :class:`ConnectionLost`, :class:`ConnectionRefused`, :class:`SubprotocolRequired`;
-    :class:`ValueError` for a URL that is none.
+    Raises :class:`ConnectionLost`, :class:`ConnectionRefused`, :class:`SubprotocolRequired`, and
+    :class:`ValueError` for an invalid URL.
     """
     try:
-        uri = parse_uri(endpoint.url)
+        uri = parse_uri(target.url)
     except Exception as error:
-        raise ValueError(f"{endpoint.url} is not a ws:// or wss:// URL: {error}") from error
-    context = (endpoint.ssl or ssl.create_default_context()) if uri.secure else None
+        raise ValueError(f"{target.url} is not a ws:// or wss:// URL: {error}") from error
+    context = (target.ssl or ssl.create_default_context()) if uri.secure else None
     loop = asyncio.get_running_loop()
-    wire = WebSocketWire(uri, endpoint.headers, peer, loop)
+    wire = WebSocketWire(uri, target.headers, listener, loop)
     try:
-        async with asyncio.timeout(endpoint.timeout):
+        async with asyncio.timeout(target.timeout):
             await loop.create_connection(
                 lambda: wire, uri.host, uri.port, ssl=context, happy_eyeballs_delay=0.25
             )
@@ -124,7 +123,7 @@ async def connect(endpoint: Endpoint, peer: Peer) -> Wire:
         raise ConnectionRefused(f"{uri.host} is not trusted: {error.verify_message}") from error
     except (OSError, TimeoutError) as error:
         wire.abort()
-        reason = str(error) or f"no answer within {endpoint.timeout:g} s"
+        reason = str(error) or f"no answer within {target.timeout:g} s"
         raise ConnectionLost(f"{uri.host}:{uri.port} cannot be reached: {reason}") from error
     except BaseException:
         wire.abort()
@@ -133,25 +132,25 @@ async def connect(endpoint: Endpoint, peer: Peer) -> Wire:
 
 
 def origin_of(uri: WebSocketURI) -> str:
-    """The page origin that belongs to the server itself (RFC 6454, section 6.2)."""
+    """The origin of the server's own pages (RFC 6454, section 6.2)."""
     host = f"[{uri.host}]" if ":" in uri.host else uri.host
     scheme, port = ("https", 443) if uri.secure else ("http", 80)
     return f"{scheme}://{host}" if uri.port == port else f"{scheme}://{host}:{uri.port}"
 
 
 class WebSocketWire(Wire, asyncio.Protocol):
-    """RFC 6455 over an asyncio transport. Made by :func:`connect`."""
+    """RFC 6455 over an asyncio transport. Created by :func:`connect`."""
 
     def __init__(
         self,
         uri: WebSocketURI,
         headers: Mapping[str, str],
-        peer: Peer,
+        listener: WireListener,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.opened: asyncio.Future[None] = loop.create_future()
         self._loop = loop
-        self._peer = peer
+        self._listener = listener
         self._headers = headers
         self._origin = origin_of(uri)
         self._websocket = WebSocketProtocol(
@@ -168,8 +167,8 @@ class WebSocketWire(Wire, asyncio.Protocol):
     # Wire -----------------------------------------------------------------------------------------
 
     def encode(self, header: bytes, payload: Buffer) -> list[bytes]:
-        # The key is new for each message and unpredictable: RFC 6455, section 5.3. It goes on from
-        # the header to the payload without a shift, for the header's length is a multiple of four.
+        # The key is new for each message and unpredictable: RFC 6455, section 5.3. The header's length is a
+        # multiple of four, so the payload starts with the first byte of the key again.
         key = os.urandom(4)
         size = len(header) + len(payload)
         if size < 126:
@@ -241,17 +240,17 @@ class WebSocketWire(Wire, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.congested = False
-        self._peer.wire_writable()
+        self._listener.wire_writable()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._websocket.receive_eof()
         self._transport = None
         if not self.opened.done():
             self.opened.set_exception(self._handshake_error(self._websocket.handshake_exc))
-            self.opened.exception()  # connect() may have timed out already
+            self.opened.exception()  # connect() may have timed out before
             return
         code = self._websocket.close_code
-        self._peer.wire_lost(ABNORMAL if code is None else code, self._error)
+        self._listener.wire_lost(ABNORMAL if code is None else code, self._error)
 
     def _take_events(self) -> None:
         for event in self._websocket.events_received():
@@ -262,7 +261,7 @@ class WebSocketWire(Wire, asyncio.Protocol):
                 self._take_frame(event)
 
     def _take_handshake(self) -> None:
-        if self.opened.done():  # connect() gave up
+        if self.opened.done():  # connect() timed out
             self.abort()
         elif self._websocket.subprotocol != SUBPROTOCOL:
             self.opened.set_exception(SubprotocolRequired(subprotocol=SUBPROTOCOL))
@@ -278,7 +277,7 @@ class WebSocketWire(Wire, asyncio.Protocol):
             if frame.fin:
                 message = b"".join(self._fragments)
                 self._fragments.clear()
-                self._peer.message_received(message)
+                self._listener.message_received(message)
 
     def _write_protocol(self) -> None:
         for piece in self._websocket.data_to_send():
@@ -298,10 +297,10 @@ class WebSocketWire(Wire, asyncio.Protocol):
                 if status == 403:
                     return ConnectionRefused(
                         f"The server refused the handshake (HTTP 403): it does not trust the origin "
-                        f"{self._origin}, or nobody may upload at this URL.",
+                        f"{self._origin}, or there is no upload target at this URL.",
                         status=status,
                     )
                 return ConnectionRefused(f"The server answered HTTP {status}.", status=status)
             case InvalidMessage(__cause__=EOFError()) | None:
                 return ConnectionLost("The connection was lost during the handshake.")
-        return ConnectionRefused(f"This is no upload server: {error}.")
+        return ConnectionRefused(f"This is not an upload server: {error}.")

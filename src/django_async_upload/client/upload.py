@@ -1,4 +1,4 @@
-"""One upload as its program sees it: a handle that lives through lost connections."""
+"""The handle of one upload, which survives lost connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..exceptions import (
 )
 from ..protocol import messages
 from .backoff import Backoff
-from .connection import Connection
+from .connection import ClientConnection
 from .conversation import Conversation, Progress
 from .source import FileSource, Path, Source, open_source
 from .state import Entry, StateFile
@@ -42,27 +42,27 @@ class UploadResult:
 
     id: str
     name: str
-    """As the server cleaned it."""
+    """The file's name, as cleaned by the server."""
     size: int
     crc32c: str
-    """Of the whole file, 8 hex digits; compared with our own."""
+    """CRC-32C of the whole file, 8 hex digits, which equals the client's own."""
     stored_as: str
     """The name in the server's storage."""
     digests: dict[str, str]
     seconds: float
     resumed: bool
-    """It went on after a lost connection, or after an earlier program."""
+    """Whether it was resumed after a lost connection, or from an earlier program."""
     bytes_sent: int
-    """Payload bytes that this program sent, those that had to be sent again included."""
+    """Payload bytes that this program sent, including those sent again."""
     receipt: str | None = None
-    """Signed by the server: post it to a form or an API of the site, in place of the file."""
+    """A signed receipt: post it to a form or an API of the site, in place of the file."""
     response: dict[str, Any] | None = None
     """The app's own answer, a JSON object; None where its endpoint gave none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the caller of :meth:`UploadClient.start` asked for."""
+    """The arguments of :meth:`UploadClient.start`."""
 
     what: Path | BinaryIO
     name: str | None = None
@@ -72,8 +72,8 @@ class Job:
     sha256: bool = False
 
 
-class Host(Protocol):
-    """What an upload needs of its client."""
+class ClientServices(Protocol):
+    """The part of the client that an upload uses."""
 
     url: str
     patience: float
@@ -81,9 +81,9 @@ class Host(Protocol):
     worker: Worker
     keys: set[str]
     ticket: str | None
-    """The newest that was sent."""
+    """The ticket that was sent last."""
 
-    async def connected(self) -> Connection: ...
+    async def connected(self) -> ClientConnection: ...
 
     def may_retry(self, error: UploadError) -> bool: ...
 
@@ -91,48 +91,48 @@ class Host(Protocol):
 
     def progressed(self) -> None: ...
 
-    def admission(self) -> AbstractAsyncContextManager[object]:
-        """Held while the file is open."""
+    def file_slot(self) -> AbstractAsyncContextManager[object]:
+        """A slot for an open file."""
 
-    def turn(self) -> AbstractAsyncContextManager[object]:
-        """Held while a file is sent that takes more than one breath."""
+    def transfer_slot(self) -> AbstractAsyncContextManager[object]:
+        """A slot for sending a large file."""
 
 
 class Upload:
     """A running upload: await it for the :class:`UploadResult`, iterate over it for progress.
 
-    Awaiting raises the :class:`UploadError` that ended it. When the awaiting task is cancelled, the
-    upload stops and stays on the server, to be resumed.
+    Awaiting raises the :class:`UploadError` that ended it. If the awaiting task is cancelled, the
+    upload stops, but stays on the server and can be resumed.
     """
 
-    def __init__(self, host: Host, job: Job) -> None:
-        self._host = host
+    def __init__(self, client: ClientServices, job: Job) -> None:
+        self._client = client
         self._job = job
         self._loop = asyncio.get_running_loop()
         self._conversation: Conversation | None = None
         self._entry: Entry | None = None
-        self._backoff = Backoff(host.patience)
+        self._backoff = Backoff(client.patience)
         self._abandoned = False
         self._furthest = 0
         self._sent = 0
         self._resumed = False
-        self._news: asyncio.Future[None] = self._loop.create_future()
+        self._changed: asyncio.Future[None] = self._loop.create_future()
         self.paused = False
-        self._goes_on = asyncio.Event()
-        self._goes_on.set()
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
         self.cancelled = False
         self.id: str | None = None
-        """The server's id; None until it has answered."""
+        """The upload's id; None until the server has answered."""
         self.progress = Progress()
-        """The newest."""
+        """The latest progress."""
         self.task = asyncio.create_task(self._run())
-        self.task.add_done_callback(lambda _: self._tell())
+        self.task.add_done_callback(lambda _: self._notify())
 
     def __await__(self) -> Generator[Any, None, UploadResult]:
         return self.task.__await__()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
-        """The newest progress, whenever there is some; ends with the upload and does not raise."""
+        """Iterate over the latest progress, until the upload ends. Raises nothing."""
         seen: Progress | None = None
         while True:
             if self.progress != seen:
@@ -141,29 +141,29 @@ class Upload:
             elif self.task.done():
                 return
             else:
-                await asyncio.shield(self._news)
+                await asyncio.shield(self._changed)
 
     @property
     def resumable(self) -> bool:
-        """A later program can go on with it: it stands in the state file."""
+        """Whether a later program can resume it: it is in the state file."""
         return self._entry is not None
 
     def pause(self) -> None:
-        """Send no more until :meth:`resume`; what is under way arrives."""
+        """Send no more data until :meth:`resume`. Data in flight still arrives."""
         self.paused = True
-        self._goes_on.clear()
+        self._unpaused.clear()
 
     def resume(self) -> None:
         self.paused = False
         self._backoff.reset()
-        self._goes_on.set()
+        self._unpaused.set()
         self._wake()
 
     async def cancel(self) -> bool:
-        """Throw the upload away, here and on the server. Awaiting the upload then raises
-        :class:`UploadOver`. False: it was too late, or had ended otherwise."""
+        """Cancel the upload, here and on the server; awaiting it then raises :class:`UploadOver`.
+        Returns False where it has completed, or ended otherwise."""
         self.cancelled = True
-        self._goes_on.set()
+        self._unpaused.set()
         self._wake()
         await asyncio.wait({self.task})
         if self.task.cancelled():
@@ -171,36 +171,36 @@ class Upload:
         error = self.task.exception()
         return isinstance(error, UploadFailed) and error.facts.get("state") == "cancelled"
 
-    # What a conversation tells --------------------------------------------------------------------
+    # For the conversation -------------------------------------------------------------------------
 
-    def identified(self, upload: str, *, at_once: bool) -> None:
-        """The server named the upload. ``at_once``: everything has been sent, and it is as good as over."""
+    def identified(self, upload: str, *, all_sent: bool) -> None:
+        """The server sent the upload's id. ``all_sent``: all data was sent before, so the state file needs no id."""
         self.id = upload
-        entry, state = self._entry, self._host.state
-        if entry is not None and state is not None and entry.upload != upload and not at_once:
+        entry, state = self._entry, self._client.state
+        if entry is not None and state is not None and entry.upload != upload and not all_sent:
             self._entry = replace(entry, upload=upload)
             state.change(self._entry)
 
-    def went_on(self) -> None:
-        """The server knew the upload from an earlier connection."""
+    def found_again(self) -> None:
+        """The server has the upload from an earlier connection."""
         self._resumed = True
 
     def abandoned(self) -> None:
-        """The source cannot go on, and the upload was cancelled on the server."""
+        """The source cannot be read further, and the upload was cancelled on the server."""
         self._abandoned = True
 
     def report(self, progress: Progress) -> None:
         if progress.done > self._furthest or progress.phase not in ("waiting", "uploading"):
-            # Something was gained that a lost connection does not take away.
+            # Progress that survives a lost connection.
             self._furthest = progress.done
             self._backoff.reset()
-            self._host.progressed()
+            self._client.progressed()
         self.progress = progress
-        self._tell()
+        self._notify()
         if self._job.on_progress is not None:
             try:
                 self._job.on_progress(progress)
-            except Exception:  # it only observes
+            except Exception:  # the callback only observes
                 logger.exception("on_progress failed for upload %s", self.id)
 
     # ----------------------------------------------------------------------------------------------
@@ -209,47 +209,47 @@ class Upload:
         if self._conversation is not None:
             self._conversation.wake()
 
-    def _more_to_read(self) -> None:
-        """Called in the thread that reads a stream."""
+    def _source_ready(self) -> None:
+        """Called by the thread that reads a stream, when it has more."""
         try:
             self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the loop was closed
             return
 
-    def _tell(self) -> None:
-        news, self._news = self._news, self._loop.create_future()
-        news.set_result(None)
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, self._loop.create_future()
+        changed.set_result(None)
 
     async def _run(self) -> UploadResult:
-        async with self._host.admission():
+        async with self._client.file_slot():
             return await self._upload()
 
     async def _upload(self) -> UploadResult:
         started = self._loop.time()
         job = self._job
-        source = await self._host.worker.run(
-            open_source, job.what, job.name, job.sha256, self._more_to_read
+        source = await self._client.worker.run(
+            open_source, job.what, job.name, job.sha256, self._source_ready
         )
         create = None
         try:
-            create, fresh = await self._begin(source)
+            create, fresh = await self._prepare(source)
             if source.in_memory:
                 completed = await self._send(source, create, fresh)
             else:
-                async with self._host.turn():
+                async with self._client.transfer_slot():
                     completed = await self._send(source, create, fresh)
             await self._verify(source, completed)
         except UploadError as error:
             over = isinstance(error, UploadFailed | UploadRefused) and not error.retryable
-            # A changed file is a decision to make: until then nothing is thrown away.
+            # Where the file changed, the user has to decide: until then nothing is deleted.
             if self._abandoned or (over and not isinstance(error, FileChanged)):
-                self._forget()
+                self._remove_entry()
             raise
         finally:
             source.close()
             if create is not None:
-                self._host.keys.discard(create.key)
-        self._forget()
+                self._client.keys.discard(create.key)
+        self._remove_entry()
         return UploadResult(
             id=completed.upload,
             name=completed.name,
@@ -264,8 +264,8 @@ class Upload:
             response=completed.response,
         )
 
-    async def _begin(self, source: Source) -> tuple[messages.Create, bool]:
-        """CREATE's fields, and whether the key is a new one; the key is on the disk afterwards."""
+    async def _prepare(self, source: Source) -> tuple[messages.Create, bool]:
+        """Store the key in the state file; returns CREATE and whether its key is new."""
         digest = "sha-256" if self._job.sha256 else None
         if not 0 < len(source.name) <= 1024:
             raise NameRefused("A name has 1 to 1,024 characters.")
@@ -283,11 +283,11 @@ class Upload:
             create.to_frame(1, crc32c)
         except (TypeError, ValueError) as error:
             raise MetadataInvalid(reason=str(error)) from error
-        state = self._host.state
+        state = self._client.state
         fresh = True
         if state is not None and isinstance(source, FileSource) and source.path is not None:
             await state.load()
-            entry = self._recall(state, source, create)
+            entry = self._find_entry(state, source, create)
             if entry is not None:
                 create, fresh = replace(create, key=entry.key, metadata=entry.metadata), False
                 self.id = entry.upload
@@ -296,7 +296,7 @@ class Upload:
                 assert source.identity is not None
                 self._entry = Entry(
                     key=create.key,
-                    url=self._host.url,
+                    url=self._client.url,
                     path=source.path,
                     identity=source.identity,
                     name=create.name,
@@ -304,18 +304,18 @@ class Upload:
                     digest=digest,
                     metadata=create.metadata,
                 )
-                self._host.keys.add(create.key)
+                self._client.keys.add(create.key)
                 await state.save(self._entry)
-        self._host.keys.add(create.key)
+        self._client.keys.add(create.key)
         return create, fresh
 
-    def _recall(
+    def _find_entry(
         self, state: StateFile, source: FileSource, create: messages.Create
     ) -> Entry | None:
-        """What an earlier program began with this file. Raises :class:`FileChanged`."""
+        """The entry of an earlier program for this file. Raises :class:`FileChanged`."""
         found = None
-        for entry in state.find(self._host.url, source.path or ""):
-            if entry.key in self._host.keys:  # another upload of this program
+        for entry in state.find(self._client.url, source.path or ""):
+            if entry.key in self._client.keys:  # another upload of this program
                 continue
             if entry.identity == source.identity:
                 same = (entry.name, entry.content_type, entry.digest)
@@ -325,25 +325,25 @@ class Upload:
                 state.remove(entry.key)
             else:
                 raise FileChanged(
-                    f"{entry.path} has changed since its upload {entry.upload} was begun. "
-                    "Cancel that upload to begin again.",
+                    f"{entry.path} has changed since its upload {entry.upload} started. "
+                    "Cancel that upload to start again.",
                     upload=entry.upload,
                 )
         return found
 
-    def _forget(self) -> None:
-        if self._entry is not None and self._host.state is not None:
-            self._host.state.remove(self._entry.key)
+    def _remove_entry(self) -> None:
+        if self._entry is not None and self._client.state is not None:
+            self._client.state.remove(self._entry.key)
 
     async def _send(
         self, source: Source, create: messages.Create, fresh: bool
     ) -> messages.Completed:
-        """Converse on one connection after the other until the upload is over."""
+        """Send the upload on one connection after the other until it ends."""
         while True:
-            connection = await self._host.connected()
-            ticket = self._host.ticket
+            connection = await self._client.connected()
+            ticket = self._client.ticket
             conversation = Conversation(
-                connection, self, source, create, self._host.worker, pipelined=fresh
+                connection, self, source, create, self._client.worker, pipelined=fresh
             )
             self._conversation = conversation
             fresh = False
@@ -351,29 +351,28 @@ class Upload:
                 return await conversation.run()
             except UploadError as error:
                 await self._wait_to_retry(error, connection, ticket)
-                await (
-                    self._goes_on.wait()
-                )  # paused, it needs no stream, and a server takes idle ones away
+                # While paused it needs no stream; a server may close idle ones.
+                await self._unpaused.wait()
             finally:
                 self._conversation = None
                 self._sent += conversation.bytes_sent
 
     async def _wait_to_retry(
-        self, error: UploadError, connection: Connection, ticket: str | None
+        self, error: UploadError, connection: ClientConnection, ticket: str | None
     ) -> None:
-        """Raises ``error`` where trying again cannot help, or patience is at an end."""
-        if not self._host.may_retry(error):
+        """Wait before a retry. Raises ``error`` where a retry cannot succeed, or patience is exceeded."""
+        if not self._client.may_retry(error):
             raise error
         if connection.error is not None or isinstance(error, Draining):
             return  # the client waits before it connects
         delay = self._backoff.delay(error)
-        logger.info("%s: %s Trying again in %.1f s.", self._job.what, error, delay)
+        logger.info("%s: %s Retrying in %.1f s.", self._job.what, error, delay)
         await asyncio.sleep(delay)
         if isinstance(error, AuthenticationRequired | TicketExpired):
-            await self._host.renew(error, ticket)
+            await self._client.renew(error, ticket)
 
     async def _verify(self, source: Source, completed: messages.Completed) -> None:
-        """Raises :class:`DigestMismatch` unless what was published is what was read here."""
+        """Raises :class:`DigestMismatch` unless the published file equals the source."""
         if completed.size != source.size:
             raise DigestMismatch(algorithm="size", actual=completed.size, expected=source.size)
         crc = await asyncio.to_thread(source.crc_at, completed.size)

@@ -1,4 +1,4 @@
-"""A thread of our own for work that blocks, with one hop back for everything that is done by then."""
+"""A thread for blocking work, which delivers all finished results to the event loop in one call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
 class Worker:
-    """Runs jobs one after the other. A daemon: a blocked ``read()`` does not keep a program alive.
+    """Runs jobs one after the other in a daemon thread: a blocked ``read()`` does not keep the program running.
 
-    Thousands of small jobs cost few wake-ups of the event loop, since all that were done in the
-    meantime are delivered together.
+    Thousands of small jobs wake the event loop only a few times, since finished results are delivered together.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,13 +30,13 @@ class Worker:
         self._thread.start()
 
     def run(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """The result comes through the future; a cancelled future's job may run all the same."""
+        """Queue a job; returns a future for its result. The job may run even if the future is cancelled."""
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put((future, partial(function, *args)))
         return future
 
     def stop(self) -> None:
-        """End the thread after the jobs that it has; does not wait."""
+        """End the thread after the queued jobs; does not wait."""
         self._jobs.put(None)
 
     def _work(self) -> None:
