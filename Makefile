@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bundle dist npm bench bench-browser matrix clean help
+.PHONY: demo test check docs-js messages bundle dist npm mutants bench bench-browser matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -81,6 +81,9 @@ messages: $(VENV)/.test  ## Gather the texts to translate, and compile the trans
 	sed -i '/^"POT-Creation-Date/d' src/django_async_upload/locale/*/LC_MESSAGES/django.po
 	cd src/django_async_upload && ../../$(BIN)/django-admin compilemessages
 	$(BIN)/python -m tests.javascript_texts
+
+mutants: $(VENV)/.test $(VENV)/.js  ## Break critical lines one at a time: do the tests notice each? ten minutes.
+	$(BIN)/python -m tests.mutants
 
 bench: $(VENV)/.bench  ## Measure against other ways to upload; half an hour.
 	$(BIN)/python -m tests.bench

@@ -80,6 +80,16 @@ def test_a_handshake_without_a_host_has_no_origin_of_its_own() -> None:
     assert not origin_is_trusted(handshake(("Origin", "http://example.com")))
 
 
+def test_a_header_with_an_underscore_is_no_other_header(settings: Any) -> None:
+    """Where a proxy sets X-Forwarded-Host it lets X_Forwarded_Host of the client through."""
+    settings.USE_X_FORWARDED_HOST = True
+    settings.ALLOWED_HOSTS = ["*"]
+    said = ("Host", "example.com"), ("X-Forwarded-Host", "example.com")
+    evil = ("X_Forwarded_Host", "evil.com"), ("Origin", "http://evil.com")
+    assert not origin_is_trusted(handshake(*said, *evil))
+    assert not origin_is_trusted(handshake(said[0], *evil))
+
+
 def test_two_origins_are_none() -> None:
     own = ("Origin", "http://example.com")
     assert origin_is_trusted(handshake(("Host", "example.com"), own))
@@ -228,6 +238,16 @@ def test_connections_of_an_address_are_capped_before_they_cost(settings: Any) ->
     third = Guest()
     third.enter()
     third.sign_in("user:3")
+
+
+def test_whoever_leaves_makes_room(settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_CONNECTIONS": 1}
+    for _ in range(3):
+        guest = Guest()
+        guest.enter()
+        guest.sign_in("user:1")
+        guest.leave()
+    assert admission.taken() == 0
 
 
 def test_who_has_no_address_is_not_counted_by_address(settings: Any) -> None:

@@ -179,6 +179,28 @@ def test_the_purge_deletes_parts_that_no_session_names_when_they_are_old(
     assert orphan not in parts(staging)
 
 
+def test_the_purge_leaves_a_part_that_is_open_however_old_it_seems(db: None, staging: Path) -> None:
+    """Its row is not written yet, and a clock is wrong."""
+    store = make_store()
+    writer = store.create(None)
+    os.utime(staging / writer.part, (0, 0))
+    assert cleanup.purge().parts == 0
+    assert parts(staging) == {writer.part}
+    writer.close()
+    assert cleanup.purge().parts == 1
+    store.close()
+
+
+def test_the_purge_leaves_a_file_that_a_form_is_about_to_take(owner: Owner, media: Path) -> None:
+    then = timezone.now() - LONG_AGO
+    session = publish(owner, completed_at=then, expires_at=timezone.now() + timedelta(minutes=1))
+    assert cleanup.purge(unbound_after=timedelta()).sessions == 0
+    assert session.file.read() == b"hello"
+    UploadSession.objects.update(expires_at=None)
+    assert cleanup.purge(unbound_after=timedelta()).sessions == 1
+    assert not session.get_storage().exists(session.stored_as)
+
+
 def test_a_dry_run_tells_the_same_and_changes_nothing(
     owner: Owner, staging: Path, heard: Heard
 ) -> None:

@@ -26,8 +26,10 @@ from django_async_upload.exceptions import (
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.quotas import Growth
 from django_async_upload.sessions.rows import Change, Claim, Creation, Ending
 from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from django_async_upload.stores.base import Checkpoint
 
 from .fixtures import Heard, new_key
 
@@ -95,13 +97,16 @@ def test_a_holder_changes_the_state_or_hears_why_not(
         assert (session.state, session.durable) == (source, 0)
 
 
+@pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("target", CHANGES)
-def test_an_old_epoch_changes_nothing(owner: Owner, target: State) -> None:
-    session = saved(owner, state=min(SOURCES[target]), epoch=3)
+def test_an_old_epoch_changes_nothing(owner: Owner, target: State, is_there: bool) -> None:
+    """Nor does its holder believe so where the new one has made the same change."""
+    source = target if is_there else min(SOURCES[target])
+    session = saved(owner, state=source, epoch=3)
     (outcome,) = rows.change([Change(session.pk, 2, target, {"durable": 7})])
     assert isinstance(outcome, TakenOver)
     session.refresh_from_db()
-    assert (session.state, session.epoch, session.durable) == (min(SOURCES[target]), 3, 0)
+    assert (session.state, session.epoch, session.durable) == (source, 3, 0)
 
 
 def test_a_change_of_a_row_that_is_gone(owner: Owner) -> None:
@@ -419,6 +424,27 @@ def test_an_address_has_a_quota_over_all_its_owners(
     assert isinstance(outcomes[2], UploadSession)
 
 
+def test_uploads_of_unknown_size_grow_up_to_the_quota_together(owner: Owner, settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 1000}
+    growing = [saved(owner, size=None, durable=300, state=State.UPLOADING) for _ in range(3)]
+    good, refused, no_more = rows.change(
+        [
+            Change(
+                session.pk,
+                session.epoch,
+                State.UPLOADING,
+                {"durable": after},
+                growth=Growth(owner.key, None, 300, after),
+            )
+            for session, after in zip(growing, (400, 301, 300), strict=True)
+        ]
+    )
+    assert good is None
+    assert isinstance(refused, ByteQuotaExceeded)
+    assert no_more is None
+    assert [UploadSession.objects.get(pk=each.pk).durable for each in growing] == [400, 300, 300]
+
+
 def test_uploads_without_an_address_share_no_quota(owner: Owner, settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"ADDRESS_MAX_SESSIONS": 1}
     outcomes = create(owner, make(owner), make(owner))
@@ -496,6 +522,15 @@ def test_a_row_that_is_gone_is_not_completed(owner: Owner) -> None:
 def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"EXPIRE_AFTER": 60}
     assert timedelta(seconds=59) < rows.expiry() - timezone.now() <= timedelta(seconds=60)
+    lives_until = rows.checkpoint_values(Checkpoint("part", 5, 1, "boot"))["expires_at"]
+    assert timedelta(seconds=59) < lives_until - timezone.now() <= timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("fields", [{"part": "part"}, {"state": State.UPLOADING}])
+def test_an_upload_that_somebody_knows_is_not_forgotten(owner: Owner, fields: Any) -> None:
+    known, new = saved(owner, **fields), saved(owner)
+    rows.forget([known.pk, new.pk])
+    assert list(UploadSession.objects.all()) == [known]
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="its writers take turns")

@@ -144,8 +144,8 @@ def test_events_are_due_until_they_are_delivered_or_claimed(owner: Owner) -> Non
     now = timezone.now()
     lapsed = event(owner, due_at=now - timedelta(seconds=1))
     event(owner, due_at=now + timedelta(seconds=5))
-    event(owner, delivered_at=now)
-    given_up = event(owner, given_up_at=now)
+    event(owner, due_at=lapsed.due_at, delivered_at=now)
+    given_up = event(owner, due_at=lapsed.due_at, given_up_at=now)
     assert list(CompletionEvent.objects.given_up()) == [given_up]
     assert set(CompletionEvent.objects.due(now)) == {fresh, lapsed}
 

@@ -149,8 +149,17 @@ def test_sizes() -> None:
 
 def test_metadata() -> None:
     policies.check_metadata({"a": "x" * 16_000})
-    with pytest.raises(MetadataInvalid):
-        policies.check_metadata({"a": "x" * 17_000})
+    policies.check_metadata({"a": [{}] * 1000, "b": "\\u0000"})
+    for metadata in (
+        {"a": "x" * 17_000},
+        {"a": [{}] * 1100},
+        {"a": "\0"},
+        {"\\\0": 1},
+        {"a": "\ud800"},
+        {"a": float("nan")},
+    ):
+        with pytest.raises(MetadataInvalid):
+            policies.check_metadata(metadata)
 
 
 def test_the_smallest_of_limits() -> None:

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from django_async_upload import receipts
 from django_async_upload.exceptions import (
+    AlreadyBound,
     FileTooLarge,
     MetadataInvalid,
     TypeRefused,
@@ -224,6 +225,24 @@ def test_the_hold_of_a_request_that_died_ends_by_itself(alice: Any, session: Upl
     assert code_of(request_of(alice), receipt_of(session), field="file") == "receipt_used"
     end_request([taken], is_done=True)
     assert open_receipt(request_of(alice), receipt_of(session), field="file")
+
+
+def test_whoever_was_too_slow_neither_saves_nor_binds_what_another_has_now(
+    alice: Any, session: UploadSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = open_receipt(request_of(alice), receipt_of(session), field="file")
+    slow.hold()
+    UploadSession.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    taken = open_receipt(request_of(alice), receipt_of(session), field="file")
+    with pytest.raises(AlreadyBound):
+        slow.hold()
+    slow.bind()
+    assert "saved twice" in caplog.text
+    session.refresh_from_db()
+    assert session.state == State.COMPLETED
+    taken.bind()
+    session.refresh_from_db()
+    assert session.state == State.BOUND
 
 
 def test_the_same_receipt_twice_in_a_request_is_one_file(

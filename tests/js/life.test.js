@@ -104,6 +104,11 @@ test("a file that cannot be read is tried again for a while, and what is there o
   assert.ok(!isKept(new UploadError("file_too_large")));
 });
 
+test("what another page has taken over, or another file was chosen for, is still there", () => {
+  assert.ok(isKept(new UploadError("taken_over")));
+  assert.ok(isKept(new UploadError("file_changed")));
+});
+
 test("a wrong guess and an expired upload begin anew", () => {
   assert.equal(of("file_changed"), "fail");
   assert.equal(of("file_changed", { isGuess: true }), "anew");

@@ -15,6 +15,8 @@ from django_async_upload.protocol.frames import FrameType, build_data
 from django_async_upload.protocol.server import (
     ACCEPTS,
     DROPS,
+    IN_FLIGHT_SLACK,
+    LEAST_DROPPED,
     MAX_REWINDS,
     Broken,
     Chunk,
@@ -259,3 +261,10 @@ def test_all_data_counts_against_the_connections_limit() -> None:
     assert outcome(protocol, build_data(STREAM, 0, bytes(9951), crc32c)) == "flow_control"
     assert outcome(protocol, build_data(STREAM, 0, bytes(9950), crc32c)) == "dropped"
     assert outcome(protocol, FRAMES["DATA"](STREAM + 1)) == "flow_control"
+
+
+def test_no_more_frames_are_dropped_than_can_have_been_in_flight() -> None:
+    protocol = road_to(_S.ENDING)
+    for _ in range((HELLO.stream_limit + IN_FLIGHT_SLACK) // LEAST_DROPPED):
+        assert outcome(protocol, FRAMES["DATA"](STREAM)) == "dropped"
+    assert outcome(protocol, FRAMES["FINISH"](STREAM)) == "flow_control"

@@ -140,6 +140,10 @@ def test_a_margin_of_the_disk_is_left_free(
         with pytest.raises(StorageFull):
             writer.append(split(bytes(1 << 25), offset=writer.received))
         assert writer.sync().offset == len(DATA)
+    free = 1010
+    with pytest.raises(StorageFull):
+        unknown.append(split(bytes(11), offset=len(DATA)))
+    unknown.append(split(bytes(10), offset=len(DATA)))
 
 
 def test_free_space_is_compared_where_nothing_can_be_reserved(
@@ -244,6 +248,44 @@ def test_nothing_new_is_not_synced_again(
     monkeypatch.setattr(disk, "fdatasync", calls.append)
     assert writer.sync() == writer.sync()
     assert len(calls) == 1
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was synced, in order: "file", or the path of a directory."""
+    calls: list[str] = []
+    monkeypatch.setattr(disk, "fdatasync", lambda fd: calls.append("file"))
+    monkeypatch.setattr(disk, "sync_directory", calls.append)
+    return calls
+
+
+def test_the_first_sync_makes_the_name_durable_and_so_does_a_rewrite(
+    store: FileSystemStore, synced: list[str]
+) -> None:
+    writer = store.create(None)
+    synced.clear()  # the folders that were made
+    writer.append(split(DATA[:60_000]))
+    checkpoint = writer.sync()
+    writer.append(split(DATA[60_000:], offset=60_000))
+    writer.sync()
+    assert synced == ["file", store.root, "file"]
+    synced.clear()
+    writer.rewrite(checkpoint)
+    assert synced == ["file", store.root]
+    writer.append(split(DATA[60_000:], offset=60_000))
+    writer.sync()
+    assert synced == ["file", store.root, "file"]
+
+
+def test_the_names_of_many_are_made_durable_at_once(
+    store: FileSystemStore, synced: list[str]
+) -> None:
+    writers = [store.create(None) for _ in range(3)]
+    synced.clear()
+    for writer in writers:
+        writer.append(split(DATA))
+    assert [each.offset for each in store.sync_all(writers)] == [len(DATA)] * 3
+    assert sorted(synced) == [store.root, "file", "file", "file"]
 
 
 def test_a_failed_sync_leaves_only_what_is_durable(
@@ -394,6 +436,17 @@ def test_the_path_is_refused_when_it_is_another_file(store: FileSystemStore) -> 
     with pytest.raises(StorageFailed):
         writer.path()
     path.write_bytes(DATA)
+    with pytest.raises(StorageFailed):
+        writer.path()
+
+
+def test_the_path_is_refused_where_another_file_of_the_same_size_stands(
+    store: FileSystemStore,
+) -> None:
+    writer, other = store.create(None), store.create(None)
+    for each in (writer, other):
+        each.append(split(DATA))
+    os.replace(other.path(), writer.path())
     with pytest.raises(StorageFailed):
         writer.path()
 

@@ -35,6 +35,7 @@ from django_async_upload.stores.publication import (
     links_into,
     own_name,
     save,
+    sync_link,
 )
 from django_async_upload.testing.stores import split
 
@@ -214,15 +215,20 @@ class TestLink:
         with pytest.raises(NotLinkable):
             link(storage, writer.path(), "c.bin")
 
-    def test_fsync_syncs_the_file_then_the_new_folders(
-        self, storage: FileSystemStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture
+    def synced(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Paths of files and folders, in the order in which they were synced."""
         synced: list[str] = []
 
         def fsync(fd: int) -> None:
             synced.append(os.readlink(f"/proc/self/fd/{fd}"))
 
         monkeypatch.setattr(os, "fsync", fsync)
+        return synced
+
+    def test_fsync_syncs_the_file_then_the_new_folders(
+        self, storage: FileSystemStorage, writer: Writer, synced: list[str]
+    ) -> None:
         link(storage, writer.path(), "a/b/c.bin")
         media = storage.location
         assert synced == [
@@ -236,6 +242,16 @@ class TestLink:
         os.unlink(storage.path("a/b/c.bin"))
         link(storage, writer.path(), "a/b/d.bin", durability="os")
         assert synced == []
+
+    def test_a_link_of_before_a_crash_is_synced_with_the_folders_that_may_have_been_new(
+        self, storage: FileSystemStorage, writer: Writer, synced: list[str]
+    ) -> None:
+        link(storage, writer.path(), "a/b/c.bin", durability="os")
+        sync_link(storage, "a/b/c.bin", durability="os")
+        assert synced == []
+        sync_link(storage, "a/b/c.bin")
+        media = storage.location
+        assert synced == [f"{media}/a/b", f"{media}/a", media, os.path.dirname(media)]
 
 
 def publish(storage: FileSystemStorage, path: str, name: str) -> str:

@@ -231,11 +231,12 @@ class ServerProtocol:
         No more of them can be than there was credit for, and some without payload. Raises
         :class:`FlowControlViolation`: without an end to them a client could keep the server busy for nothing.
         """
-        self._in_flight -= max(length, LEAST_DROPPED)
-        if self._in_flight < 0:
+        left = self._in_flight - max(length, LEAST_DROPPED)
+        if left < 0:
             raise FlowControlViolation(
                 "More came for streams that take no data than can have been in flight."
             )
+        self._in_flight = left
 
     def _require_known(self, stream: int, name: str) -> None:
         if stream == 0:

@@ -1,0 +1,1 @@
+"""Mutations of critical lines, as data: the tests must notice each one. ``python -m tests.mutants`` tries them."""
