@@ -96,7 +96,7 @@ async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_count
         await upload.write()
         assert (upload.received, upload.durable) == (MIB, 0), "no row names the part"
         assert upload.writer is not None
-        named = Checkpoint(upload.writer.part, boot_id=disk.boot_id())
+        named = Checkpoint(upload.writer.part, token=disk.boot_id())
         await upload.save(named, State.UPLOADING)
         assert upload.durable == MIB
         feed(upload, data[: 9 * MIB], MIB)

@@ -92,7 +92,7 @@ def test_a_key_is_unique_per_owner_and_endpoint(owner: Owner) -> None:
 
 
 def test_a_session_tells_its_checkpoint_and_crc(owner: Owner) -> None:
-    session = make(owner, part="p", durable=7, crc=0xABC, boot_id="b")
+    session = make(owner, part="p", durable=7, crc=0xABC, token="b")
     assert session.checkpoint == Checkpoint("p", 7, 0xABC, "b")
     assert session.crc32c == "00000abc"
 

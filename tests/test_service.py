@@ -930,7 +930,7 @@ async def test_a_part_that_is_not_whole_is_never_published(
     uploads = get_service()
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     if boot == "another":
-        await UploadSession.objects.aupdate(boot_id="another")
+        await UploadSession.objects.aupdate(token="another")
     again = await crash(uploads)
     os.truncate(os.path.join(again.store.root, session.part), 2)
     with pytest.raises(DataLost):
@@ -1060,7 +1060,7 @@ async def test_what_a_reboot_took_is_sent_again_where_durability_never_promised_
     uploads = get_service()
     data = os.urandom(3 * MIB)
     pk = await interrupted(uploads, owner, data, 2 * MIB)
-    await UploadSession.objects.aupdate(boot_id="another")
+    await UploadSession.objects.aupdate(token="another")
     os.truncate(os.path.join(uploads.store.root, (await row(pk)).part), 4096)  # type: ignore[attr-defined]
     async with attached(uploads, owner, pk) as upload:
         assert (upload.durable, upload.received) == (0, 0)
@@ -1124,7 +1124,7 @@ async def test_a_part_that_is_gone_leaves_no_new_one_behind(
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     again = await crash(uploads)
     again.store.delete(session.part)
-    await UploadSession.objects.aupdate(boot_id="another")
+    await UploadSession.objects.aupdate(token="another")
     with pytest.raises(DataLost):
         await again.result(session, lambda progress: None)
     assert not os.listdir(again.store.root)  # type: ignore[attr-defined]

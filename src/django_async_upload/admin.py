@@ -204,7 +204,7 @@ class UploadSessionAdmin(ModelAdmin):
             _("Internals"),
             {
                 "classes": ("collapse",),
-                "fields": ("id", "address", "durable", "epoch", "part", "boot_id"),
+                "fields": ("id", "address", "durable", "epoch", "part", "token"),
             },
         ),
     )

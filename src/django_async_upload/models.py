@@ -152,7 +152,7 @@ class UploadSession(models.Model):
     part = models.CharField(_("part"), max_length=255, blank=True)
     durable = models.BigIntegerField(_("durable bytes"), default=0)
     crc = models.BigIntegerField(_("CRC-32C of the durable bytes"), default=0)
-    boot_id = models.CharField(_("boot id"), max_length=64, blank=True)
+    token = models.TextField(_("token of the store"), blank=True)
 
     digests = models.JSONField(_("digests"), default=dict, blank=True)
     storage = models.CharField(_("storage"), max_length=100, default="default")
@@ -206,7 +206,7 @@ class UploadSession(models.Model):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.part, self.durable, self.crc, self.boot_id)
+        return Checkpoint(self.part, self.durable, self.crc, self.token)
 
     @property
     def field_name(self) -> str:

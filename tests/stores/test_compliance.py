@@ -11,7 +11,6 @@ import pytest
 from crc32c import crc32c
 
 from django_async_upload.exceptions import StorageFailed
-from django_async_upload.protocol.frames import HEADER_SIZE
 from django_async_upload.stores import Checkpoint, MemoryStore, Position, Store, Writer
 from django_async_upload.stores.memory import MemoryWriter
 from django_async_upload.testing.stores import StoreCompliance, damage
@@ -39,18 +38,18 @@ def with_writer(writer_class: type[MemoryWriter]) -> type[Store]:
 
 @with_writer
 class WritesDamage(MemoryWriter):
-    def append(self, frames: Sequence[bytes]) -> int:
-        payloads = [memoryview(frame)[HEADER_SIZE:] for frame in frames]
+    def append(self, pieces: Sequence[Piece]) -> int:
+        payloads = [memoryview(piece.payload) for piece in pieces]
         self.write(payloads)
         data = b"".join(payloads)
         self.position = Position(self.received + len(data), crc32c(data, self.crc))
-        return len(frames)
+        return len(pieces)
 
 
 @with_writer
 class WritesBehindDamage(MemoryWriter):
-    def append(self, frames: Sequence[bytes]) -> int:
-        return sum(super(type(self), self).append([frame]) for frame in frames)
+    def append(self, pieces: Sequence[Piece]) -> int:
+        return sum(super(type(self), self).append([piece]) for piece in pieces)
 
 
 @with_writer
@@ -66,8 +65,8 @@ class WritesAtTheEnd(MemoryWriter):
 
 @with_writer
 class CountsNoChecksum(MemoryWriter):
-    def append(self, frames: Sequence[bytes]) -> int:
-        good = super(type(self), self).append(frames)
+    def append(self, pieces: Sequence[Piece]) -> int:
+        good = super(type(self), self).append(pieces)
         self.position = self.position._replace(crc=0)
         return good
 
@@ -110,7 +109,7 @@ class NeverSyncs(MemoryWriter):
 @with_writer
 class ForgetsTheBoot(MemoryWriter):
     def sync(self) -> Checkpoint:
-        return replace(super(type(self), self).sync(), boot_id="")
+        return replace(super(type(self), self).sync(), token="")
 
 
 @with_writer
@@ -285,11 +284,11 @@ class SettlesTooEarly(MemoryWriter):
 
 
 EXPECTED = {
-    WritesDamage: "a_damaged_frame_ends_the_batch",
-    WritesBehindDamage: "a_damaged_frame_ends_the_batch",
+    WritesDamage: "a_damaged_piece_ends_the_batch",
+    WritesBehindDamage: "a_damaged_piece_ends_the_batch",
     WritesAtTheEnd: "truncate_goes_back_to_a_checkpoint",
-    CountsNoChecksum: "frames_are_written_in_order",
-    DropsTheTail: "thousands_of_small_frames_are_one_batch",
+    CountsNoChecksum: "pieces_are_written_in_order",
+    DropsTheTail: "thousands_of_small_pieces_are_one_batch",
     ReadsPastStop: "read_gives_any_range",
     PromisesTooMuch: "a_checkpoint_tells_the_truth",
     SyncsHalfOfAMove: "sync_may_run_beside_append",
@@ -332,4 +331,4 @@ def test_only_the_broken_store_is() -> None:
 
 
 def test_damage_is_one_bit() -> None:
-    assert damage(b"abc") == b"abb"
+    assert damage(Piece(b"abc")).payload == b"abb"

@@ -174,7 +174,7 @@ def test_bytes_that_no_sync_covered_prove_nothing_after_a_reboot(store: FileSyst
     path = writer.path()
     writer.close()
     os.truncate(path, 1 << 20)  # as after a power cut: the right size, and zeros
-    with_zeros = store.open(replace(checkpoint, boot_id="before"), size=1 << 20)
+    with_zeros = store.open(replace(checkpoint, token="before"), size=1 << 20)
     assert with_zeros.received == 50_000
     assert os.path.getsize(path) == 50_000
     assert b"".join(with_zeros.read()) == DATA[:50_000]
@@ -184,7 +184,7 @@ def test_bytes_that_no_sync_covered_prove_nothing_after_a_reboot(store: FileSyst
 def test_fsync_loses_nothing_silently(store: FileSystemStore, harm: str) -> None:
     writer = store.create(None)
     writer.append(split(DATA))
-    checkpoint = replace(writer.sync(), boot_id="before")
+    checkpoint = replace(writer.sync(), token="before")
     path = Path(writer.path())
     writer.close()
     do_harm(path, harm)
@@ -199,7 +199,7 @@ def test_os_begins_again_after_a_reboot(tmp_path: Path, harm: str) -> None:
     store = FileSystemStore(tmp_path, durability="os")
     writer = store.create(None)
     writer.append(split(DATA))
-    checkpoint = replace(writer.sync(), boot_id="before")
+    checkpoint = replace(writer.sync(), token="before")
     path = Path(writer.path())
     writer.close()
     do_harm(path, harm)
@@ -212,7 +212,7 @@ def test_os_proves_what_outlived_a_reboot(tmp_path: Path) -> None:
     store = FileSystemStore(tmp_path, durability="os")
     writer = store.create(None)
     writer.append(split(DATA))
-    checkpoint = replace(writer.sync(), boot_id="before")
+    checkpoint = replace(writer.sync(), token="before")
     writer.close()
     assert store.open(checkpoint).received == len(DATA)
 

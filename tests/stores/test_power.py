@@ -72,7 +72,7 @@ def test_nothing_below_a_checkpoint_is_lost_and_nothing_unproved_is_kept(
     writer.append(split(DATA[checkpoint.offset :], offset=checkpoint.offset))
 
     store = FileSystemStore(cut() / "staging")
-    found = store.open(replace(checkpoint, boot_id="before the cut"), size=size)
+    found = store.open(replace(checkpoint, token="before the cut"), size=size)
     assert found.received == checkpoint.offset
     assert b"".join(found.read()) == DATA[: checkpoint.offset]
     found.append(split(DATA[found.received :], offset=found.received))
@@ -90,7 +90,7 @@ def test_a_rewritten_part_is_durable_before_its_name_is_known(
     writer.rewrite(checkpoint)
 
     store = FileSystemStore(cut() / "staging")
-    renewed = replace(checkpoint, part=writer.part, boot_id="before the cut")
+    renewed = replace(checkpoint, part=writer.part, token="before the cut")
     assert b"".join(store.open(renewed).read()) == DATA[:HALF]
 
 
@@ -108,7 +108,7 @@ def test_with_os_what_is_there_is_proved_or_begun_again(disk: tuple[Path, PowerC
     store = FileSystemStore(cut() / "staging", durability="os")
     received = []
     for checkpoint in checkpoints:
-        found = store.open(replace(checkpoint, boot_id="before the cut"), size=len(DATA))
+        found = store.open(replace(checkpoint, token="before the cut"), size=len(DATA))
         assert b"".join(found.read()) == DATA[: found.received]
         received.append(found.received)
     assert received == [len(DATA), 0, 0]

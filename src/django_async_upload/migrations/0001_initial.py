@@ -114,7 +114,7 @@ class Migration(migrations.Migration):
                     "crc",
                     models.BigIntegerField(default=0, verbose_name="CRC-32C of the durable bytes"),
                 ),
-                ("boot_id", models.CharField(blank=True, max_length=64, verbose_name="boot id")),
+                ("token", models.TextField(blank=True, verbose_name="token of the store")),
                 ("digests", models.JSONField(blank=True, default=dict, verbose_name="digests")),
                 (
                     "storage",

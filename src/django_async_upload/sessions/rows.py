@@ -107,7 +107,7 @@ def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "part": checkpoint.part,
         "durable": checkpoint.offset,
         "crc": checkpoint.crc,
-        "boot_id": checkpoint.boot_id,
+        "token": checkpoint.token,
         "expires_at": expiry(),
     }
 

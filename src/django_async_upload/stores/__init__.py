@@ -1,6 +1,6 @@
 """Stores, which keep the bytes of unfinished uploads, and the publication of finished parts."""
 
-from .base import Checkpoint, Part, Position, Store, Writer
+from .base import Checkpoint, Part, Piece, Position, Seal, Store, Writer
 from .filesystem import FileSystemStore
 from .memory import MemoryStore
 
@@ -9,7 +9,9 @@ __all__ = [
     "FileSystemStore",
     "MemoryStore",
     "Part",
+    "Piece",
     "Position",
+    "Seal",
     "Store",
     "Writer",
 ]

@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, ParamSpec, T
 import aiofiles.os
 import crc32c as _crc32c
 
-from ..protocol.frames import HEADER_SIZE, is_intact
-
 if TYPE_CHECKING:
     from django.core.checks import CheckMessage
 
@@ -48,6 +46,26 @@ def _called(function: Callable[[], T]) -> T:
 _call = aiofiles.os.wrap(_called)
 
 
+class Seal(NamedTuple):
+    """What the sender of a piece vouches for: ``crc32c(payload, start) == crc``."""
+
+    start: int
+    """CRC-32C of what the sender put before the payload."""
+    crc: int
+
+
+class Piece(NamedTuple):
+    """Bytes of a file, in order; a door cuts them out of what it receives."""
+
+    payload: bytes | memoryview
+    seal: Seal | None = None
+    """None where nothing vouches for this piece alone: the CRC of the whole file stands for it at the end."""
+
+    @property
+    def is_intact(self) -> bool:
+        return self.seal is None or crc32c(self.payload, self.seal.start) == self.seal.crc
+
+
 class Position(NamedTuple):
     """An offset and the CRC of all below it: one value, so that no thread sees half of a move."""
 
@@ -65,8 +83,9 @@ class Checkpoint:
     """Bytes that were durable when this was written down."""
     crc: int = 0
     """CRC-32C of those bytes."""
-    boot_id: str = ""
-    """The machine's run in which they were written: see :func:`.disk.boot_id`."""
+    token: str = ""
+    """What the store needs to know to open the part again. Of files: the machine's run in which the bytes were
+    written, see :func:`.disk.boot_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +222,11 @@ class Writer(abc.ABC):
         return self.position.crc
 
     @property
+    def token(self) -> str:
+        """:attr:`Checkpoint.token` of a checkpoint that is made now."""
+        return ""
+
+    @property
     def settled(self) -> int:
         """Bytes that outlive what the store's durability names as soon as a row names the part.
 
@@ -210,8 +234,8 @@ class Writer(abc.ABC):
         """
         return 0
 
-    def append(self, frames: Sequence[bytes]) -> int:
-        """Verify DATA frames that follow each other and write their payloads at :attr:`received`.
+    def append(self, pieces: Sequence[Piece]) -> int:
+        """Verify pieces that follow each other and write them at :attr:`received`.
 
         Returns how many were good, from the first on; the one after them is damaged, and neither it
         nor any later one was written. Raises :class:`StorageFull` and :class:`StorageFailed`: then
@@ -219,10 +243,10 @@ class Writer(abc.ABC):
         """
         payloads = []
         offset, crc = self.position
-        for frame in frames:
-            if not is_intact(frame, crc32c):
+        for piece in pieces:
+            if not piece.is_intact:
                 break
-            payload = memoryview(frame)[HEADER_SIZE:]
+            payload = memoryview(piece.payload)
             crc = crc32c(payload, crc)
             offset += len(payload)
             payloads.append(payload)

@@ -74,7 +74,7 @@ class FileSystemStore(Store):
     ) -> Writer:
         if not _NAME.fullmatch(checkpoint.part):
             raise StorageFailed(reason="not the name of a part")
-        rebooted = checkpoint.boot_id != boot_id()
+        rebooted = checkpoint.token != boot_id()
         # Only with fsync does a checkpoint survive a crash of the machine.
         promised = checkpoint.offset > 0 and not (rebooted and self.durability == "os")
         with translated():
@@ -297,6 +297,10 @@ class FileWriter(Writer):
             self._cut(position.offset)
 
     @property
+    def token(self) -> str:
+        return boot_id()
+
+    @property
     def settled(self) -> int:
         # The kernel has the written bytes even if the process crashes; `open` proves them by the file's length.
         return self.received if self.store.durability == "os" else 0
@@ -324,7 +328,7 @@ class FileWriter(Writer):
                 self._forget_unsynced()
                 raise translate(error) from error
         self._durable = position
-        return Checkpoint(self.part, position.offset, position.crc, boot_id())
+        return Checkpoint(self.part, position.offset, position.crc, self.token)
 
     def _sync_file(self) -> None:
         # A separate descriptor: if the writer is closed in the meantime, the number may be another

@@ -79,6 +79,10 @@ class MemoryWriter(Writer):
         self._content = content
         self._is_closed = False
 
+    @property
+    def token(self) -> str:
+        return boot_id()
+
     def write(self, payloads: Sequence[memoryview]) -> None:
         self._check_open()
         self._content.data[self.received :] = b"".join(payloads)
@@ -87,7 +91,7 @@ class MemoryWriter(Writer):
     def sync(self) -> Checkpoint:
         self._check_open()
         offset, crc = self.position
-        return Checkpoint(self.part, offset, crc, boot_id())
+        return Checkpoint(self.part, offset, crc, self.token)
 
     def rewrite(self, checkpoint: Checkpoint) -> None:
         self._check_open()

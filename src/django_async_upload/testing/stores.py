@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import pytest
 from crc32c import crc32c
 
 from ..exceptions import Busy, DataLost, StorageFailed, StorageFull, UploadError
-from ..protocol.frames import MAX_CHUNK, build_data
-from ..stores.base import Checkpoint, Store, Writer
+from ..stores.base import Checkpoint, Piece, Seal, Store, Writer
 
 EVIL_NAMES = [
     "",
@@ -52,17 +52,27 @@ EVIL_NAMES = [
 """Names that no store gives its parts."""
 
 
-def split(data: bytes, chunk: int = 4096, *, offset: int = 0, stream: int = 1) -> list[bytes]:
-    """The DATA frames that bring ``data`` from ``offset`` on."""
+MAX_PIECE: Final = 1024 * 1024 - 4096
+"""Bytes: the longest piece that a door passes on at once."""
+
+
+def split(data: bytes, size: int = 4096, *, offset: int = 0) -> list[Piece]:
+    """Sealed pieces that bring ``data`` from ``offset`` on."""
     return [
-        build_data(stream, offset + start, data[start : start + chunk], crc32c)
-        for start in range(0, len(data), chunk)
+        seal(data[start : start + size], crc32c((offset + start).to_bytes(8, "big")))
+        for start in range(0, len(data), size)
     ]
 
 
-def damage(frame: bytes) -> bytes:
-    """The frame with one bit of its payload flipped."""
-    return frame[:-1] + bytes([frame[-1] ^ 1])
+def seal(payload: bytes, start: int = 0) -> Piece:
+    """A piece whose sender put something with the CRC ``start`` before it."""
+    return Piece(payload, Seal(start, crc32c(payload, start)))
+
+
+def damage(piece: Piece) -> Piece:
+    """The piece with one bit of its payload flipped."""
+    payload = bytes(piece.payload)
+    return piece._replace(payload=payload[:-1] + bytes([payload[-1] ^ 1]))
 
 
 class StoreCompliance:
@@ -105,7 +115,7 @@ class StoreCompliance:
     def test_a_new_part_is_empty(self, store: Store) -> None:
         self.assert_holds(store.create(None), b"")
 
-    def test_frames_are_written_in_order(self, store: Store) -> None:
+    def test_pieces_are_written_in_order(self, store: Store) -> None:
         writer = store.create(self.size)
         half = self.size // 2
         assert writer.append(split(self.data[:half])) == len(split(self.data[:half]))
@@ -113,13 +123,13 @@ class StoreCompliance:
         writer.append(split(self.data[half:], 1000, offset=half))
         self.assert_holds(writer, self.data)
 
-    def test_a_damaged_frame_ends_the_batch(self, store: Store) -> None:
+    def test_a_damaged_piece_ends_the_batch(self, store: Store) -> None:
         writer = store.create(None)
-        frames = split(self.data)
-        frames[3] = damage(frames[3])
-        assert writer.append(frames) == 3
+        pieces = split(self.data)
+        pieces[3] = damage(pieces[3])
+        assert writer.append(pieces) == 3
         self.assert_holds(writer, self.data[: 3 * 4096])
-        assert writer.append(split(self.data[3 * 4096 :], offset=3 * 4096)) == len(frames) - 3
+        assert writer.append(split(self.data[3 * 4096 :], offset=3 * 4096)) == len(pieces) - 3
         self.assert_holds(writer, self.data)
 
     def test_a_batch_that_begins_damaged_writes_nothing(self, store: Store) -> None:
@@ -128,22 +138,28 @@ class StoreCompliance:
         assert writer.append([damage(first), *rest]) == 0
         self.assert_holds(writer, b"")
 
-    def test_a_damaged_header_is_damage(self, store: Store) -> None:
+    def test_a_seal_that_was_begun_otherwise_is_damage(self, store: Store) -> None:
         writer = store.create(None)
-        frame = split(b"payload")[0]
-        assert writer.append([frame[:7] + b"\1" + frame[8:]]) == 0
+        piece = seal(b"payload", 1)
+        assert piece.seal is not None
+        assert writer.append([piece._replace(seal=Seal(2, piece.seal.crc))]) == 0
         self.assert_holds(writer, b"")
 
-    def test_thousands_of_small_frames_are_one_batch(self, store: Store) -> None:
+    def test_a_piece_without_a_seal_is_written(self, store: Store) -> None:
+        writer = store.create(None)
+        assert writer.append([Piece(memoryview(self.data)), seal(b"more")]) == 2
+        self.assert_holds(writer, self.data + b"more")
+
+    def test_thousands_of_small_pieces_are_one_batch(self, store: Store) -> None:
         data = self.data[:6000]
         writer = store.create(None)
         assert writer.append(split(data, 2)) == 3000
         self.assert_holds(writer, data)
 
-    def test_the_largest_frame_is_written(self, store: Store) -> None:
-        data = random.Random(1).randbytes(MAX_CHUNK)  # noqa: S311
+    def test_the_largest_piece_is_written(self, store: Store) -> None:
+        data = random.Random(1).randbytes(MAX_PIECE)  # noqa: S311
         writer = store.create(len(data))
-        assert writer.append(split(data, MAX_CHUNK)) == 1
+        assert writer.append(split(data, MAX_PIECE)) == 1
         self.assert_holds(writer, data)
 
     def test_a_file_may_have_no_bytes(self, store: Store) -> None:
@@ -159,8 +175,8 @@ class StoreCompliance:
         contents = [self.data[index:] for index in range(8)]
 
         def write(writer: Writer, data: bytes) -> None:
-            for frame in split(data):
-                writer.append([frame])
+            for piece in split(data):
+                writer.append([piece])
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(write, writers, contents))
@@ -189,7 +205,7 @@ class StoreCompliance:
         assert checkpoint.part == writer.part
         assert checkpoint.offset <= self.size
         assert checkpoint.crc == crc32c(self.data[: checkpoint.offset])
-        assert checkpoint.boot_id
+        assert checkpoint.token
 
     def test_a_checkpoint_moves(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
@@ -200,8 +216,8 @@ class StoreCompliance:
         writer = store.create(self.size)
 
         def append() -> None:
-            for frame in split(self.data, 64):
-                writer.append([frame])
+            for piece in split(self.data, 64):
+                writer.append([piece])
                 time.sleep(0)  # lets the other thread in
 
         checkpoints = []
@@ -251,14 +267,14 @@ class StoreCompliance:
     def test_after_a_reboot_the_checkpoint_is_proved_again(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
         writer.close()
-        writer = store.open(replace(checkpoint, boot_id="another"), size=self.size)
+        writer = store.open(replace(checkpoint, token="another"), size=self.size)
         assert writer.received >= checkpoint.offset
         self.assert_holds(writer, self.data[: writer.received])
 
     def test_a_wrong_crc_is_not_believed_after_a_reboot(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
         writer.close()
-        wrong = replace(checkpoint, crc=checkpoint.crc ^ 1, boot_id="another")
+        wrong = replace(checkpoint, crc=checkpoint.crc ^ 1, token="another")
         try:
             writer = store.open(wrong, size=self.size)
         except DataLost:
