@@ -11,7 +11,7 @@ import pytest
 from crc32c import crc32c
 
 from django_async_upload.exceptions import StorageFailed
-from django_async_upload.stores import Checkpoint, MemoryStore, Position, Store, Writer
+from django_async_upload.stores import Checkpoint, MemoryStore, Piece, Position, Store, Writer
 from django_async_upload.stores.memory import MemoryWriter
 from django_async_upload.testing.stores import StoreCompliance, damage
 

@@ -267,14 +267,14 @@ class StoreCompliance:
     def test_after_a_reboot_the_checkpoint_is_proved_again(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
         writer.close()
-        writer = store.open(replace(checkpoint, token="another"), size=self.size)
+        writer = store.open(replace(checkpoint, token="another"), size=self.size)  # noqa: S106
         assert writer.received >= checkpoint.offset
         self.assert_holds(writer, self.data[: writer.received])
 
     def test_a_wrong_crc_is_not_believed_after_a_reboot(self, store: Store) -> None:
         writer, checkpoint = self.begun(store)
         writer.close()
-        wrong = replace(checkpoint, crc=checkpoint.crc ^ 1, token="another")
+        wrong = replace(checkpoint, crc=checkpoint.crc ^ 1, token="another")  # noqa: S106
         try:
             writer = store.open(wrong, size=self.size)
         except DataLost:
