@@ -27,8 +27,9 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.receipts import field_token, receipt_of
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
+from django_async_upload.sessions.values import Facts
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.websocket import connection
+from django_async_upload.websocket import drain
 
 KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 30.0
@@ -41,6 +42,10 @@ def crc(data: bytes) -> str:
 
 def finish(data: bytes, **digests: str) -> m.Finish:
     return m.Finish(len(data), crc(data), digests)
+
+
+def facts(data: bytes, **digests: str) -> Facts:
+    return Facts(len(data), crc(data), digests)
 
 
 def new_key() -> str:
@@ -93,10 +98,10 @@ async def settled() -> None:
     """Wait for what goes on after its connection has gone; a test that left something hanging fails."""
     try:
         async with asyncio.timeout(PATIENCE):
-            while connection._tasks:
-                await asyncio.wait(list(connection._tasks))
+            while drain.tasks:
+                await asyncio.wait(list(drain.tasks))
     except TimeoutError:
-        for task in list(connection._tasks):  # the next test has another loop
+        for task in list(drain.tasks):  # the next test has another loop
             task.cancel()
         raise
 
@@ -107,7 +112,7 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     notices.forget()
     running = get_service()
     yield running
-    connection.undrain()
+    drain.undrain()
     try:
         await settled()
     finally:

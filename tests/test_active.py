@@ -25,10 +25,11 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
+from django_async_upload.sessions.values import Wish
 from django_async_upload.stores import Checkpoint, disk
 
-from .fixtures import KIB, MIB, finish, row
-from .test_service import Ear, attached, begun, crash, feed, frames
+from .fixtures import KIB, MIB, facts, row
+from .test_service import Ear, attached, begun, crash, feed, pieces
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -117,7 +118,7 @@ async def test_nothing_is_durable_that_nobody_was_told_is_received(
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
         assert upload.writer is not None
-        upload.writer.append(frames(data))  # as a write that is still under way beside a checkpoint
+        upload.writer.append(pieces(data))  # as a write that is still under way beside a checkpoint
         await upload.save(upload.checkpoint, State.UPLOADING)
         assert (upload.received, upload.durable) == (0, 0)
 
@@ -149,7 +150,7 @@ async def test_what_is_lost_is_lost_at_once(uploads: UploadService, owner: Owner
     async with begun(uploads, owner, b"data") as upload:
         upload.lose(TakenOver())
         upload.lose(UploadOver(state="cancelled"))  # the first word holds
-        upload.finish(finish(b"data"))
+        upload.finish(facts(b"data"))
         with pytest.raises(TakenOver):
             await upload.write()
         with pytest.raises(TakenOver):
@@ -168,14 +169,14 @@ async def test_a_proof_is_waited_for_or_what_comes_instead(
         assert await proving is proof
     async with begun(uploads, owner, b"data") as upload:
         upload.cancel()
-        assert await upload.proof() is m.Cancel
+        assert await upload.proof() is Wish.CANCEL
 
 
 async def test_a_cancel_is_not_softened_by_a_drop(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
         upload.cancel()
         upload.release()
-        assert await upload.write() is m.Cancel
+        assert await upload.write() is Wish.CANCEL
 
 
 async def test_an_upload_whose_checkpoint_the_database_refuses_is_lost(
@@ -230,7 +231,7 @@ async def test_a_flush_writes_down_what_came(uploads: UploadService, owner: Owne
 
 async def test_closing_gives_everything_back(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        upload.append(frames(b"data")[0])
+        upload.append(pieces(b"data")[0])
         writing = asyncio.create_task(upload.write())
         await until(lambda: upload.received)
         writing.cancel()

@@ -12,19 +12,19 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
-from django_async_upload.engine.publish import part_file
 from django_async_upload.engine.service import UploadService
+from django_async_upload.engine.verify import part_file
 from django_async_upload.exceptions import AuthenticationRequired, TakenOver
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
-from django_async_upload.sessions.rows import Claim
 from django_async_upload.sessions.state import State
+from django_async_upload.sessions.values import Claim
 from django_async_upload.stores import publication
 from django_async_upload.stores.publication import STORED_NAME_MAX
 
-from .fixtures import MIB, finish, row, run
-from .test_service import Host, begun, frames, host, write
+from .fixtures import MIB, facts, row, run
+from .test_service import Host, begun, host, pieces, write
 
 __all__ = ["host"]  # a fixture
 
@@ -165,9 +165,9 @@ async def test_the_file_that_is_inspected_can_be_read_and_sought(
     uploads: UploadService, owner: Owner
 ) -> None:
     async with begun(uploads, owner, b"some data") as upload:
-        for frame in frames(b"some data"):
-            upload.append(frame)
-        upload.finish(finish(b"some data"))
+        for piece in pieces(b"some data"):
+            upload.append(piece)
+        upload.finish(facts(b"some data"))
         await upload.write()
         assert upload.writer is not None
         with part_file(upload.writer, "a.bin") as file:
@@ -188,9 +188,9 @@ async def test_the_row_says_all_before_the_file_is_there(
     seen: list[UploadSession] = []
     real = publication.link
 
-    def link(*args: Any, **kwargs: Any) -> None:
+    def link(*args: Any, **kwargs: Any) -> list[str]:
         seen.append(UploadSession.objects.get())
-        real(*args, **kwargs)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(publication, "link", link)
     async with begun(uploads, owner, b"data") as upload:

@@ -59,6 +59,8 @@ from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
 from django_async_upload.websocket import connection as connections
+from django_async_upload.websocket import drain as drain_module
+from django_async_upload.websocket import sender
 
 from .fixtures import KIB, MIB, Heard, crc, finish, new_key, row, run, settled
 
@@ -1282,7 +1284,7 @@ async def test_a_client_that_does_not_read_is_dropped(
     client = connect()
     await client.connect()
     client.socket._output_queue._maxsize = 1  # as a socket whose buffers are full
-    monkeypatch.setattr(connections, "MAX_UNSENT", 16 * KIB)
+    monkeypatch.setattr(sender, "MAX_UNSENT", 16 * KIB)
     for nonce in range(16 * KIB // 40):  # a PONG has 16 bytes and its nonce
         await client.send(m.Ping(nonce))
     await asyncio.wait_for(asyncio.shield(client.socket.future), 5)
@@ -1299,8 +1301,8 @@ async def test_acks_for_a_client_that_does_not_read_take_no_room(connect: Connec
             if offset % 1024 == 0:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.1)
-        (consumer,) = connections._open
-        assert len(consumer._unsent) <= 2
+        (consumer,) = drain_module.connections
+        assert len(consumer._sender._frames) <= 2
         client.socket._output_queue._maxsize = 0
         while (ack := await client.wait_for(m.Ack, 1)).received < limit:
             pass

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from http.cookiejar import CookieJar
-from inspect import Signature, iscoroutinefunction, signature
+from inspect import Signature, isfunction, signature
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -30,7 +30,7 @@ from django.template import engines
 
 from django_async_upload import conf, receipts, signals
 from django_async_upload.client import UploadClient
-from django_async_upload.consumers import UploadConsumer
+from django_async_upload.endpoints import Endpoint
 from django_async_upload.exceptions import FileRefused
 from django_async_upload.models import UploadSession, UploadSessionQuerySet
 from django_async_upload.rest import UploadField
@@ -185,15 +185,15 @@ def test_the_attributes_and_hooks_are_those_of_the_consumer() -> None:
     hooks = {
         names(row[0])[0].partition("(")[0] for row in rows("reference/consumer.md", "## Hooks")
     }
-    own = vars(UploadConsumer)
+    own = vars(Endpoint)
     declared = {
         name
-        for name, annotation in UploadConsumer.__annotations__.items()
+        for name, annotation in Endpoint.__annotations__.items()
         if annotation.startswith("ClassVar")
     }
     assert attributes == {name: own[name] for name in declared}
-    internal = {"dispatch", "authenticated", "reload_owner", "admit", "new_session"}
-    public = {name for name, each in own.items() if iscoroutinefunction(each) and name[0] != "_"}
+    internal = {"authenticated", "reload_owner", "admit", "new_session", "get_taps"}
+    public = {name for name, each in own.items() if isfunction(each) and name[0] != "_"}
     assert hooks == public - internal
 
 

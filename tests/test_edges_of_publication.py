@@ -15,9 +15,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from django_async_upload.binding import linked
-from django_async_upload.engine.publish import Publisher
+from django_async_upload.engine.publish import Publication, Publisher
 from django_async_upload.engine.service import UploadService
-from django_async_upload.engine.small import SmallFiles
 from django_async_upload.exceptions import UploadError
 from django_async_upload.models import UploadSession
 from django_async_upload.operations import cleanup
@@ -89,9 +88,9 @@ async def test_a_crash_behind_a_copy_leaves_one_file_not_two(
 ) -> None:
     """Neither the whole copy of the process that died, nor half of one."""
 
-    def save_and_die(self: Publisher) -> str:
-        stored = real_save(self)
-        os.truncate(self.storage.path(stored), written)
+    def save_and_die(self: Publisher, item: Publication) -> str:
+        stored = real_save(self, item)
+        os.truncate(item.storage.path(stored), written)
         raise RuntimeError("as if the process were killed here")
 
     real_save = Publisher._save
@@ -163,14 +162,13 @@ async def test_so_does_a_user_who_is_deleted_behind_the_link_of_small_files(
     staging: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    share = SmallFiles._share
+    link = Publisher._link
 
-    async def and_then_she_goes(self: SmallFiles, work: Any, files: Any) -> None:
-        await share(self, work, files)
-        if work.__name__ == "_link":
-            await sync_to_async(alice.delete)()
+    async def and_then_she_goes(self: Publisher, items: Any) -> None:
+        await link(self, items)
+        await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(SmallFiles, "_share", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_link", and_then_she_goes)
     async with connect() as client:
         with pytest.raises(UploadError):
             await client.upload("a.bin", b"hello")
@@ -208,11 +206,11 @@ async def test_a_publication_that_died_and_is_deleted_takes_its_file_along(
 async def test_but_not_a_file_that_only_has_the_name_that_it_hoped_for(
     connect: Connect, uploads: UploadService, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def die(self: Publisher) -> Any:
+    async def die(self: Publisher, items: Any) -> Any:
         raise RuntimeError("as if the process were killed here")
 
     with monkeypatch.context() as until_death:
-        until_death.setattr(Publisher, "go_on", die)
+        until_death.setattr(Publisher, "_go_on", die)
         assert isinstance(await send(connect), UploadError)
         await settled()
     session = await UploadSession.objects.aget()

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_async_upload.concurrency import pace
-from django_async_upload.engine import active, service
+from django_async_upload.engine import active, runtime
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     Busy,
@@ -32,7 +32,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.sessions import quotas, rows
 from django_async_upload.sessions.owners import Owner, look_up
-from django_async_upload.sessions.rows import Claim
+from django_async_upload.sessions.values import Claim
 from django_async_upload.stores import disk
 from django_async_upload.stores.filesystem import FileSystemStore, FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
@@ -546,7 +546,7 @@ async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
 ) -> None:
     """Uploads that bring little take turns at the disk, and these turns rest: one that is finished goes on."""
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
-    monkeypatch.setattr(service, "SLOW_SYNC_REST", 1_000_000)
+    monkeypatch.setattr(runtime, "SLOW_SYNC_REST", 1_000_000)
     uploads.store.durability = "fsync"
     async with connect() as alice:
         for stream in range(1, 6):

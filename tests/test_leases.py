@@ -27,8 +27,8 @@ from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.quotas import Growth
-from django_async_upload.sessions.rows import Change, Claim, Creation, Ending
 from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
+from django_async_upload.sessions.values import Change, Claim, Creation, Ending
 from django_async_upload.stores.base import Checkpoint
 
 from .fixtures import Heard, new_key

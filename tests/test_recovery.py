@@ -17,11 +17,10 @@ from django.db import ProgrammingError, connections, models
 from django.utils import timezone
 
 from django_async_upload import signals
-from django_async_upload.engine import outbox, service
+from django_async_upload.engine import outbox, recovery, service
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
-from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
@@ -43,7 +42,7 @@ def host(owner: Owner) -> Host:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process looks twenty times a second."""
-    monkeypatch.setattr(rows, "CLAIM", timedelta(seconds=0.05))
+    monkeypatch.setattr(recovery, "CLAIM", timedelta(seconds=0.05))
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
@@ -108,9 +107,10 @@ async def test_a_process_whose_look_was_ended_begins_again_with_the_next_connect
     uploads: UploadService, owner: Owner, heard: Heard, connect: Callable[..., UploadCommunicator]
 ) -> None:
     uploads.start()
-    assert uploads._watch is not None
-    uploads._watch.cancel()
-    await asyncio.wait({uploads._watch})
+    watching = uploads._recovery._watching
+    assert watching is not None
+    watching.cancel()
+    await asyncio.wait({watching})
     event = await run(left_behind, owner)
     async with connect():
         await eventually(is_delivered(event))
@@ -264,7 +264,7 @@ async def test_what_one_process_publishes_another_one_leaves_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Two services: as two workers with one database and one folder."""
-    monkeypatch.setattr(service, "STUCK_SECONDS", 2.0)
+    monkeypatch.setattr(recovery, "STUCK_SECONDS", 2.0)
     other = UploadService()
     try:
         async with slowly_completing(uploads, owner, host):
@@ -277,7 +277,7 @@ async def test_what_one_process_publishes_another_one_leaves_alone(
                 return publishing.updated_at > begun + timedelta(seconds=1)
 
             await eventually(lives_on)
-            assert not other._recovering
+            assert not other._recovery._recovering
     finally:
         await other.close()
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]

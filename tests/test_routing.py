@@ -12,7 +12,7 @@ from django.core.asgi import get_asgi_application
 from django.test import Client
 
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.engine.service import UploadService, get_service
+from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import NotFound
 from django_async_upload.models import CompletionEvent
 from django_async_upload.protocol import messages as m
@@ -99,15 +99,17 @@ async def test_a_server_that_starts_delivers_what_was_left_and_lets_go_when_it_s
     await server.send_input({"type": "lifespan.shutdown"})
     assert (await server.receive_output())["type"] == "lifespan.shutdown.complete"
     await server.wait()
-    assert get_service()._watch is None or get_service()._watch.done()
+    watching = uploads._recovery._watching
+    assert watching is not None
+    assert watching.done()
 
 
 async def test_a_connection_starts_the_service_where_there_is_no_lifespan(
     connect: Any, uploads: UploadService
 ) -> None:
-    assert uploads._watch is None
+    assert uploads._recovery._watching is None
     async with connect():
-        assert uploads._watch is not None
+        assert uploads._recovery._watching is not None
 
 
 @pytest.mark.parametrize("extensions", [{}, {"websocket.http.response": {}}])

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crc32c import crc32c
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_async_upload.engine import active, service
+from django_async_upload.engine import active, recovery, service
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.database import Database
 from django_async_upload.engine.publish import Publisher
 from django_async_upload.engine.service import UploadService, get_service
+from django_async_upload.engine.taps import Digest, Tap
 from django_async_upload.exceptions import (
     Busy,
     ByteQuotaExceeded,
@@ -39,14 +39,14 @@ from django_async_upload.exceptions import (
 )
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.frames import MAX_CHUNK, build_data
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
-from django_async_upload.sessions.rows import Claim
 from django_async_upload.sessions.state import State
-from django_async_upload.stores import disk, publication
+from django_async_upload.sessions.values import Claim, Facts, Wish
+from django_async_upload.stores import Piece, disk, publication
+from django_async_upload.testing.stores import MAX_PIECE, damage, split
 
-from .fixtures import KIB, MIB, Heard, crc, finish, forget_service, new_key, row
+from .fixtures import KIB, MIB, Heard, crc, facts, forget_service, new_key, row
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -74,7 +74,7 @@ class Ear:
 
 
 class Host:
-    """A host that may refuse; see :class:`~django_async_upload.engine.publish.Host`."""
+    """An endpoint that may refuse; see :class:`~django_async_upload.engine.verify.Hooks`."""
 
     inspects = False
 
@@ -88,6 +88,12 @@ class Host:
 
     async def admit(self) -> int | None:
         return None
+
+    async def new_session(self, new: Any) -> Any:
+        raise NotImplementedError
+
+    def get_taps(self, session: UploadSession) -> list[Tap]:
+        return taps_of(session)
 
     async def get_name(self, session: UploadSession) -> str:
         if self.name == "":
@@ -122,11 +128,12 @@ def new_session(owner: Owner, data: bytes | None, **fields: Any) -> UploadSessio
     )
 
 
-def frames(data: bytes, start: int = 0, chunk: int = MAX_CHUNK) -> list[bytes]:
-    return [
-        build_data(1, offset, data[offset : offset + chunk], crc32c)
-        for offset in range(start, len(data), chunk)
-    ]
+def taps_of(session: UploadSession) -> list[Tap]:
+    return [Digest(session.digest)] if session.digest else []
+
+
+def pieces(data: bytes, start: int = 0, size: int = MAX_PIECE) -> list[Piece]:
+    return split(data[start:], size, offset=start)
 
 
 @asynccontextmanager
@@ -136,7 +143,7 @@ async def begun(
     upload = uploads.open(Ear(), "user:1")
     try:
         session = new_session(owner, data, **fields)
-        assert await uploads.create(upload, session, owner) is session
+        assert await uploads.create(upload, session, owner, None, taps_of(session)) is session
         yield upload
     finally:
         await uploads.leave(upload)
@@ -148,23 +155,23 @@ async def attached(
 ) -> AsyncIterator[ActiveUpload]:
     upload = uploads.open(Ear(), "user:1")
     try:
-        await uploads.attach(upload, Claim(pk, owner, "default"))
+        await uploads.attach(upload, Claim(pk, owner, "default"), None, taps_of)
         upload.forget_queued()
         yield upload
     finally:
         await uploads.leave(upload)
 
 
-def feed(upload: ActiveUpload, data: bytes, start: int = 0, *, chunk: int = MAX_CHUNK) -> None:
-    for frame in frames(data, start, chunk):
-        upload.append(frame)
+def feed(upload: ActiveUpload, data: bytes, start: int = 0, *, chunk: int = MAX_PIECE) -> None:
+    for piece in pieces(data, start, chunk):
+        upload.append(piece)
 
 
-async def write(upload: ActiveUpload, data: bytes, start: int = 0, **digests: str) -> m.Finish:
+async def write(upload: ActiveUpload, data: bytes, start: int = 0, **digests: str) -> Facts:
     feed(upload, data, start)
-    upload.finish(finish(data, **digests))
+    upload.finish(facts(data, **digests))
     outcome = await upload.write()
-    assert isinstance(outcome, m.Finish)
+    assert isinstance(outcome, Facts)
     return outcome
 
 
@@ -173,7 +180,7 @@ async def interrupted(uploads: UploadService, owner: Owner, data: bytes, sent: i
     async with begun(uploads, owner, data) as upload:
         feed(upload, data[:sent])
         upload.release()
-        assert await upload.write() is m.Release
+        assert await upload.write() is Wish.RELEASE
         assert await upload.interrupt() == sent
         return upload.session.pk
 
@@ -181,8 +188,7 @@ async def interrupted(uploads: UploadService, owner: Owner, data: bytes, sent: i
 async def crash(uploads: UploadService) -> UploadService:
     """Throw the service away as a dead process does, and begin another one."""
     service._services.pop(asyncio.get_running_loop())
-    if uploads._watch is not None:
-        uploads._watch.cancel()
+    uploads._recovery.stop()
     uploads.store.close()
     uploads.database.close()
     return get_service()
@@ -258,7 +264,7 @@ async def test_a_wrong_crc_fails_the_upload(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         feed(upload, b"data")
-        upload.finish(m.Finish(4, "00000000"))
+        upload.finish(Facts(4, "00000000"))
         done = await upload.write()
         with pytest.raises(DigestMismatch):
             await uploads.complete(upload, done, host)
@@ -348,18 +354,18 @@ async def test_a_damaged_chunk_rewinds_and_voids_what_follows_and_the_finish(
     uploads: UploadService, owner: Owner, host: Host
 ) -> None:
     data = os.urandom(10_000)
-    sent = frames(data, chunk=1000)
+    sent = pieces(data, size=1000)
     async with begun(uploads, owner, data) as upload:
         for number, frame in enumerate(sent):
-            upload.append(frame[:-1] + bytes([frame[-1] ^ 1]) if number == 3 else frame)
-        upload.finish(finish(data))
+            upload.append(damage(frame) if number == 3 else frame)
+        upload.finish(facts(data))
         writing = asyncio.create_task(upload.write())
         while not upload.listener.rewinds:
             await asyncio.sleep(0.001)
         assert upload.listener.rewinds == [(3000, "corrupt_chunk")]
         assert not writing.done()
         feed(upload, data, 3000)
-        upload.finish(finish(data))
+        upload.finish(facts(data))
         session = await uploads.complete(upload, await writing, host)
     assert session.crc32c == crc(data)
 
@@ -367,7 +373,7 @@ async def test_a_damaged_chunk_rewinds_and_voids_what_follows_and_the_finish(
 async def test_too_much_damage_fails_the_upload(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
         upload.listener.most_rewinds = 0
-        upload.append(frames(b"data")[0][:-1] + b"?")
+        upload.append(damage(pieces(b"data")[0]))
         with pytest.raises(CorruptChunks):
             await upload.write()
 
@@ -405,7 +411,7 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
         assert upload.listener.rewinds == [(50 * KIB, "storage_error")]
         assert upload.limit - upload.received <= upload.account.promised
         feed(upload, data, 50 * KIB)
-        upload.finish(finish(data))
+        upload.finish(facts(data))
         session = await uploads.complete(upload, await writing, host)
     assert (media / session.stored_as).read_bytes() == data
     assert upload.writer is not None
@@ -522,9 +528,9 @@ async def test_a_finish_that_came_before_the_connection_went_is_carried_out(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         feed(upload, b"data")
-        upload.finish(finish(b"data"))
+        upload.finish(facts(b"data"))
         upload.release()
-        assert isinstance(await upload.write(), m.Finish)
+        assert isinstance(await upload.write(), Facts)
 
 
 # Attach and takeover ------------------------------------------------------------------------------
@@ -581,7 +587,7 @@ async def test_the_newest_wins_while_the_older_one_writes(
         async with attached(uploads, owner, older.session.pk) as newer:
             await giving_way
             assert newer.session.epoch == older.session.epoch + 1
-            older.append(frames(b"x")[0])  # nobody writes it any more
+            older.append(pieces(b"x")[0])  # nobody writes it any more
             received = newer.received
             assert newer.writer is not None
             assert f"{newer.writer.crc:08x}" == crc(data[:received])
@@ -617,7 +623,7 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
             assert newer.writer.part != older.writer.part
             with pytest.raises(UploadError):  # the woken holder reaches neither row nor file
                 await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)
-            await uploads.store.run(older.writer.append, frames(b"late"))
+            await uploads.store.run(older.writer.append, pieces(b"late"))
     assert (media / session.stored_as).read_bytes() == data
 
 
@@ -758,9 +764,9 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
 async def test_a_cancel_outruns_what_is_queued(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
         feed(upload, b"data")
-        upload.finish(finish(b"data"))
+        upload.finish(facts(b"data"))
         upload.cancel()
-        assert await upload.write() is m.Cancel
+        assert await upload.write() is Wish.CANCEL
 
 
 @pytest.mark.parametrize("from_elsewhere", [True, False])
@@ -827,20 +833,18 @@ async def die_at(
         real_link(*args, **kwargs)
         raise Died
 
-    real_link, real_go_on = publication.link, Publisher.go_on
-
-    async def complete_and_die(self: Publisher) -> Any:
-        self._forget_part = lambda: None
-        await real_go_on(self)
+    def die_in_thread(self: Publisher, *args: Any) -> None:
         raise Died
+
+    real_link = publication.link
 
     with patch.context() as until_death:
         if step == "before the link":
-            until_death.setattr(Publisher, "go_on", die)
+            until_death.setattr(Publisher, "_go_on", die)
         elif step == "after the link":
             until_death.setattr(publication, "link", link_and_die)
         else:
-            until_death.setattr(Publisher, "go_on", complete_and_die)
+            until_death.setattr(Publisher, "_clean_up", die_in_thread)
         async with begun(uploads, owner, b"data") as upload:
             done = await write(upload, b"data")
             with pytest.raises(Died):
@@ -878,7 +882,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     elif how == "cancel":
         assert (await again.cancel(claim)).state == State.COMPLETED
     else:
-        monkeypatch.setattr(service, "STUCK_SECONDS", 0.0)
+        monkeypatch.setattr(recovery, "STUCK_SECONDS", 0.0)
         again.start()
         for _ in range(200):
             if (await row(session.pk)).state == State.COMPLETED:
@@ -993,7 +997,7 @@ async def test_close_saves_what_is_held(uploads: UploadService, owner: Owner) ->
     async def hold() -> ActiveUpload:
         async with begun(uploads, owner, b"data") as upload:
             feed(upload, b"da")
-            if await upload.write() is m.Release:
+            if await upload.write() is Wish.RELEASE:
                 await upload.interrupt()
             return upload
 
@@ -1106,9 +1110,9 @@ async def test_a_refusal_that_may_pass_keeps_the_bytes(
                 await uploads.complete(upload, await write(upload, b"data"), host)
             assert await upload.interrupt() == 4
     async with attached(uploads, owner, upload.session.pk) as again:
-        again.finish(finish(b"data"))
+        again.finish(facts(b"data"))
         wish = await again.write()
-        assert isinstance(wish, m.Finish)
+        assert isinstance(wish, Facts)
         assert (await uploads.complete(again, wish, host)).state == State.COMPLETED
 
 

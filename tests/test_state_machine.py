@@ -44,7 +44,7 @@ from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk, filesystem
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
-from django_async_upload.websocket import connection
+from django_async_upload.websocket import drain
 
 from .fixtures import KIB, Heard, crc, finish, new_key, settled
 
@@ -380,7 +380,7 @@ class Uploading(RuleBasedStateMachine):
         if dead is not None:
             dead.store.close()
             dead.database.close()
-        connection._open.clear()
+        drain.connections.clear()
         admission.forget()
 
     def _lose_power(self) -> None:
@@ -491,7 +491,6 @@ def test_what_completes_is_what_was_sent(
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.02)
     monkeypatch.setattr(filesystem, "LOCK_WAIT", 0.02)
     monkeypatch.setattr(filesystem, "boot_id", lambda: boots[-1])
-    monkeypatch.setattr(active, "boot_id", lambda: boots[-1])
     monkeypatch.setattr(disk, "fdatasync", lambda fd: None)  # the power cut is a simulated one
     monkeypatch.setattr(Uploading, "heard", heard, raising=False)
     monkeypatch.setattr(Uploading, "ticket", issue_ticket(user), raising=False)

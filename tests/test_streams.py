@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine import attachment
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import Busy, DataLost, FileTooLarge, UploadError
 from django_async_upload.models import UploadSession
@@ -17,7 +18,6 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.receipts import receipt_of
 from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.websocket import stream
 from django_async_upload.websocket.stream import ended_message, error_message, status_message
 
 from .fixtures import KIB, crc, finish, new_key, row, settled
@@ -80,7 +80,7 @@ class Scanning(UploadConsumer):
 def scanning(application: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from channels.auth import AuthMiddlewareStack
 
-    monkeypatch.setattr(stream, "PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(attachment, "PROGRESS_SECONDS", 0.05)
     Scanning.go_on = asyncio.Event()
     return AuthMiddlewareStack(Scanning.as_asgi())
 

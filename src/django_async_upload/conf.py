@@ -86,6 +86,8 @@ class UploadSettings:
     """Streams, one for each upload, open at once on one connection."""
     receiver_timeout: float = 60.0
     """Seconds that the receivers of one signal may take; after that they count as failed."""
+    telemetry: str = "django_async_upload.engine.telemetry.NoTelemetry"
+    """Dotted path of the class that gets counts and durations; see docs/reference/telemetry.md."""
     threads: int = 8
     """Threads of the store's pool, and of the pool that copies into other storages."""
 

@@ -208,6 +208,11 @@ class UploadSession(models.Model):
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.part, self.durable, self.crc, self.token)
 
+    @checkpoint.setter
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.part, self.token = checkpoint.part, checkpoint.token
+        self.durable, self.crc = checkpoint.offset, checkpoint.crc
+
     @property
     def field_name(self) -> str:
         """The form field whose signed token the client sent, a formset's index as ``__prefix__``; "" without one."""

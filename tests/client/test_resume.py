@@ -51,7 +51,7 @@ async def killed(server: ScriptedServer, file: Path, state: Path, *, after: int 
     client = await server.client(state=state).__aenter__()
     upload = client.start(file)
     await eventually(lambda: server.payload_bytes > after)
-    await eventually(lambda: saved(state)[0]["upload"])
+    await eventually(lambda: [each for each in saved(state) if each["upload"]])
     server.sessions[-1].lost = True
     kept = state.read_bytes()
     upload.task.cancel()

@@ -116,8 +116,8 @@ def receive(protocol: ServerProtocol, frame: bytes) -> None:
     match event:
         case None:
             pass
-        case Chunk(stream, taken):
-            assert taken is frame
+        case Chunk(stream, payload):
+            assert payload == frame[HEADER_SIZE:]
             assert stream in known
         case Broken(stream, error):
             assert type(error) in (WrongOffset, SizeExceeded)

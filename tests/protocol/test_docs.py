@@ -28,7 +28,7 @@ from django_async_upload.protocol.client import RECEIVES
 from django_async_upload.protocol.frames import FrameType
 from django_async_upload.protocol.messages import Message
 from django_async_upload.protocol.server import MAX_REWINDS, Broken, ServerProtocol
-from django_async_upload.websocket.connection import CLOSE_CODES
+from django_async_upload.websocket.errors import CLOSE_CODES
 
 from . import page
 from .page import PROTOCOL, rows

@@ -169,8 +169,8 @@ class Duel(RuleBasedStateMachine):
             self.connect()
             return
         match event:
-            case s.Chunk(stream, data):
-                self.attachments[stream].queue.append(data)
+            case s.Chunk(stream):
+                self.attachments[stream].queue.append(frame)
             case s.Received(stream, m.Create(key=key)):
                 upload = self.uploads[int(key, 16)]
                 self.take_over(stream, upload)

@@ -23,7 +23,7 @@ from django_async_upload.testing.transcripts import (
     run_on_client,
     run_on_server,
 )
-from django_async_upload.websocket.connection import CLOSE_CODES
+from django_async_upload.websocket.errors import CLOSE_CODES
 
 from .vectors import ENDINGS, FOLDER, TRANSCRIPTS, named
 

@@ -30,7 +30,7 @@ settings.configure()
 from django.core.files.storage import FileSystemStorage
 from django_async_upload.exceptions import *
 from django_async_upload.stores import *
-from django_async_upload.stores.publication import link
+from django_async_upload.stores.publication import link, sync_names
 from django_async_upload.testing.stores import split
 
 DATA = bytes(range(256)) * 1024
@@ -214,7 +214,7 @@ class TestKilled:
 writer = store.create(len(DATA))
 writer.append(split(DATA))
 say(**asdict(writer.sync()))
-link(FileSystemStorage(sys.argv[2]), writer.path(), "file.bin")
+sync_names(link(FileSystemStorage(sys.argv[2]), writer.path(), "file.bin"))
 """
 
     def test_before_the_link_there_is_a_part_and_no_file(self, tmp_path: Path) -> None:

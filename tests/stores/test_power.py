@@ -11,7 +11,7 @@ import pytest
 from django.core.files.storage import FileSystemStorage
 
 from django_async_upload.stores import FileSystemStore
-from django_async_upload.stores.publication import link
+from django_async_upload.stores.publication import link, sync_names
 from django_async_upload.testing.stores import split
 
 DATA = bytes(range(1, 256)) * 8192  # about 2 MiB, and no zero in it
@@ -119,7 +119,8 @@ def test_a_published_file_and_its_new_folders_are_durable(disk: tuple[Path, Powe
     writer = FileSystemStore(folder / "staging").create(len(DATA))
     writer.append(split(DATA))
     writer.sync()
-    link(FileSystemStorage(folder / "media"), writer.path(), "2026/11/file.bin")
+    storage = FileSystemStorage(folder / "media")
+    sync_names(link(storage, writer.path(), "2026/11/file.bin"))
 
     published = cut() / "media" / "2026" / "11" / "file.bin"
     assert published.read_bytes() == DATA

@@ -23,7 +23,7 @@ from django.core.files.storage import (
 )
 
 from django_async_upload.exceptions import StorageFailed, StorageFull
-from django_async_upload.stores import FileSystemStore, MemoryStore, Writer
+from django_async_upload.stores import FileSystemStore, MemoryStore, Writer, publication
 from django_async_upload.stores.publication import (
     NAME_MAX,
     STORED_NAME_MAX,
@@ -31,16 +31,21 @@ from django_async_upload.stores.publication import (
     PartReader,
     available_name,
     is_linked,
-    link,
     links_into,
     own_name,
     save,
     sync_link,
+    sync_names,
 )
 from django_async_upload.testing.stores import split
 
 DATA = os.urandom(100_000)
 EVIL_NAMES = ["../out", "a/../../out", "/etc/passwd", "", ".", "..", "a/..", "a/../b"]
+
+
+def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync") -> None:
+    """Link, and make the name durable."""
+    sync_names(publication.link(storage, path, name, durability=durability))
 
 
 @pytest.fixture

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from .. import signals
 from ..exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
 from ..models import UploadSession
-from ..protocol import messages as m
-from ..protocol.frames import HEADER_SIZE
 from ..sessions import rows
 from ..sessions.policies import check_size, smallest
 from ..sessions.quotas import Growth
-from ..sessions.rows import Change
 from ..sessions.state import State
-from ..stores.base import Checkpoint, Store, Writer
-from ..stores.disk import boot_id
+from ..sessions.values import Change, Facts, Progress, Proof, Wish
+from ..stores.base import Checkpoint, Piece, Store, Writer
 from .credit import FLOOR, LARGEST_WINDOW, WINDOW, Account
-
-if TYPE_CHECKING:
-    from .service import UploadService
+from .runtime import Runtime
+from .taps import Tap, Taps
 
 logger = logging.getLogger("django_async_upload")
 
@@ -37,9 +32,7 @@ SLOW_BYTES: Final = 256 * 1024
 """An upload that brought less since its last checkpoint waits four times as long for the next one."""
 SLOWEST_SECONDS: Final = 32.0
 MAX_QUEUED: Final = 4096
-"""Frames that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
-MAX_UNHASHED: Final = 8
-"""Frames that the digest may be behind the writing."""
+"""Pieces that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
 EVICTED_SECONDS: Final = 5.0
 """When a client may come back whose upload had to make room for others."""
 MAX_REWRITES: Final = 3
@@ -47,7 +40,7 @@ MAX_REWRITES: Final = 3
 
 
 class Listener(Protocol):
-    """Whoever talks with the client. None of these may block or raise but where it says so."""
+    """What a door does when something happens to an upload. Must not block, and must not raise unless stated."""
 
     def acked(self) -> None:
         """``received``, ``durable``, ``limit`` or ``chunk`` of the upload changed."""
@@ -56,7 +49,7 @@ class Listener(Protocol):
         """Data from ``offset`` on must come again. Raises :class:`CorruptChunks` after too many."""
 
     def pause(self) -> None:
-        """The credit that is not used is wanted back."""
+        """The client should give back the credit that it does not use."""
 
 
 class ActiveUpload:
@@ -69,8 +62,8 @@ class ActiveUpload:
     account: Account
     """Its credit."""
 
-    def __init__(self, service: UploadService, listener: Listener) -> None:
-        self.service = service
+    def __init__(self, runtime: Runtime, listener: Listener) -> None:
+        self.runtime = runtime
         self.listener = listener
         self.session: UploadSession
         self.max_size: int | None = None
@@ -79,21 +72,19 @@ class ActiveUpload:
         self.durable = 0
         self.limit = FLOOR
         self.chunk = FLOOR
-        self.sha256: hashlib._Hash | None = None
+        self.taps = Taps(runtime.store, (), self._tap_failed)
         self.closed = asyncio.Event()
         """Set when the part is let go of."""
         self.name = ""
-        """To publish under, once the host was asked: a small file's before it turned out to be unusual."""
-        self.progress: m.Progress | None = None
+        """To publish under, once the endpoint was asked: a small file's before it turned out to be unusual."""
+        self.progress: Progress | None = None
         """After FINISH: how far the checks and the publication are."""
-        self._frames: list[bytes] = []
+        self._pieces: list[Piece] = []
         self._wake = asyncio.Event()
-        self._proof: m.Proof | None = None
-        self._finish: m.Finish | None = None
-        self._wish: type[m.Cancel | m.Release] | None = None
+        self._proof: Proof | None = None
+        self._facts: Facts | None = None
+        self._wish: Wish | None = None
         self._lost: UploadError | None = None
-        self._hashing: asyncio.Task[None] | None = None
-        self._unhashed: list[bytes] = []
         self._checkpoint = Checkpoint("")
         self._checkpointing: asyncio.Task[None] | None = None
         self._awaits_turn = False
@@ -106,46 +97,52 @@ class ActiveUpload:
 
     @property
     def store(self) -> Store:
-        return self.service.store
+        return self.runtime.store
 
     # What the shell says ------------------------------------------------------------------------
 
-    def append(self, frame: bytes) -> None:
-        """Queue a DATA frame that the protocol let in."""
-        if len(self._frames) >= MAX_QUEUED:
+    def append(self, piece: Piece) -> None:
+        """Queue the next bytes."""
+        if len(self._pieces) >= MAX_QUEUED:
             self.lose(Busy(retry_after=1.0))
         if self._lost is not None:  # its credit may be another upload's already
             return
-        self._frames.append(frame)
+        self._pieces.append(piece)
         self._wake.set()
 
-    def finish(self, message: m.Finish) -> None:
-        self._finish = message
+    def finish(self, facts: Facts) -> None:
+        """The client has sent all bytes."""
+        self._facts = facts
         self._wake.set()
 
     def cancel(self) -> None:
-        self._wish = m.Cancel
+        self._wish = Wish.CANCEL
         self._wake.set()
 
     def release(self) -> None:
         """Leave the upload as it is: the client asked for it, or its connection is gone."""
-        self._wish = self._wish or m.Release
+        self._wish = self._wish or Wish.RELEASE
         self._wake.set()
 
     def lose(self, error: UploadError) -> None:
-        """Stop at once: somebody else holds the upload, or it is over."""
+        """Stop at once: the upload has another holder, or has ended."""
         self._lost = self._lost or error
         self._wake.set()
+
+    def raise_if_lost(self) -> None:
+        """Raise the reason for which this upload has to stop, if there is one."""
+        if self._lost is not None:
+            raise self._lost
 
     def evict(self) -> None:
         """Others need the memory that is kept for the upload: it can be attached again."""
         self.lose(Busy(retry_after=EVICTED_SECONDS))
 
-    def prove(self, message: m.Proof) -> None:
-        self._proof = message
+    def prove(self, proof: Proof) -> None:
+        self._proof = proof
         self._wake.set()
 
-    def report(self, progress: m.Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """How far the checks and the publication are; may be called from any thread."""
         self.progress = progress
 
@@ -170,31 +167,36 @@ class ActiveUpload:
         return self.writer.crc if self.durable == self.received else self._checkpoint.crc
 
     @property
-    def queued(self) -> list[bytes]:
-        """The frames that wait to be written."""
-        return self._frames
+    def queued(self) -> list[Piece]:
+        """The pieces that wait to be written."""
+        return self._pieces
 
     @property
-    def finishing(self) -> m.Finish | None:
-        """FINISH, once it came."""
-        return self._finish
+    def facts(self) -> Facts | None:
+        """What the client said of the whole file, once it has sent all of it."""
+        return self._facts
 
     @property
     def is_cancelled(self) -> bool:
-        return self._wish is m.Cancel
+        return self._wish is Wish.CANCEL
 
-    def begin(self, session: UploadSession, max_size: int | None) -> None:
+    def begin(self, session: UploadSession, max_size: int | None, taps: Sequence[Tap] = ()) -> None:
         """A new upload: the part is made with the first bytes, or by :meth:`reserve`."""
         self.session = session
         self.max_size = max_size
-        if session.digest:
-            self.sha256 = hashlib.sha256()
+        self.taps = Taps(self.store, taps, self._tap_failed)
         self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
 
-    def resume(self, session: UploadSession, max_size: int | None, writer: Writer) -> None:
-        """An upload that was begun before. Call :meth:`forget_queued` when the client is told."""
-        self.begin(session, smallest(max_size, session.field_max_size))
-        self.sha256 = None  # its state cannot be saved: the file is read again at the end
+    def resume(
+        self,
+        session: UploadSession,
+        max_size: int | None,
+        writer: Writer,
+        taps: Sequence[Tap] = (),
+    ) -> None:
+        """An upload that was begun before. Call :meth:`forget_queued` when the client is notified."""
+        self.begin(session, smallest(max_size, session.field_max_size), taps)
+        self.taps.miss()  # their state cannot be saved: the file is read again at the end
         self.writer = writer
         self._checkpoint = session.checkpoint
         self.received = writer.received
@@ -206,8 +208,8 @@ class ActiveUpload:
 
     def forget_queued(self) -> None:
         """Data and FINISH that came before the client knew where to go on are void."""
-        self._frames.clear()
-        self._finish = None
+        self._pieces.clear()
+        self._facts = None
 
     async def reserve(self) -> None:
         """Make the part now, so that a full disk is an error before any byte is sent.
@@ -218,15 +220,16 @@ class ActiveUpload:
             self.writer = await self.store.run(self.store.create, self.session.size)
         except UploadError:
             # The client has had no answer: neither the upload nor its size shall count against its owner.
-            await self.service.forget(self.session)
+            await self.runtime.database.call(
+                rows.forget, self.session.pk, owner=self.session.owner_key
+            )
             raise
-        await self.save(Checkpoint(self.writer.part, boot_id=boot_id()), State.UPLOADING)
+        await self.save(Checkpoint(self.writer.part, token=self.writer.token), State.UPLOADING)
 
-    async def proof(self) -> m.Proof | type[m.Cancel | m.Release]:
-        """The client's PROOF, or what it wants instead. Raises what ended the upload meanwhile."""
+    async def proof(self) -> Proof | Wish:
+        """The client's proof, or what it wants instead. Raises what ended the upload meanwhile."""
         while True:
-            if self._lost is not None:
-                raise self._lost
+            self.raise_if_lost()
             if self._wish is not None:
                 return self._wish
             if self._proof is not None:
@@ -242,24 +245,23 @@ class ActiveUpload:
         self.limit = self.received
         self._grant()
 
-    async def write(self) -> m.Finish | type[m.Cancel | m.Release]:
-        """Write what comes until FINISH, CANCEL or RELEASE, and return which.
+    async def write(self) -> Facts | Wish:
+        """Write what comes until the client has sent all bytes or wishes otherwise, and return which.
 
-        At FINISH and RELEASE everything that came before is written. Raises :class:`TakenOver` and other
+        Everything that came before is written then, unless it wishes to cancel. Raises :class:`TakenOver` and other
         :class:`UploadError`; call :meth:`close` in any case.
         """
         while True:
-            if self._lost is not None:
-                raise self._lost
+            self.raise_if_lost()
             if self._sync_failed:
                 await self._go_back()
-            elif self._wish is m.Cancel:
+            elif self._wish is Wish.CANCEL:
                 return self._wish
-            elif self._frames:
+            elif self._pieces:
                 await self._write_queued()
-            elif self._finish is not None:
+            elif self._facts is not None:
                 self.account.complete()
-                return self._finish
+                return self._facts
             elif self._wish is not None:
                 return self._wish
             else:
@@ -268,8 +270,8 @@ class ActiveUpload:
                 await self._wake.wait()
 
     async def _write_queued(self) -> None:
-        frames, self._frames = self._frames, []
-        good = await self._append(frames)
+        pieces, self._pieces = self._pieces, []
+        good = await self.store.run(self._append, pieces)
         assert self.writer is not None
         offset, self.received = self.received, self.writer.received
         self._settle_written()
@@ -277,49 +279,26 @@ class ActiveUpload:
         self.account.consume(self.received - offset)
         self._grant()
         self.listener.acked()
+        await self.taps.feed(pieces[:good])
         if signals.chunk_received.has_listeners(UploadSession):
-            for frame in frames[:good]:
-                size = len(frame) - HEADER_SIZE
+            for piece in pieces[:good]:
+                size = len(piece.payload)
                 await signals.send(signals.chunk_received, self.session, offset=offset, size=size)
                 offset += size
-        if good < len(frames):
+        if good < len(pieces):
             self._rewind(self.received, "corrupt_chunk")
         self._checkpoint_if_due()
 
-    async def _append(self, frames: list[bytes]) -> int:
-        if self.sha256 is None:
-            return await self.store.run(self._append_in_thread, frames)
-        # The digest is computed beside the next write, never in front of one.
-        good = await self.store.run(self._append_in_thread, frames)
-        if len(self._unhashed) > MAX_UNHASHED:
-            await self.hashed()
-        self._unhashed += frames[:good]
-        if self._hashing is None:
-            self._hashing = asyncio.create_task(self._hash_written())
-        return good
-
-    def _append_in_thread(self, frames: Sequence[bytes]) -> int:
+    def _append(self, pieces: Sequence[Piece]) -> int:
         if self.writer is None:
             self.writer = self.store.create(self.session.size)
-        return self.writer.append(frames)
+        return self.writer.append(pieces)
 
-    async def _hash_written(self) -> None:
-        try:
-            while self._unhashed:
-                frames, self._unhashed = self._unhashed, []
-                await self.store.run(self._hash, frames)
-        finally:
-            self._hashing = None
-
-    def _hash(self, frames: Sequence[bytes]) -> None:
-        assert self.sha256 is not None
-        for frame in frames:
-            self.sha256.update(memoryview(frame)[HEADER_SIZE:])
-
-    async def hashed(self) -> None:
-        """Wait until the digest covers what was written."""
-        if self._hashing is not None:
-            await self._hashing
+    def _tap_failed(self, error: Exception) -> None:
+        if not isinstance(error, UploadError):
+            logger.error("A tap of upload %s failed", self.session.pk, exc_info=error)
+            error = InternalError()
+        self.lose(error)
 
     def _grant(self) -> None:
         unused = max(0, self.limit - self.received)
@@ -384,7 +363,7 @@ class ActiveUpload:
         assert self.writer is not None
         owner = self.session.owner_key
         self._awaits_turn = True
-        async with self.service.sync_turn(owner, is_slow=self._is_slow, rests=rests):
+        async with self.runtime.sync_turn(owner, is_slow=self._is_slow, rests=rests):
             self._awaits_turn = False
             return await self.store.run(self.writer.sync)
 
@@ -396,7 +375,7 @@ class ActiveUpload:
             before = self._checkpoint.offset
             growth = Growth(self.session.owner_key, self.session.address, before, checkpoint.offset)
         change = Change(self.session.pk, self.session.epoch, state, values, growth=growth)
-        await self.service.database.call(
+        await self.runtime.database.call(
             rows.change, change, owner=self.session.owner_key, patience=60.0
         )
         stale, self._checkpoint = self._checkpoint, checkpoint
@@ -425,8 +404,7 @@ class ActiveUpload:
         """Count everything received. Raises what refuses an upload that turned out larger than was declared."""
         if self.session.size is None:
             await self.flush()
-            if self._lost is not None:
-                raise self._lost
+            self.raise_if_lost()
 
     async def settle(self) -> None:
         """Wait for the checkpoint that runs; one that waits for its turn is given up."""
@@ -450,14 +428,14 @@ class ActiveUpload:
         self._rewrites += 1
         if self._rewrites > MAX_REWRITES:
             raise StorageFailed
-        await self.hashed()
+        await self.taps.caught_up()
         await self.settle()
         assert self.writer is not None
-        async with self.service.slow_turns(self.session.owner_key):
+        async with self.runtime.slow_turns(self.session.owner_key):
             await self.store.run_slow(self.writer.rewrite, self._checkpoint)
         self.received = self.limit = self.writer.received
         self._grant()
-        self.sha256 = None
+        self.taps.miss()
         self._rewind(self.received, "storage_error")
 
     # The end ------------------------------------------------------------------------------------
@@ -485,8 +463,8 @@ class ActiveUpload:
         """Let go of the part and of the credit, also where it is cancelled."""
         try:
             await self.settle()
-            if self._hashing is not None:
-                await asyncio.wait({self._hashing})
+            self.taps.miss()
+            await self.taps.caught_up()
         finally:
             try:
                 if self.writer is not None:

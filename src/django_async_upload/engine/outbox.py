@@ -22,7 +22,7 @@ from .. import signals
 from ..concurrency.turns import Turns
 from ..exceptions import UploadError
 from ..models import CompletionEvent, UploadSession
-from ..sessions.rows import CLAIM
+from ..sessions.values import CLAIM
 from .database import Database
 
 Result = TypeVar("Result")

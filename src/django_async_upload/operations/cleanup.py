@@ -25,8 +25,8 @@ from ..models import Taker, UploadSession
 from ..sessions import rows
 from ..sessions.commits import after_commit
 from ..sessions.holds import BATCH, WITHDRAWABLE, withdraw
-from ..sessions.rows import Ending
 from ..sessions.state import OVER, State
+from ..sessions.values import Ending
 from ..stores.base import Part, Store
 from ..stores.configured import make_store
 from ..stores.publication import is_linked, is_own_name

@@ -41,7 +41,8 @@ CRC = Callable[[bytes | bytearray | memoryview, int], int]
 """``crc(data, value) -> value``: CRC-32C of data, going on from value (0 at the start)."""
 
 _HEADER = struct.Struct("!QII")  # type, flags and offset are one u64
-_CHECKED = 12
+CHECKED_SIZE: Final = 12
+"""Bytes of the header that its CRC covers, with the payload."""
 _OFFSET_BITS = 48
 
 
@@ -127,8 +128,8 @@ def parse_header(frame: bytes | memoryview) -> Header:
 def is_intact(frame: bytes | memoryview, crc: CRC) -> bool:
     """Whether the CRC in the header is that of the frame. ``frame`` has at least a header."""
     view = memoryview(frame)
-    expected = int.from_bytes(view[_CHECKED:HEADER_SIZE], "big")
-    return crc(view[HEADER_SIZE:], crc(view[:_CHECKED], 0)) == expected
+    expected = int.from_bytes(view[CHECKED_SIZE:HEADER_SIZE], "big")
+    return crc(view[HEADER_SIZE:], crc(view[:CHECKED_SIZE], 0)) == expected
 
 
 def build_header(
@@ -142,7 +143,7 @@ def build_header(
 ) -> bytes:
     """The 16 bytes that go before ``payload``."""
     word = kind << 56 | flags << _OFFSET_BITS | offset
-    head = _HEADER.pack(word, stream, 0)[:_CHECKED]
+    head = _HEADER.pack(word, stream, 0)[:CHECKED_SIZE]
     return head + crc(payload, crc(head, 0)).to_bytes(4, "big")
 
 

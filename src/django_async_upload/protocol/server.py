@@ -25,7 +25,17 @@ from ..exceptions import (
     WrongOffset,
 )
 from . import messages as m
-from .frames import CRC, HEADER_SIZE, Flag, FrameType, Header, is_intact, parse_fields, parse_header
+from .frames import (
+    CHECKED_SIZE,
+    CRC,
+    HEADER_SIZE,
+    Flag,
+    FrameType,
+    Header,
+    is_intact,
+    parse_fields,
+    parse_header,
+)
 
 MAX_REWINDS: Final = 8
 """Rewinds to one offset before the stream ends with ``corrupt_chunks``."""
@@ -91,7 +101,12 @@ class Chunk(NamedTuple):
     """DATA that fits its stream. Its CRC is not checked yet: the writer does that."""
 
     stream: int
-    frame: bytes
+    payload: memoryview
+    start: int
+    """CRC-32C of the header, with which that of the payload begins."""
+    crc: int
+    """CRC-32C of the header and the payload, as the sender says."""
+    offset: int
 
 
 class Received(NamedTuple):
@@ -195,7 +210,13 @@ class ServerProtocol:
             stream.expected = end
             if stream.state is _S.REWINDING:
                 stream.state = _S.OPEN
-            return Chunk(header.stream, frame)
+            return Chunk(
+                header.stream,
+                memoryview(frame)[HEADER_SIZE:],
+                self._crc(frame[:CHECKED_SIZE], 0),
+                header.crc,
+                header.offset,
+            )
         if not is_intact(frame, self._crc):
             raise CorruptFrame
         if received > self._limit:

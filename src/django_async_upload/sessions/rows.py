@@ -11,7 +11,6 @@ import json
 import uuid
 from collections.abc import Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -31,70 +30,9 @@ from ..exceptions import (
 from ..models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from ..stores.base import Checkpoint
 from .holds import HOLD
-from .owners import Owner
-from .quotas import Growth, Quota
+from .quotas import Quota
 from .state import OVER, PUBLISHED, State
-
-CLAIM = timedelta(seconds=10)
-"""For how long a process keeps a completion event to itself, unless it renews the claim."""
-
-
-@dataclass(frozen=True, slots=True)
-class Creation:
-    session: UploadSession
-    owner: Owner
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    upload: uuid.UUID
-    owner: Owner
-    endpoint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A change of state by the holder of ``epoch``."""
-
-    upload: uuid.UUID
-    epoch: int
-    to: State
-    values: dict[str, Any] = field(default_factory=dict)
-    owner: Owner | None = None
-    """Checked again where the change depends on it."""
-    growth: Growth | None = None
-    """Of an upload of unknown size: refused where a quota is exceeded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """An upload is to be cancelled, to fail or to expire."""
-
-    upload: uuid.UUID
-    to: State
-    error: UploadError | None = None
-    epoch: int | None = None
-    """The holder's; None is by right of ownership, whoever holds it, and expires what is not due yet."""
-    ended: list[UploadSession] = field(default_factory=list, compare=False)
-    """The row before it was ended: a second run, after a COMMIT without answer, knows its work by it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """The server could not go on with an upload, which is not over."""
-
-    upload: uuid.UUID
-    epoch: int
-    error: UploadError
-
-
-@dataclass(frozen=True, slots=True)
-class TakeUp:
-    """Publications that a process which died left behind are wanted."""
-
-    seconds: float
-    """For so long there was no sign of life."""
-    most: int
+from .values import CLAIM, Change, Claim, Creation, Ending, TakeUp, Trouble
 
 
 def expiry() -> Any:
@@ -192,7 +130,7 @@ def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | U
         if isinstance(session, UploadError):
             return session
         if session.state in OVER:
-            return over(session)
+            return error_of(session)
         if session.state in PUBLISHED | {State.FINALIZING}:
             return session
         epoch = session.epoch + 1
@@ -235,7 +173,7 @@ def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
     return [found.get(pk) or NotFound() for pk in items]
 
 
-def over(session: UploadSession) -> UploadError:
+def error_of(session: UploadSession) -> UploadError:
     """The error that an upload which is over answers with."""
     failure = BY_CODE.get(session.error)
     if failure is None:
@@ -263,7 +201,7 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
         return NotFound()
     if session.epoch == item.epoch and session.state == item.to:
         return None  # the commit before a lost connection went through after all
-    return over(session) if session.state in OVER else TakenOver()
+    return error_of(session) if session.state in OVER else TakenOver()
 
 
 def take_up(items: Sequence[TakeUp]) -> list[list[UploadSession]]:
@@ -332,7 +270,7 @@ def _event_or_error(
     if session is None:
         return NotFound()
     if session.state not in PUBLISHED:
-        return over(session) if session.state in OVER else TakenOver()
+        return error_of(session) if session.state in OVER else TakenOver()
     return getattr(session, "completion", new)
 
 

@@ -183,11 +183,12 @@ class FileSystemStore(Store):
         return messages
 
     def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
-        if self.durability == "fsync":
+        files = cast("Sequence[FileWriter]", writers)
+        if self.durability == "fsync" and any(not file.is_named for file in files):
             with translated():
                 self.sync_names()
-            for writer in writers:
-                cast("FileWriter", writer).is_named = True
+            for file in files:
+                file.is_named = True
         return super().sync_all(writers)
 
     def sync_names(self) -> None:

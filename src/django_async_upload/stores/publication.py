@@ -146,20 +146,6 @@ def _shortened(name: str, limit: int) -> str:
     return os.path.join(directory, kept.decode(errors="ignore") + extension)
 
 
-def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync") -> None:
-    """Link the file at ``path`` to ``name`` in ``storage``; ``path`` remains.
-
-    Directories, modes and group are set as by the storage's own ``save()``, before the
-    name exists. With durability ``fsync`` the file and its name survive a crash of the machine
-    when this returns.
-
-    Raises :class:`FileExistsError` when the name is taken (also by this very file: see
-    :func:`is_linked`), :class:`NotLinkable`, :class:`StorageFull`, :class:`StorageFailed`, and
-    :class:`SuspiciousFileOperation` for a name that leaves the storage.
-    """
-    sync_names(link_unsynced(storage, path, name, durability=durability))
-
-
 def sync_names(directories: Iterable[str]) -> None:
     """Sync directories, which makes the names in them durable. Raises :class:`StorageFailed`."""
     with translated():
@@ -186,10 +172,19 @@ def _directories(storage: FileSystemStorage, name: str) -> list[str]:
     return found
 
 
-def link_unsynced(
+def link(
     storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync"
 ) -> list[str]:
-    """:func:`link`, but the name is durable only after :func:`sync_names` of the returned directories."""
+    """Link the file at ``path`` to ``name`` in ``storage``; ``path`` remains.
+
+    Directories, modes and group are set as by the storage's own ``save()``, before the name exists. Returns the
+    directories that :func:`sync_names` has to make durable; none with durability ``os``. With ``fsync`` the bytes of
+    the file are durable when this returns.
+
+    Raises :class:`FileExistsError` when the name is taken (also by this very file: see
+    :func:`is_linked`), :class:`NotLinkable`, :class:`StorageFull`, :class:`StorageFailed`, and
+    :class:`SuspiciousFileOperation` for a name that leaves the storage.
+    """
     validate_file_name(name, allow_relative_path=True)
     target = storage.path(name)
     directory = os.path.dirname(target)

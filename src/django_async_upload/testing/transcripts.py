@@ -21,7 +21,14 @@ from crc32c import crc32c
 from ..exceptions import UploadError
 from ..protocol import messages as m
 from ..protocol.client import ClientProtocol
-from ..protocol.frames import FrameType, build_control, build_header, parse_fields, parse_header
+from ..protocol.frames import (
+    HEADER_SIZE,
+    FrameType,
+    build_control,
+    build_header,
+    parse_fields,
+    parse_header,
+)
 from ..protocol.server import Broken, Chunk, Received, ServerProtocol
 
 Side = Literal["client", "server"]
@@ -222,8 +229,8 @@ def run_on_server(transcript: Transcript) -> ServerProtocol:
         match event:
             case Broken(stream, reason):
                 got = ("broken", reason.code, stream)
-            case Chunk(stream, frame):
-                _expect(frame == step.encode(), transcript, step, event)
+            case Chunk(stream, payload):
+                _expect(payload == step.encode()[HEADER_SIZE:], transcript, step, event)
                 got = ("taken", None, stream)
             case Received(stream, message):
                 _expect(message == step.message, transcript, step, event)

@@ -1,25 +1,22 @@
-"""One WebSocket connection, with any number of uploads: messages in, messages out, who is there, and time."""
+"""One WebSocket connection carrying many uploads: dispatch, authentication, timeouts."""
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import logging
-import sys
-from collections import deque
 from importlib import import_module
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
 from channels.exceptions import StopConsumer
 from crc32c import crc32c
 from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
-from django.core.files import File
 
 from .. import __version__, conf
 from ..admission import Place, client_address, origin_is_trusted, origins, own_origin
 from ..concurrency import pace
+from ..endpoints import Endpoint
 from ..engine.credit import FLOOR, LARGEST_WINDOW
 from ..engine.service import UploadService, get_service
 from ..exceptions import (
@@ -32,48 +29,32 @@ from ..exceptions import (
     IdleTimeout,
     MalformedFrame,
     MetadataInvalid,
-    ProtocolViolation,
     SubprotocolRequired,
     TicketInvalid,
-    TooManyConnections,
     UploadError,
 )
-from ..models import UploadSession
 from ..notices import notice
 from ..protocol import messages as m
-from ..protocol.frames import SUBPROTOCOL, parse_header
+from ..protocol.frames import HEADER_SIZE, SUBPROTOCOL
 from ..protocol.server import Broken, Chunk, Event, Received, ServerProtocol
 from ..sessions import policies
 from ..sessions.owners import Owner, look_up
+from ..stores.base import Piece, Seal
 from ..tickets import read_ticket
-from .stream import UploadStream, error_message
+from .drain import FAREWELL_SECONDS, connections, retry_after, spawn
+from .errors import close_code, error_message
+from .sender import Sender
+from .stream import UploadStream
 
 logger = logging.getLogger("django_async_upload")
-
-CLOSE_CODES: Final[dict[type[UploadError], int]] = {
-    UploadError: 4500,
-    ProtocolViolation: 4400,
-    SubprotocolRequired: 4406,
-    ConnectionRefused: 4401,
-    IdleTimeout: 4408,
-    AuthenticationTimeout: 4408,
-    TooManyConnections: 4429,
-    Draining: 4503,
-}
-"""The WebSocket close code for an error on stream 0; the nearest base class counts.
-
-None of those below 3000, 1012 for a restart neither: Daphne refuses to send them.
-"""
 
 CONNECTION_WINDOW: Final = 2 * LARGEST_WINDOW
 """Bytes of DATA payload that may be on their way on one connection; LIMIT is said at half of it, with a window left."""
 AUTHENTICATION_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 2.0
 """How long a client may take to close a connection that was closed by the server."""
-FAREWELL_SECONDS: Final = 5.0
-"""How long a closing connection may take to be told why, and its uploads to be saved."""
-BREATH_SECONDS: Final = 0.02
-"""For how long a small file is waited for before its CREATE is answered by itself."""
+GATHER_SECONDS: Final = 0.02
+"""How long a small file's CREATE is held so that its bytes and FINISH can be handled with it."""
 MAX_IN_TURN: Final = 64
 """Messages of one connection in a turn of the event loop."""
 PATIENCE_SECONDS: Final = 0.005
@@ -84,45 +65,17 @@ SHORT_FRAME: Final = 4096
 """Bytes. What a client sends that is advised at least 16 KiB is longer, but for the end of a file."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that the database is asked at once; further ones wait."""
-MAX_UNSENT: Final = 1024 * 1024
-"""Bytes that wait for a client which does not read; more end the connection."""
-
-_open: set[Connection] = set()
-_draining: list[float] = []  # while the process drains: seconds after which clients are to come
-_tasks: set[asyncio.Task[None]] = set()  # uploads go on to their end when their connection is gone
 
 
-class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
-    """The mechanics of a connection; :class:`~.consumers.UploadConsumer` has the host's say."""
+class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
+    """The WebSocket door of an endpoint."""
 
-    endpoint: ClassVar[str]
     service: UploadService
-    owner: Owner
-
-    @abc.abstractmethod
-    async def admit(self) -> int | None:
-        """The largest file of this owner, bytes; raises :class:`PermissionRefused`."""
-
-    @abc.abstractmethod
-    async def new_session(self, create: m.Create) -> tuple[UploadSession, int | None]:
-        """The row for a CREATE that the host allows, and its largest size. Raises :class:`UploadRefused`."""
-
-    @abc.abstractmethod
-    async def get_name(self, session: UploadSession) -> str:
-        """See :class:`~.engine.publish.Host`."""
-
-    @abc.abstractmethod
-    async def may_discard(self, session: UploadSession) -> bool:
-        """Whether the sender may delete a finished upload."""
 
     @property
-    @abc.abstractmethod
-    def inspects(self) -> bool:
-        """See :class:`~.engine.publish.Host`."""
-
-    @abc.abstractmethod
-    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
-        """See :class:`~.engine.publish.Host`."""
+    def hooks(self) -> Endpoint:
+        """What the host says."""
+        return self
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""
@@ -144,7 +97,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             if not self._is_cut:
                 raise
             # A server drops the connection of an application that ends.
-            await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS)
+            await self._sender.ended(FAREWELL_SECONDS)
         finally:
             if not self._gone:  # cancelled, or broken: no "disconnect" comes any more
                 await self._disconnect()
@@ -177,13 +130,9 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self.service = get_service()
         self.service.start()
         self._streams: dict[int, UploadStream] = {}
-        self._unsent: deque[bytes] = deque()
-        self._unsent_bytes = 0
         self._held: dict[int, asyncio.TimerHandle] = {}
-        self._acks: dict[int, UploadStream] = {}
+        self._sender = Sender(self.send, self._newest_ack)
         self.queries = asyncio.Semaphore(MAX_QUERIES)
-        self._wake = asyncio.Event()
-        self._close_code: int | None = None
         self._gone = False
         self._login = self._new_login()
         self._logins = 0
@@ -194,20 +143,20 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
             self._gone = True
+            self._sender.stop()
             self._log_origin()
             await self.send({"type": "websocket.close"})
             return
-        refusal = await self._why_not()
+        refusal = await self._enter()
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
         await self.send(
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
         )
         self._protocol = ServerProtocol(self._hello(), crc32c)
-        self._sender = asyncio.create_task(self._send_forever())
         self._place.is_open = True
-        _open.add(self)
-        if _draining:  # since a moment ago
-            refusal = Draining(retry_after=_draining[-1])
+        connections.add(self)
+        if (seconds := retry_after()) is not None:  # since a moment ago
+            refusal = Draining(retry_after=seconds)
         elif refusal is None and not offered:
             refusal = SubprotocolRequired(subprotocol=SUBPROTOCOL)
         if refusal is not None:
@@ -219,10 +168,10 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late, self._login)
         self._arm()
 
-    async def _why_not(self) -> UploadError | None:
+    async def _enter(self) -> UploadError | None:
         """Take a place, with the login of the cookie; returns the error to refuse the connection with, or None."""
-        if _draining:
-            return Draining(retry_after=_draining[-1])
+        if (seconds := retry_after()) is not None:
+            return Draining(retry_after=seconds)
         try:
             self._place.enter()
             if origins(self.scope):  # otherwise it is no browser: a cookie alone proves nothing
@@ -248,7 +197,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         """Its place is needed for others."""
         if not self._login.done():
             self._login.set_exception(error)
-        self._spawn(self._shut(error))
+        spawn(self._shut(error))
 
     def _log_origin(self) -> None:
         notice(
@@ -301,7 +250,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
     async def _disconnect(self) -> None:
         """Nobody listens any longer. Uploads are saved, or go on to their end, without the connection."""
         self._gone = True
-        _open.discard(self)
+        connections.discard(self)
         self._place.leave()
         if self._timer is not None:
             self._timer.cancel()
@@ -311,7 +260,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             stream.disconnected()
         for number in list(self._held):
             self._serve_held(number)
-        self._wake.set()
+        self._sender.stop()
 
     # Receiving ----------------------------------------------------------------------------------
 
@@ -327,10 +276,10 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             await self._shut(error)
             return
         match event:
-            case Chunk(number, data):
+            case Chunk(number, payload, start, crc):
                 stream = self._streams.get(number)
                 if stream is not None and stream.upload is not None:
-                    stream.upload.append(data)
+                    stream.upload.append(Piece(payload, Seal(start, crc)))
             case Received(0, message):
                 self._receive_own(message)
             case Received(number, message) if number in self._streams:
@@ -354,7 +303,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         self._replenish()
 
     def slow_down(self) -> None:
-        """A question came in another guise."""
+        """A message was refused whose answer costs as much as a question."""
         now = asyncio.get_running_loop().time()
         self._behind = self._pace.delay(now, pace.QUESTION)
 
@@ -372,7 +321,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         elif isinstance(message, m.Auth):
             if self._login.done():  # what follows is judged by the answer to this AUTH
                 self._login = self._new_login()
-            self._spawn(self._authenticate(message, self._login))
+            spawn(self._authenticate(message, self._login))
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
@@ -385,37 +334,32 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if isinstance(message, m.Create) and message.size is not None and message.size <= FLOOR:
             self._hold(stream)
         else:
-            self._spawn(self._run_stream(stream))
+            spawn(self._run_stream(stream))
 
     def _hold(self, stream: UploadStream) -> None:
         """A small file's data and FINISH mostly come in the same breath: serve it when they are here."""
         loop = asyncio.get_running_loop()
-        self._held[stream.number] = loop.call_later(BREATH_SECONDS, self._serve_held, stream.number)
+        self._held[stream.number] = loop.call_later(GATHER_SECONDS, self._serve_held, stream.number)
 
     def _serve_held(self, number: int) -> None:
         timer = self._held.pop(number, None)
         if timer is not None:
             timer.cancel()
-            self._spawn(self._run_stream(self._streams[number]))
+            spawn(self._run_stream(self._streams[number]))
 
     async def _run_stream(self, stream: UploadStream) -> None:
         try:
             await stream.run()
         finally:
             self._streams.pop(stream.number, None)
-            self._acks.pop(stream.number, None)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+            self._sender.forget(stream.number)
 
     def _replenish(self) -> None:
         limit = self._protocol.received + CONNECTION_WINDOW
         if limit - self._protocol.limit >= CONNECTION_WINDOW // 2:
             self.send_message(0, m.Limit(limit))
 
-    # Who is there -------------------------------------------------------------------------------
+    # Authentication -------------------------------------------------------------------------------
 
     async def authenticated(self) -> Owner:
         """Wait for the answer to the last AUTH. Raises :class:`ConnectionRefused`."""
@@ -468,7 +412,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         if not login.done():
             error = AuthenticationTimeout(seconds=AUTHENTICATION_SECONDS)
             login.set_exception(error)
-            self._spawn(self._shut(error))
+            spawn(self._shut(error))
 
     # Sending ------------------------------------------------------------------------------------
 
@@ -478,39 +422,21 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             return
         self._enqueue(self._protocol.send(stream, message))
 
-    def ack(self, stream: UploadStream) -> None:
+    def ack(self, stream: int) -> None:
         """Have the newest ACK of a stream sent; one that was not sent yet is replaced."""
         if not self._gone:
-            self._acks[stream.number] = stream
-            self._wake.set()
+            self._sender.ack(stream)
+
+    def _newest_ack(self, number: int) -> bytes | None:
+        if self._gone or not self._protocol.is_open(number):
+            return None
+        return self._protocol.send(number, self._streams[number].newest_ack)
 
     def _enqueue(self, frame: bytes) -> None:
-        if self._unsent_bytes > MAX_UNSENT:
-            self._spawn(self._shut(FlowControlViolation("The client does not read.")))
-            return
-        self._unsent.append(frame)
-        self._unsent_bytes += sys.getsizeof(frame)
-        self._wake.set()
-
-    async def _send_forever(self) -> None:
-        """The connection's one sender."""
-        try:
-            while not self._gone or self._close_code is not None:
-                while self._unsent:
-                    frame = self._unsent.popleft()
-                    self._unsent_bytes -= sys.getsizeof(frame)
-                    await self.send({"type": "websocket.send", "bytes": frame})
-                if self._close_code is not None:
-                    await self.send({"type": "websocket.close", "code": self._close_code})
-                    return
-                if self._acks:
-                    number = next(iter(self._acks))  # the oldest: no stream waits for ever
-                    self.send_message(number, self._acks.pop(number).newest_ack)
-                    continue
-                self._wake.clear()
-                await self._wake.wait()
-        except Exception as error:  # the server's word for "the socket is closed" differs
-            logger.debug("The connection could not be written to: %r", error)
+        if self._sender.is_full:
+            spawn(self._shut(FlowControlViolation("The client does not read.")))
+        else:
+            self._sender.push(frame)
 
     async def _shut(self, error: UploadError) -> None:
         """Tell the client why, and close the connection."""
@@ -527,19 +453,15 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
                 error.code,
                 error,
             )
-        self._unsent.append(self._protocol.send(0, error_message(error)))
-        self._close_code = next(
-            CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES
-        )
+        self._sender.close(self._protocol.send(0, error_message(error)), close_code(error))
         await self._disconnect()
         if asyncio.current_task() is not self._serving:
             self._cut()  # Granian sends no close frame while its receive() is waited for
-        if not (await asyncio.wait({self._sender}, timeout=FAREWELL_SECONDS))[0]:
+        if not await self._sender.ended(FAREWELL_SECONDS):
             self._sender.cancel()  # the client does not read
             self._cut()
         # Hypercorn reads on, whatever comes, until the client or the application ends the connection.
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._cut)
-        self._close_code = None
 
     def _cut(self) -> None:
         """Listen no longer; the application ends when the sender has."""
@@ -548,7 +470,8 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
             self._is_cut = True
             self._serving.cancel()
 
-    async def _drain(self, retry_after: float) -> None:
+    async def drain(self, retry_after: float) -> None:
+        """Save all uploads and close the connection; the client may come back in ``retry_after`` seconds."""
         self.send_message(0, m.Drain(retry_after))
         uploads = [stream.upload for stream in self._streams.values()]
         saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
@@ -564,7 +487,7 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         seconds = conf.uploads().idle_timeout
         if loop.time() - self._heard >= seconds:
-            self._spawn(self._shut(IdleTimeout(seconds=seconds)))
+            spawn(self._shut(IdleTimeout(seconds=seconds)))
         else:
             self._timer = loop.call_at(self._heard + seconds, self._arm)
 
@@ -572,29 +495,12 @@ class Connection(AsyncConsumer, abc.ABC):  # type: ignore[misc]
 def _cost(event: Event | None) -> int:
     """What a frame counts as where it moves no upload: such frames a client may send only so fast."""
     match event:
-        case Chunk(_number, frame):
-            missing = SHORT_FRAME - len(frame)
-            is_short = missing > 0 and parse_header(frame).offset
+        case Chunk(_number, payload, offset=offset):
+            missing = SHORT_FRAME - HEADER_SIZE - len(payload)
+            is_short = missing > 0 and offset
             return pace.SHORT_CHUNK * missing // SHORT_FRAME if is_short else 0
         case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
             return 0
         case Received(_number, m.Query() | m.Auth() | m.Cancel()):
             return pace.QUESTION
     return 1
-
-
-async def drain(retry_after: float = 1.0) -> None:
-    """Tell every client of this process to come back later, save all uploads, close the connections.
-
-    Until :func:`undrain`, or the end of the process, new connections are refused in the same way. Call it before the
-    server is stopped: most servers close the sockets themselves on SIGTERM. ``retry_after`` is in seconds.
-    """
-    _draining[:] = [retry_after]
-    await asyncio.gather(*(connection._drain(retry_after) for connection in list(_open)))
-    if _tasks:
-        await asyncio.wait(_tasks, timeout=FAREWELL_SECONDS)
-
-
-def undrain() -> None:
-    """Let clients in again, where the process goes on after all."""
-    _draining.clear()

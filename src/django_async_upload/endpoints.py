@@ -1,0 +1,180 @@
+"""What a host may say about uploads: limits and hooks, the same for every door."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, ClassVar
+
+from asgiref.sync import sync_to_async
+from django.core.files import File
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from . import conf
+from .admission import network_of
+from .engine.taps import Digest, Tap
+from .exceptions import PermissionRefused
+from .models import Taker, UploadSession
+from .receipts import read_field_token
+from .sessions import policies, rows
+from .sessions.owners import Owner
+from .sessions.values import NewUpload
+
+
+class Endpoint(abc.ABC):
+    """One address for uploads. An instance serves one connection, or one request.
+
+    Class attributes that are None take the setting of the same name. The hooks that are coroutines may be slow: each
+    delays one upload only. Refuse by raising an :class:`~.exceptions.UploadRefused`.
+    """
+
+    endpoint: ClassVar[str] = "default"
+    """Names this endpoint in rows and tickets: an upload belongs to the endpoint that made it."""
+    max_size: ClassVar[int | None] = None
+    allowed_types: ClassVar[tuple[str, ...] | None] = None
+    allowed_extensions: ClassVar[tuple[str, ...] | None] = None
+    storage: ClassVar[str | None] = None
+    upload_to: ClassVar[Any] = None
+
+    owner: Owner
+    """Who uploads, once he is authenticated."""
+    address: IPv4Address | IPv6Address | None
+    """The client's."""
+
+    # Hooks --------------------------------------------------------------------------------------
+
+    async def may_upload(self, user: Any) -> bool:
+        """Whether this user may upload here at all."""
+        return True
+
+    async def get_max_size(self, user: Any) -> int | None:
+        """Largest file of this user, bytes; None is no limit."""
+        return self._setting("max_size")  # type: ignore[no-any-return]
+
+    async def may_discard(self, session: UploadSession) -> bool:
+        """Whether the sender may delete this finished upload, whose file is not taken yet."""
+        return True
+
+    async def check(self, session: UploadSession) -> None:
+        """Look at a new session (name, content type, metadata, ...) before it is let in, or change it.
+
+        The default checks the declared type and the extension against the settings.
+        """
+        policies.check_extension(session.name, self._setting("allowed_extensions"))
+        policies.check_type(session.content_type, self._setting("allowed_types"))
+
+    def get_storage(self, session: UploadSession) -> str:
+        """The alias, in ``STORAGES``, of the storage that gets the file. Asked once, when the upload is created."""
+        return self._setting("storage")  # type: ignore[no-any-return]
+
+    async def get_name(self, session: UploadSession) -> str:
+        """The name to publish under, as ``upload_to`` has it; it is made free afterwards."""
+        upload_to = self._setting("upload_to")
+        name = policies.storage_name(session.name)
+        if isinstance(upload_to, str) and conf.is_dotted_path(upload_to):
+            upload_to = import_string(upload_to)
+        if callable(upload_to):
+            return str(await sync_to_async(upload_to, thread_sensitive=False)(session, name))
+        directory = timezone.now().strftime(upload_to).strip("/")
+        return f"{directory}/{name}" if directory else name
+
+    def taps(self, session: UploadSession) -> Sequence[Tap]:
+        """Who sees the file's bytes on their way, beside the digest that the client asked for; new ones each time.
+
+        An upload that is resumed gets new taps. See :class:`~.engine.taps.Tap`.
+        """
+        return ()
+
+    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027
+        """Look at the whole file before it is published (a scanner's place). ``file`` blocks: read it in a
+        thread. Called only where a subclass overrides it."""
+
+    # What a door provides -------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def authenticated(self) -> Owner:
+        """Wait until it is known who uploads. Raises :class:`ConnectionRefused`."""
+
+    @abc.abstractmethod
+    async def reload_owner(self) -> Owner:
+        """The owner, read again from the database. Raises :class:`ConnectionRefused`."""
+
+    # What the use cases ask -----------------------------------------------------------------------
+
+    @property
+    def _asks_about_users(self) -> bool:
+        """Whether a hook of the host may look at the user when an upload is created."""
+        hooks = ("may_upload", "get_max_size", "check", "get_storage")
+        return any(getattr(type(self), each) is not getattr(Endpoint, each) for each in hooks)
+
+    @property
+    def inspects(self) -> bool:
+        """Whether :meth:`inspect` wants to see whole files."""
+        return type(self).inspect is not Endpoint.inspect
+
+    def get_taps(self, session: UploadSession) -> Sequence[Tap]:
+        """All taps of an upload."""
+        taps = self.taps(session)
+        return (Digest(session.digest), *taps) if session.digest else taps
+
+    async def admit(self) -> int | None:
+        """The largest file of this owner, bytes: the hook's word, and the ticket's.
+
+        The hooks are asked about the user as he is in the database now. Raises :class:`PermissionRefused` for
+        one who may not upload here, and :class:`ConnectionRefused`.
+        """
+        return await self._admit(await self.reload_owner())
+
+    async def _admit(self, owner: Owner) -> int | None:
+        if not await self.may_upload(owner.user):
+            raise PermissionRefused
+        return policies.smallest(
+            await self.get_max_size(owner.user), owner.ticket.max_size if owner.ticket else None
+        )
+
+    async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
+        """The row for a new upload that the host allows, and its largest size. Raises :class:`UploadRefused`."""
+        if self._asks_about_users:
+            max_size = await self.admit()
+        else:  # the transaction that makes the row reads the owner, too: once is enough
+            max_size = await self._admit(await self.authenticated())
+        owner = self.owner
+        policies.check_size(new.size, max_size)
+        policies.check_name(new.name)
+        metadata = dict(new.metadata)
+        taker = metadata.pop("taker", Taker.RECEIVER.value)
+        policies.check_choice("taker", taker, Taker.values)
+        if "field" in metadata:
+            field = read_field_token(metadata["field"], endpoint=self.endpoint)
+            max_size = policies.smallest(max_size, field.max_size)
+            policies.check_size(new.size, max_size)
+            policies.check_accept(new.name, new.content_type, field.accept)
+            metadata["field"] = {
+                "name": field.name,
+                "max_size": field.max_size,
+                "place": field.place,
+            }
+            taker = field.taker
+        session = UploadSession(
+            key=new.key,
+            endpoint=self.endpoint,
+            owner_id=owner.user_id,
+            owner_key=owner.key,
+            address=network_of(self.address),
+            name=new.name,
+            content_type=new.content_type,
+            size=new.size,
+            metadata=metadata,
+            taker=taker,
+            digest=new.digest or "",
+            expires_at=rows.expiry(),
+        )
+        session.storage = self.get_storage(session)
+        await self.check(session)
+        return session, max_size
+
+    def _setting(self, name: str) -> Any:
+        own = getattr(self, name)
+        return getattr(conf.uploads(), name) if own is None else own

@@ -1,0 +1,157 @@
+"""One writer of one upload, as a door sees it: from CREATE or ATTACH to the answer that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from .. import signals
+from ..exceptions import FileChanged, UploadError
+from ..models import UploadSession
+from ..sessions.state import State
+from ..sessions.values import Claim, NewUpload, Progress, Proof, Wish
+from .active import ActiveUpload, Listener
+from .credit import FLOOR
+from .service import UploadService
+from .small import SmallFile
+from .verify import Hooks
+
+PROGRESS_SECONDS: Final = 1.0
+"""Between two reports of the progress after the last byte."""
+
+
+class Door(Listener, Protocol):
+    """What a door does when something happens to an attachment. Must not block, and must not raise unless stated."""
+
+    def created(self, session: UploadSession, upload: ActiveUpload) -> None:
+        """The upload was made: bytes may come up to its limit."""
+
+    def attached(self, session: UploadSession, upload: ActiveUpload) -> None:
+        """The upload was taken over; the client has to prove that its file is the one that was begun."""
+
+    def ready(self, upload: ActiveUpload) -> None:
+        """The proof holds: bytes may come from ``upload.received`` on."""
+
+    def progressed(self, progress: Progress) -> None:
+        """How far the checks and the publication are, once a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The writer has left the upload as it is."""
+
+    durable: int
+    """Bytes from which it can be resumed."""
+
+
+Outcome = UploadSession | Released
+"""What ended an attachment. A session is published, or cancelled."""
+
+
+class Attachment:
+    """Carries an upload through its life on behalf of one client. A door decides nothing: it tells ``upload`` what the
+    client sends, and the client what comes back."""
+
+    def __init__(
+        self, service: UploadService, door: Door, hooks: Hooks, *, owner: str, held: int = 0
+    ) -> None:
+        """``owner`` is the key whose credit is used, ``held`` the bytes of memory that go with the request.
+
+        Raises :class:`Busy`.
+        """
+        self._service = service
+        self._door = door
+        self._hooks = hooks
+        self.upload = service.open(door, owner, held=held)
+        self.session: UploadSession | None = None
+        """Once its row is known to be there."""
+
+    async def leave(self) -> None:
+        """Let go of the upload in whatever state it is. Cannot fail; to be called in any case."""
+        await self._service.leave(self.upload)
+
+    async def create(self, new: NewUpload, endpoint: str) -> Outcome:
+        """Begin an upload, or take up the one that the key names already. Raises an :class:`UploadError`."""
+        upload, service = self.upload, self._service
+        session, max_size = await self._hooks.new_session(new)
+        if service.small_files.takes(session, upload, self._hooks):
+            upload.name = await self._hooks.get_name(session)
+            facts = upload.facts
+            assert facts is not None
+            small = SmallFile(session, self._hooks.owner, upload.queued, facts.crc32c, upload.name)
+            if await service.small_files.publish(small):
+                return session
+        taps = self._hooks.get_taps(session)
+        found = await service.create(upload, session, self._hooks.owner, max_size, taps)
+        if found is not session:
+            return await self.attach(Claim(found.pk, self._hooks.owner, endpoint))
+        self.session = session
+        if session.size is not None and session.size > FLOOR:
+            await upload.reserve()
+        self._door.created(session, upload)
+        service.telemetry.count("uploads.created")
+        await signals.send(signals.upload_started, session)
+        return await self._write()
+
+    async def attach(self, claim: Claim) -> Outcome:
+        """Take an upload over from whoever holds it, and resume it. Raises an :class:`UploadError`."""
+        upload, service = self.upload, self._service
+        max_size = await self._hooks.admit()
+        session = await service.attach(upload, claim, max_size, self._hooks.get_taps)
+        self.session = session
+        if upload.writer is None:
+            return await self._reporting(service.result(session, upload.report))
+        upload.forget_queued()
+        self._door.attached(session, upload)
+        proof = await upload.proof()
+        if isinstance(proof, Proof):
+            await self._check(proof)
+            self._door.ready(upload)
+            service.telemetry.count("uploads.resumed")
+            await signals.send(signals.upload_resumed, session, offset=upload.received)
+        return await self._write()
+
+    async def _check(self, proof: Proof) -> None:
+        """The file that is resumed is the one that was begun. Raises :class:`FileChanged`."""
+        upload = self.upload
+        assert upload.writer is not None
+        if proof.received_crc32c == f"{upload.writer.crc:08x}":
+            return
+        if proof.durable_crc32c != f"{upload.durable_crc:08x}":
+            offset = upload.durable
+            await upload.interrupt()
+            raise FileChanged(offset=offset)
+        if upload.durable < upload.received:
+            await upload.go_back_to_checkpoint()
+
+    async def _write(self) -> Outcome:
+        upload, service = self.upload, self._service
+        try:
+            end = await upload.write()
+        except Exception as error:
+            if isinstance(error, UploadError) and error.is_final:
+                await service.fail(upload.session, error)
+            else:
+                await upload.interrupt()
+            raise
+        if end is Wish.CANCEL:
+            return await service.end(upload.session, State.CANCELLED)
+        if end is Wish.RELEASE:
+            return Released(await upload.interrupt())
+        assert not isinstance(end, Wish)
+        try:
+            return await self._reporting(service.complete(upload, end, self._hooks))
+        except Exception as error:  # a hook's, too: the upload can be attached again
+            if not (isinstance(error, UploadError) and error.is_final):
+                await upload.interrupt()
+            raise
+
+    async def _reporting(self, work: Coroutine[Any, Any, UploadSession]) -> UploadSession:
+        """Report how far the work is until it is done."""
+        task = asyncio.create_task(work)
+        while not (await asyncio.wait({task}, timeout=PROGRESS_SECONDS))[0]:
+            if self.upload.progress is not None:
+                self._door.progressed(self.upload.progress)
+        return task.result()

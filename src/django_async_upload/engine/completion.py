@@ -1,0 +1,153 @@
+"""Completing an upload, once: whoever asks again waits for the result, or resumes a publication after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from ..exceptions import Busy, DataLost, UploadError
+from ..models import UploadSession
+from ..sessions import rows
+from ..sessions.policies import check_size
+from ..sessions.state import OVER, PUBLISHED, State
+from ..sessions.values import Facts, Progress
+from ..stores.base import Writer
+from .active import ActiveUpload
+from .endings import Endings
+from .publish import Publication, Publisher
+from .runtime import Runtime
+from .verify import Hooks, verify
+
+
+class Completions:
+    """The uploads that this process verifies and publishes."""
+
+    def __init__(self, runtime: Runtime, endings: Endings) -> None:
+        self._runtime = runtime
+        self._endings = endings
+        self._publisher = Publisher(runtime)
+        self._running: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
+        self._resumed: set[uuid.UUID] = set()
+        """Publications whose writer ended with its process, and that this one has taken up."""
+        self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def publishing(self) -> list[uuid.UUID]:
+        """The uploads that this process is at work on."""
+        return [*self._running, *self._resumed]
+
+    def is_running(self, upload: uuid.UUID) -> bool:
+        """Whether this process verifies or publishes the upload that it has received."""
+        return upload in self._running
+
+    async def wait(self, upload: uuid.UUID) -> UploadSession:
+        """The result of an upload that :meth:`is_running`; raises what made it fail."""
+        return await asyncio.shield(self._running[upload])
+
+    def turn(self, upload: uuid.UUID) -> asyncio.Lock:
+        """One at a time takes an upload over. The lock lives as long as it is held or awaited."""
+        return self._turns.setdefault(upload, asyncio.Lock())
+
+    async def complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> UploadSession:
+        """Check and publish what was written. It happens once, and continues when the client is gone.
+
+        With an error that ``is_final`` the upload is over and its part deleted; after another one
+        (:class:`SizeMismatch`, a quota of the host's) it can be attached again.
+        """
+        pk = upload.session.pk
+        result = self._running[pk] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            session = await self._complete(upload, facts, hooks)
+        except BaseException as error:
+            known = isinstance(error, UploadError)
+            result.set_exception(error if known else Busy(retry_after=1.0))
+            raise
+        else:
+            result.set_result(session)
+            return session
+        finally:
+            del self._running[pk]
+
+    async def _complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> UploadSession:
+        session = upload.session
+        runtime = self._runtime
+        try:
+            check_size(facts.size, await hooks.admit())  # before hashing costs anything
+            await upload.check_quota()
+            digests = await verify(upload, facts, hooks)
+            await hooks.admit()  # an inspection may have taken long
+            name = upload.name or await hooks.get_name(session)
+        except UploadError as error:
+            if error.is_final:
+                await self._endings.fail(session, error)
+            raise
+        if upload.is_cancelled:
+            return await self._endings.end(session, State.CANCELLED)
+        assert upload.writer is not None
+        stale = upload.checkpoint.part
+        began = asyncio.get_running_loop().time()
+        item = Publication(session, upload.writer, name, hooks.owner, digests, report=upload.report)
+        runtime.outbox.deliver(await self._publisher.publish_one(item))
+        runtime.telemetry.time("publication.seconds", asyncio.get_running_loop().time() - began)
+        runtime.telemetry.count("uploads.completed")
+        if stale not in ("", upload.writer.part):  # rewritten since: no row names it any more
+            await runtime.store.run(runtime.store.delete, stale)
+        return session
+
+    async def result(
+        self, session: UploadSession, report: Callable[[Progress], None]
+    ) -> UploadSession:
+        """The published session of an upload that is past writing: wait, or resume its publication after a crash.
+
+        Raises what made it fail, and :class:`Busy` while another process is at it.
+        """
+        if session.state in PUBLISHED:
+            return session
+        if self.is_running(session.pk):
+            return await self.wait(session.pk)
+        async with self.turn(session.pk):
+            session = await self._runtime.database.call(rows.read, session.pk)
+            if session.state in PUBLISHED:  # by whoever had the turn before
+                return session
+            if session.state in OVER:
+                raise rows.error_of(session)
+            if session.state != State.FINALIZING:  # what ran was interrupted
+                raise Busy(retry_after=1.0)
+            self._resumed.add(session.pk)
+            try:
+                return await self._resume(session, report)
+            finally:
+                self._resumed.discard(session.pk)
+
+    async def _resume(
+        self, session: UploadSession, report: Callable[[Progress], None]
+    ) -> UploadSession:
+        runtime = self._runtime
+        try:
+            writer = await runtime.store.run_slow(self._open_whole, session)
+        except DataLost as error:
+            ended = await self._endings.end(session, State.FAILED, error=error)
+            if ended.state in PUBLISHED:  # by another process, a moment ago
+                return ended
+            raise
+        item = Publication(session, writer, digests=session.digests, report=report)
+        try:
+            event = await self._publisher.resume_one(item)
+        finally:
+            await runtime.store.run(writer.close)
+        runtime.outbox.deliver(event)
+        return session
+
+    def _open_whole(self, session: UploadSession) -> Writer:
+        """The part of an upload in ``finalizing``, which was whole when that was written down."""
+        store = self._runtime.store
+        writer = store.open(session.checkpoint, size=session.size, steal=False)
+        if writer.position != (session.size, session.crc):
+            writer.close()
+            if writer.part != session.part:  # a new one in place of one that is gone
+                store.delete(writer.part)
+            raise DataLost(durable=session.durable, proved=writer.received)
+        return writer

@@ -1,0 +1,100 @@
+"""How uploads end without a file: failed, cancelled, expired; and how a finished one is thrown away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+
+from .. import signals
+from ..exceptions import InternalError, StorageFailed, StorageFull, UploadError
+from ..models import UploadSession
+from ..sessions import rows
+from ..sessions.holds import put_aside
+from ..sessions.state import OVER, State
+from ..sessions.values import Ending, Trouble
+from .active import ActiveUpload
+from .runtime import Runtime
+
+logger = logging.getLogger("django_async_upload")
+
+
+class Endings:
+    """Ends uploads on behalf of clients and of the server itself."""
+
+    def __init__(self, runtime: Runtime, active: Mapping[uuid.UUID, ActiveUpload]) -> None:
+        self._runtime = runtime
+        self._active = active
+
+    async def end(
+        self,
+        session: UploadSession,
+        to: State,
+        *,
+        error: UploadError | None = None,
+        epoch: int | None = None,
+    ) -> UploadSession:
+        """End an upload and delete its part; returns it as it is now.
+
+        Published uploads and those in publication stay as they are. With ``epoch`` raises :class:`TakenOver` for a
+        holder of an older one.
+        """
+        ending = Ending(session.pk, to, error=error, epoch=epoch)
+        ended, changed = await self._runtime.database.call(
+            rows.end, ending, owner=session.owner_key
+        )
+        holder = self._active.get(session.pk)
+        parts = {ended.part} if changed else set()
+        if ended.state in OVER:
+            self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
+            if holder is not None and holder.writer is not None:
+                parts.add(holder.writer.part)  # the row may not name it yet
+        for part in parts - {""}:
+            await self._runtime.store.run(self._runtime.store.delete, part)
+        if not changed:
+            return ended
+        self._runtime.telemetry.count("uploads.ended", state=str(to))
+        if to is State.CANCELLED:
+            await signals.send(signals.upload_cancelled, ended)
+        elif to is State.FAILED:
+            await signals.send(signals.upload_failed, ended, error=rows.error_of(ended))
+        return ended
+
+    async def fail(self, session: UploadSession, error: UploadError) -> None:
+        """The holder of the upload gives it up for good."""
+        await self.end(session, State.FAILED, error=error, epoch=session.epoch)
+
+    async def note(self, session: UploadSession, error: UploadError) -> None:
+        """Have the row say what the server could not do, for the admin. Raises nothing."""
+        if isinstance(error, StorageFailed | StorageFull | InternalError):
+            with suppress(UploadError):
+                trouble = Trouble(session.pk, session.epoch, error)
+                await self._runtime.database.call(rows.note, trouble, owner=session.owner_key)
+
+    async def discard(self, session: UploadSession) -> UploadSession:
+        """Throw a finished upload away, with its file.
+
+        One that the host has bound, or that a request is saving at this moment, comes back as it is. Raises
+        :class:`NotFound`.
+        """
+        discarded, changed = await self._runtime.database.call(
+            rows.discard, session.pk, owner=session.owner_key
+        )
+        if changed:
+            await self._withdraw(discarded)
+            await signals.send(signals.upload_cancelled, discarded)
+        return discarded
+
+    async def _withdraw(self, session: UploadSession) -> None:
+        loop = asyncio.get_running_loop()
+        runtime = self._runtime
+        try:
+            aside = await loop.run_in_executor(runtime.copies, put_aside, session)
+            await runtime.database.call(rows.withdrawn, session.pk, owner=session.owner_key)
+            if aside is not None:
+                await runtime.store.run(os.unlink, aside)
+        except Exception:  # of the host's storage: the purge tries again
+            logger.exception("The file of upload %s could not be deleted", session.pk)

@@ -1,0 +1,119 @@
+"""What crashed processes left behind: publications in ``finalizing``, and completions that were not delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from ..exceptions import Busy, UploadError, UploadFailed
+from ..models import UploadSession
+from ..notices import notice
+from ..sessions import rows
+from ..sessions.values import CLAIM, TakeUp
+from .completion import Completions
+from .endings import Endings
+from .runtime import Runtime
+
+logger = logging.getLogger("django_async_upload")
+
+STUCK_SECONDS: Final = 60.0
+"""After so long in ``finalizing`` without a sign of life an upload is taken up: its process may have died."""
+RECOVERIES: Final = 4
+"""Publications of crashed processes that one process resumes at the same time."""
+LONGEST_REST: Final = 3600.0
+"""Seconds until an upload whose publication fails again and again is tried once more."""
+
+
+class Recovery:
+    """Every ten seconds, resumes publications and delivers completions that crashed processes left."""
+
+    def __init__(self, runtime: Runtime, completions: Completions, endings: Endings) -> None:
+        self._runtime = runtime
+        self._completions = completions
+        self._endings = endings
+        self._watching: asyncio.Task[None] | None = None
+        self._taking_up: asyncio.Task[None] | None = None
+        self._recovering: dict[uuid.UUID, asyncio.Task[Any]] = {}
+        self._resting: dict[uuid.UUID, tuple[float, int]] = {}
+        """Uploads whose publication failed: until when (monotonic) they rest, and how often that was."""
+
+    def start(self) -> None:
+        """Begin, unless it runs already."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
+
+    def stop(self) -> list[asyncio.Task[Any]]:
+        """Take up nothing more; returns the tasks that still publish."""
+        for task in (self._watching, self._taking_up):
+            if task is not None:
+                task.cancel()
+        return list(self._recovering.values())
+
+    async def _watch(self) -> None:
+        """Waits for no delivery and no publication: one that is slow delays only itself."""
+        while True:
+            await self._survive(self._runtime.outbox.take_up)
+            await self._survive(self._give_sign_of_life)
+            if self._taking_up is None or self._taking_up.done():
+                self._taking_up = asyncio.create_task(self._survive(self._take_up))
+            await asyncio.sleep(CLAIM.total_seconds())
+
+    async def _survive(self, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await look()
+        except UploadError as error:
+            notice("recovery", logging.WARNING, "What was left could not be read: %s", error)
+        except Exception:  # a bug, or the database's: the next look is another matter
+            logger.exception("The recovery of what crashed processes left failed")
+
+    async def _give_sign_of_life(self) -> None:
+        """Have other processes leave alone what this one publishes."""
+        if busy := self._completions.publishing:
+            await self._runtime.database.call_many(rows.touch, busy)
+
+    async def _take_up(self) -> None:
+        old = time.monotonic() - 2 * LONGEST_REST  # tried long ago and not again: no longer there
+        self._resting = {pk: rest for pk, rest in self._resting.items() if rest[0] > old}
+        while True:
+            while (room := RECOVERIES - len(self._recovering)) <= 0:
+                await asyncio.wait(self._recovering.values(), return_when=asyncio.FIRST_COMPLETED)
+            wanted = TakeUp(STUCK_SECONDS, room)
+            sessions = await self._runtime.database.call(rows.take_up, wanted)
+            for session in sessions:
+                rests = self._resting.get(session.pk, (0.0, 0))[0] > time.monotonic()
+                if not rests and session.pk not in self._recovering:
+                    task = asyncio.create_task(self._recover(session))
+                    self._recovering[session.pk] = task
+            if len(sessions) < room:
+                return
+
+    async def _recover(self, session: UploadSession) -> None:
+        """Resume a publication; after a failure the upload rests, each time twice as long."""
+        try:
+            await self._completions.result(session, lambda progress: None)
+        except Busy:  # another process lives, and is at it
+            logger.debug("Upload %s is published by another process", session.pk)
+        except UploadFailed as error:
+            logger.error("Upload %s has failed: %s", session.pk, error)
+        except Exception as error:  # of the host's storage, too: the others are another matter
+            failures = self._resting.get(session.pk, (0.0, 0))[1] + 1
+            rest = min(STUCK_SECONDS * 2**failures, LONGEST_REST)
+            self._resting[session.pk] = (time.monotonic() + rest, failures)
+            logger.error(
+                "Upload %s could not be published, and is tried again in %.0f s: %r",
+                session.pk,
+                rest,
+                error.__cause__ or error,
+                exc_info=None if isinstance(error, UploadError) else error,
+            )
+            if isinstance(error, UploadError):
+                await self._endings.note(session, error)
+        else:
+            self._runtime.telemetry.count("uploads.recovered")
+            self._resting.pop(session.pk, None)
+        finally:
+            del self._recovering[session.pk]

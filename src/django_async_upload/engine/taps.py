@@ -1,0 +1,140 @@
+"""Taps: who sees the verified bytes of an upload on their way, beside the writing.
+
+A digest is a tap, and so is a scanner, or a sniffer that refuses a file after its first bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from ..stores.base import Piece, Store, Writer
+
+SHA256: Final = "sha-256"
+MAX_BEHIND: Final = 8
+"""Pieces that the taps may be behind the writing; then the writing waits for them."""
+READ_BYTES: Final = 4 * 1024 * 1024
+
+
+class Tap(Protocol):
+    """Sees the bytes of one upload, verified, in order and once. All methods run in a thread and may block.
+
+    :meth:`feed` and :meth:`restart` may raise an :class:`~django_async_upload.exceptions.UploadRefused`: the upload
+    fails at once, and its client is told before it sends the rest.
+    """
+
+    def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        """The next bytes, from ``offset`` on. Do not keep the pieces: their memory is counted as free afterwards."""
+
+    def restart(self, prefix: Iterable[bytes]) -> None:
+        """Begin again: ``prefix`` is all of the file so far, from its first byte on.
+
+        Called where bytes were missed: an upload that was resumed in another process, or had to be rewritten. Then
+        no more is fed, and ``prefix`` is the whole file.
+        """
+
+    def end(self) -> Mapping[str, str]:
+        """After the last byte: digests by the name of their algorithm, in hexadecimal digits.
+
+        They are compared with those that the client gives, and saved as ``session.digests``. A door passes on those
+        that its protocol knows.
+        """
+
+
+class Digest:
+    """A digest of the whole file, as a tap."""
+
+    def __init__(self, algorithm: str = SHA256) -> None:
+        self._algorithm = algorithm
+        self._digest = hashlib.new(algorithm.replace("-", ""))
+
+    def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self._digest.update(piece.payload)
+
+    def restart(self, prefix: Iterable[bytes]) -> None:
+        self._digest = hashlib.new(self._algorithm.replace("-", ""))
+        for piece in prefix:
+            self._digest.update(piece)
+
+    def end(self) -> Mapping[str, str]:
+        return {self._algorithm: self._digest.hexdigest()}
+
+
+class Taps:
+    """The taps of one upload: fed beside the next write, never in front of one."""
+
+    def __init__(
+        self, store: Store, taps: Sequence[Tap], fail: Callable[[Exception], None]
+    ) -> None:
+        """``fail`` is called when a tap has raised."""
+        self._store = store
+        self._taps = taps
+        self._fail = fail
+        self._waiting: list[Piece] = []
+        self._offset = 0
+        """Of the first piece that waits."""
+        self._feeding: asyncio.Task[None] | None = None
+        self.has_missed = False
+        """Bytes were not seen: :meth:`end` needs the file again."""
+
+    def __bool__(self) -> bool:
+        return bool(self._taps)
+
+    async def feed(self, pieces: Sequence[Piece]) -> None:
+        """Pieces were written. Waits only where the taps are far behind."""
+        if not self._taps or self.has_missed:
+            return
+        if len(self._waiting) > MAX_BEHIND:
+            await self.caught_up()
+        self._waiting += pieces
+        if self._feeding is None:
+            self._feeding = asyncio.create_task(self._feed_waiting())
+
+    async def caught_up(self) -> None:
+        """Wait until the taps saw all that was written."""
+        if self._feeding is not None:
+            await asyncio.wait({self._feeding})
+
+    async def _feed_waiting(self) -> None:
+        try:
+            while self._waiting and not self.has_missed:
+                pieces, self._waiting = self._waiting, []
+                await self._store.run(self._feed, self._offset, pieces)
+                self._offset += sum(len(piece.payload) for piece in pieces)
+        except Exception as error:  # what refuses the file, or a mistake in a tap
+            self._fail(error)
+        finally:
+            self._feeding = None
+
+    def _feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        for tap in self._taps:
+            tap.feed(offset, pieces)
+
+    def miss(self) -> None:
+        """The state of the taps is of no more use: bytes were written that they do not see, or were taken back."""
+        self.has_missed = True
+        self._waiting.clear()
+
+    def end(self, writer: Writer, report: Callable[[int], None]) -> dict[str, str]:
+        """What the taps found; blocks, and reads the whole file again where they have missed bytes.
+
+        ``report`` is called with the number of bytes read so far. Raises what the taps raise, and
+        :class:`StorageFailed`.
+        """
+        found: dict[str, str] = {}
+        for tap in self._taps:
+            if self.has_missed:
+                tap.restart(_counted(writer.read(size=READ_BYTES), report))
+            found.update(tap.end())
+        return found
+
+
+def _counted(pieces: Iterable[bytes], report: Callable[[int], None]) -> Iterable[bytes]:
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        report(done)

@@ -1,0 +1,113 @@
+"""From the last byte to a verified part: size, CRC, digests, and the endpoint's inspection of the whole file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BufferedReader
+from typing import Final, Protocol
+
+from django.core.files import File
+
+from ..exceptions import DigestMismatch, SizeMismatch
+from ..models import UploadSession
+from ..sessions import rows
+from ..sessions.owners import Owner
+from ..sessions.state import State
+from ..sessions.values import Change, Facts, NewUpload, Progress
+from ..stores.base import Writer
+from ..stores.publication import PartReader
+from .active import ActiveUpload
+from .taps import Tap
+
+CRC32C: Final = "crc32c"
+PIECE: Final = 4 * 1024 * 1024
+
+
+class Hooks(Protocol):
+    """What the use cases ask the endpoint of an upload; :class:`~django_async_upload.endpoints.Endpoint` answers."""
+
+    owner: Owner
+
+    async def admit(self) -> int | None:
+        """The largest file of the owner, bytes. Raises :class:`PermissionRefused` where he may upload no longer."""
+
+    async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
+        """The row for a new upload that the host allows, and its largest size. Raises :class:`UploadRefused`."""
+
+    async def get_name(self, session: UploadSession) -> str:
+        """The name to publish under, before it is made free."""
+
+    def get_taps(self, session: UploadSession) -> Sequence[Tap]:
+        """Who sees the upload's bytes on their way."""
+
+    @property
+    def inspects(self) -> bool:
+        """Whether :meth:`inspect` wants to see whole files."""
+
+    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
+        """Refuse the whole file by raising an :class:`UploadRefused`."""
+
+
+async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, str]:
+    """Check size, CRC, digests and the endpoint's inspection; returns the digests.
+
+    Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and what a tap or the inspection
+    raises (it has failed).
+    """
+    await upload.settle()
+    session = upload.session
+    expected_size = facts.size if session.size is None else session.size
+    if not upload.received == facts.size == expected_size:
+        raise SizeMismatch(size=facts.size, received=upload.received, declared=session.size)
+    if upload.writer is None:  # no byte came: an empty file
+        upload.writer = await upload.store.run(upload.store.create, 0)
+    actual = f"{upload.writer.crc:08x}"
+    if actual != facts.crc32c:
+        raise DigestMismatch(algorithm=CRC32C, actual=actual, expected=facts.crc32c)
+    digests = await _digests(upload, facts)
+    if hooks.inspects:
+        await _enter_verifying(upload, "inspecting")
+        await hooks.inspect(session, part_file(upload.writer, session.name))
+    return digests
+
+
+async def _digests(upload: ActiveUpload, facts: Facts) -> dict[str, str]:
+    """What the taps found, compared with what the client says."""
+    promised = upload.session.digest
+    if not upload.taps:
+        return {}
+    await upload.taps.caught_up()
+    upload.raise_if_lost()
+    writer = upload.writer
+    assert writer is not None
+
+    def report(done: int) -> None:
+        upload.progress = Progress("verifying", done, upload.received)
+
+    if upload.taps.has_missed:
+        await _enter_verifying(upload, "verifying")
+        async with upload.runtime.slow_turns(upload.session.owner_key):
+            found = await upload.store.run_slow(upload.taps.end, writer, report)
+    else:
+        found = await upload.store.run(upload.taps.end, writer, report)
+    for algorithm, actual in found.items():
+        expected = facts.digests.get(algorithm)
+        if expected is None and algorithm == promised:
+            missing = f"The client gave no {algorithm}, which it had promised."
+            raise DigestMismatch(missing, algorithm=algorithm, actual=actual)
+        if expected is not None and actual != expected:
+            raise DigestMismatch(algorithm=algorithm, actual=actual, expected=expected)
+    return found
+
+
+async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
+    upload.progress = Progress(phase, 0, upload.received)
+    if upload.session.state != State.VERIFYING:
+        change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
+        await upload.runtime.database.call(rows.change, change, owner=upload.session.owner_key)
+        upload.session.state = State.VERIFYING
+
+
+def part_file(writer: Writer, name: str) -> File[bytes]:
+    """A part as a read-only Django file, for the inspection hook: read it in a thread."""
+    return File(BufferedReader(PartReader(writer), PIECE), name)

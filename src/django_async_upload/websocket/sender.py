@@ -1,0 +1,93 @@
+"""The one task that sends on a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+logger = logging.getLogger("django_async_upload")
+
+MAX_UNSENT: Final = 1024 * 1024
+"""Bytes that wait for a client which does not read; more end the connection."""
+
+
+class Sender:
+    """Sends frames in their order, then ACKs: of each stream the newest only, the stream that waits longest first."""
+
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        newest_ack: Callable[[int], bytes | None],
+    ) -> None:
+        """``newest_ack`` makes the ACK of a stream; None where the stream is closed."""
+        self._send = send
+        self._newest_ack = newest_ack
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._acks: dict[int, None] = {}
+        self._wake = asyncio.Event()
+        self._is_stopped = False
+        self._close_code: int | None = None
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def is_full(self) -> bool:
+        """The client does not read: what waits is too much."""
+        return self._bytes > MAX_UNSENT
+
+    def push(self, frame: bytes) -> None:
+        """Send a frame behind those that wait."""
+        self._frames.append(frame)
+        self._bytes += sys.getsizeof(frame)
+        self._wake.set()
+
+    def ack(self, stream: int) -> None:
+        """Send the newest ACK of a stream; one that was not sent yet is replaced."""
+        self._acks[stream] = None
+        self._wake.set()
+
+    def forget(self, stream: int) -> None:
+        """The stream is closed: it has no ACK any more."""
+        self._acks.pop(stream, None)
+
+    def stop(self) -> None:
+        """The client is gone: send nothing more."""
+        self._is_stopped = True
+        self._wake.set()
+
+    def close(self, frame: bytes, code: int) -> None:
+        """Send a last frame, and close the connection."""
+        self._close_code = code
+        self.push(frame)
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait for the end of the task; returns whether it came within ``seconds``."""
+        return bool((await asyncio.wait({self._task}, timeout=seconds))[0])
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while not self._is_stopped or self._close_code is not None:
+                while self._frames:
+                    frame = self._frames.popleft()
+                    self._bytes -= sys.getsizeof(frame)
+                    await self._send({"type": "websocket.send", "bytes": frame})
+                if self._close_code is not None:
+                    await self._send({"type": "websocket.close", "code": self._close_code})
+                    return
+                if self._acks:
+                    stream = next(iter(self._acks))
+                    del self._acks[stream]
+                    if (ack := self._newest_ack(stream)) is not None:
+                        self.push(ack)
+                    continue
+                self._wake.clear()
+                await self._wake.wait()
+        except Exception as error:  # the server's word for "the socket is closed" differs
+            logger.debug("The connection could not be written to: %r", error)

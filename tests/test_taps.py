@@ -1,0 +1,256 @@
+"""Taps see every byte once and in order, beside the writing; the suite for them notices taps that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.service import UploadService
+from django_async_upload.engine.taps import Digest, Tap
+from django_async_upload.exceptions import FileRefused, UploadError
+from django_async_upload.models import UploadSession
+from django_async_upload.protocol import messages as m
+from django_async_upload.sessions.state import State
+from django_async_upload.stores import Piece
+from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.testing.taps import TapCompliance
+
+from .fixtures import KIB, MIB, finish, new_key, row, settled
+
+pytest_plugins = ["tests.fixtures"]
+
+Connect = Callable[..., UploadCommunicator]
+
+
+class TestDigest(TapCompliance):
+    def make_tap(self) -> Tap:
+        return Digest()
+
+
+class Recorder:
+    """Keeps what it sees, and refuses what its head says."""
+
+    def __init__(self, refuses: bytes = b"BAD") -> None:
+        self.seen = bytearray()
+        self.restarts = 0
+        self.refuses = refuses
+
+    def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        assert offset == len(self.seen)
+        for piece in pieces:
+            self.seen += piece.payload
+        self.judge()
+
+    def restart(self, prefix: Iterable[bytes]) -> None:
+        self.restarts += 1
+        self.seen.clear()
+        for piece in prefix:
+            self.seen += piece
+        self.judge()
+
+    def judge(self) -> None:
+        if self.seen.startswith(self.refuses):
+            raise FileRefused("Its head is bad.")
+
+    def end(self) -> Mapping[str, str]:
+        return {"md5": hashlib.md5(self.seen).hexdigest()}
+
+
+class TestRecorder(TapCompliance):
+    def make_tap(self) -> Tap:
+        return Recorder()
+
+
+class KeepsPieces(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Piece] = []
+
+    def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        self.kept += pieces
+
+    def end(self) -> Mapping[str, str]:
+        return {"md5": hashlib.md5(b"".join(bytes(each.payload) for each in self.kept)).hexdigest()}
+
+
+class ForgetsNothing(Recorder):
+    def restart(self, prefix: Iterable[bytes]) -> None:
+        for piece in prefix:
+            self.seen += piece
+
+
+class SeesTheFirstPieceOnly(Recorder):
+    def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+        super().feed(offset, pieces[:1])
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (KeepsPieces, "no_piece_is_kept"),
+        (ForgetsNothing, "restarted_in_the_middle_it_forgets_what_it_saw"),
+        (SeesTheFirstPieceOnly, "many_pieces_come_in_one_call"),
+    ],
+)
+def test_a_broken_tap_is_caught(broken: type[Recorder], test: str) -> None:
+    class Suite(TapCompliance):
+        def make_tap(self) -> Tap:
+            return broken()
+
+    suite = Suite()
+    expected = {"md5": hashlib.md5(suite.data).hexdigest()}
+    with pytest.raises((AssertionError, BufferError, ValueError)):
+        getattr(suite, f"test_{test}")(expected)
+
+
+@pytest.fixture
+def recorders() -> list[Recorder]:
+    return []
+
+
+@pytest.fixture
+def tapped(recorders: list[Recorder]) -> Any:
+    class Tapped(UploadConsumer):
+        def taps(self, session: UploadSession) -> Sequence[Tap]:
+            recorders.append(Recorder())
+            return [recorders[-1]]
+
+    return Tapped
+
+
+async def test_a_tap_sees_the_file_and_its_digest_is_saved(
+    connect: Connect,
+    application: Any,
+    tapped: Any,
+    recorders: list[Recorder],
+    uploads: UploadService,
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    data = os.urandom(300 * KIB)
+    async with connect(AuthMiddlewareStack(tapped.as_asgi())) as client:
+        done = await client.upload("a.bin", data)
+    md5 = hashlib.md5(data).hexdigest()
+    assert done.digests == {}, "which the protocol does not know"
+    assert (await row(done.upload)).digests == {"md5": md5}
+    assert any(bytes(each.seen) == data for each in recorders)
+    assert not any(each.restarts for each in recorders)
+
+
+async def test_a_small_file_is_seen_too(
+    connect: Connect, tapped: Any, recorders: list[Recorder], uploads: UploadService
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    async with connect(AuthMiddlewareStack(tapped.as_asgi())) as client:
+        done = await client.upload("a.bin", b"hello")
+        assert (await row(done.upload)).digests
+        with pytest.raises(FileRefused):
+            await client.upload("b.bin", b"BAD")
+
+
+async def test_a_file_is_refused_before_the_rest_is_sent(
+    connect: Connect, tapped: Any, media: Path, uploads: UploadService
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    async with connect(AuthMiddlewareStack(tapped.as_asgi())) as client:
+        await client.send(m.Create(new_key(), "a.bin", 100 * MIB), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, b"BAD" + bytes(4 * KIB))
+        with pytest.raises(FileRefused, match="Its head is bad"):
+            await client.wait_for(m.Completed, 1)
+    await settled()
+    session = await row(created.upload)
+    assert (session.state, session.error) == (State.FAILED, "file_refused")
+    assert not os.listdir(uploads.store.root)  # type: ignore[attr-defined]
+
+
+async def test_after_a_resume_a_new_tap_gets_the_whole_file(
+    connect: Connect, tapped: Any, recorders: list[Recorder], uploads: UploadService
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    from .fixtures import crc
+
+    data = os.urandom(60 * KIB)
+    application = AuthMiddlewareStack(tapped.as_asgi())
+    async with connect(application) as client:
+        await client.send(m.Create(new_key(), "a.bin", len(data)), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, data[: 10 * KIB])
+        await client.send(m.Release(), 1)
+        released = await client.wait_for(m.Released, 1)
+    recorders.clear()
+    async with connect(application) as client:
+        await client.send(m.Attach(created.upload), 1)
+        attached = await client.wait_for(m.Attached, 1)
+        assert attached.durable == released.durable == 10 * KIB
+        await client.send(m.Proof(crc(data[: 10 * KIB]), crc(data[: 10 * KIB])), 1)
+        ready = await client.wait_for(m.Ready, 1)
+        sent, limit = ready.offset, ready.limit
+        while sent < len(data):
+            while limit <= sent:
+                limit = (await client.wait_for(m.Ack, 1)).limit
+            await client.send_data(1, sent, data[sent:limit])
+            sent = min(limit, len(data))
+        await client.send(finish(data), 1)
+        await client.wait_for(m.Completed, 1)
+    (recorder,) = recorders
+    assert bytes(recorder.seen) == data
+    assert recorder.restarts == 1
+
+
+async def test_a_mistake_in_a_tap_is_logged_and_the_upload_can_be_resumed(
+    connect: Connect, uploads: UploadService, caplog: pytest.LogCaptureFixture
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    class Broken(Recorder):
+        def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+            raise RuntimeError("a mistake")
+
+    class Tapped(UploadConsumer):
+        def taps(self, session: UploadSession) -> Sequence[Tap]:
+            return [Broken()]
+
+    async with connect(AuthMiddlewareStack(Tapped.as_asgi())) as client:
+        with pytest.raises(UploadError) as caught:
+            await client.upload("a.bin", b"data")
+    assert caught.value.code == "internal_error"
+    assert "A tap of upload" in caplog.text
+    await settled()
+    assert (await UploadSession.objects.aget()).state == State.INTERRUPTED
+
+
+async def test_a_slow_tap_holds_up_its_own_upload_only(
+    connect: Connect, uploads: UploadService
+) -> None:
+    from channels.auth import AuthMiddlewareStack
+
+    let_go = threading.Event()
+
+    class Slow(Recorder):
+        def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+            let_go.wait(20)
+
+    class Tapped(UploadConsumer):
+        def taps(self, session: UploadSession) -> Sequence[Tap]:
+            return [Slow()] if session.name == "slow.bin" else []
+
+    async with connect(AuthMiddlewareStack(Tapped.as_asgi())) as client:
+        slow = asyncio.create_task(client.upload("slow.bin", bytes(64 * KIB)))
+        await asyncio.sleep(0.1)
+        async with connect() as other:
+            await other.upload("b.bin", bytes(64 * KIB))
+        assert not slow.done()
+        let_go.set()
+        await slow
