@@ -23,8 +23,8 @@ def test_what_one_has_is_not_given_to_another_who_knows_its_epoch(
 ) -> None:
     held = publish(owner, expires_at=timezone.now() + timedelta(minutes=1))
     free = publish(owner, name="b.bin")
-    assert holds.claim([held, free]) == {free.pk}
-    assert holds.claim([free]) == set()
+    assert holds.hold([held, free]) == {free.pk}
+    assert holds.hold([free]) == set()
 
 
 def test_a_name_that_could_not_be_removed_is_one_that_the_purge_still_knows(

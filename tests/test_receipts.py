@@ -231,11 +231,11 @@ def test_whoever_was_too_slow_neither_saves_nor_binds_what_another_has_now(
     alice: Any, session: UploadSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = open_receipt(request_of(alice), receipt_of(session), field="file")
-    slow.hold()
+    slow.renew_hold()
     UploadSession.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     taken = open_receipt(request_of(alice), receipt_of(session), field="file")
     with pytest.raises(AlreadyBound):
-        slow.hold()
+        slow.renew_hold()
     slow.bind()
     assert "saved twice" in caplog.text
     session.refresh_from_db()
