@@ -20,8 +20,9 @@ from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import Claim
-from django_async_upload.stores import publication
-from django_async_upload.stores.publication import STORED_NAME_MAX
+from django_async_upload.stores.publication import link as link_module
+from django_async_upload.stores.publication.base import Unsuited
+from django_async_upload.stores.publication.names import STORED_NAME_MAX
 
 from .fixtures import MIB, facts, row, run
 from .test_service import Host, begun, host, pieces, write
@@ -126,9 +127,9 @@ async def test_a_file_system_that_cannot_link_after_all_gets_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def link(*args: Any, **kwargs: Any) -> None:
-        raise publication.NotLinkable(errno="EXDEV")
+        raise Unsuited("EXDEV")
 
-    monkeypatch.setattr(publication, "link", link)
+    monkeypatch.setattr(link_module, "link", link)
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
         session = await uploads.complete(upload, await write(upload, data), host)
@@ -186,13 +187,13 @@ async def test_the_row_says_all_before_the_file_is_there(
 ) -> None:
     """A crash at any moment leaves no file that no row knows."""
     seen: list[UploadSession] = []
-    real = publication.link
+    real = link_module.link
 
     def link(*args: Any, **kwargs: Any) -> list[str]:
         seen.append(UploadSession.objects.get())
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(publication, "link", link)
+    monkeypatch.setattr(link_module, "link", link)
     async with begun(uploads, owner, b"data") as upload:
         await uploads.complete(upload, await write(upload, b"data"), host)
     assert (seen[0].state, seen[0].stored_as, seen[0].durable) == (

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from django_async_upload.binding import linked
-from django_async_upload.engine.publish import Publication, Publisher
+from django_async_upload.engine.publish import Publisher
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import UploadError
 from django_async_upload.models import UploadSession
@@ -24,7 +24,9 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
-from django_async_upload.stores import publication
+from django_async_upload.stores.publication import link as link_module
+from django_async_upload.stores.publication.base import Finished
+from django_async_upload.stores.publication.copy import CopyPublication
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import MIB, crc, new_key, publish, run, settled
@@ -49,7 +51,7 @@ class Died(BaseException):
 @pytest.fixture
 def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be linked: publication copies."""
-    monkeypatch.setattr(publication, "links_into", lambda *args: False)
+    monkeypatch.setattr(link_module, "links_into", lambda *args: False)
 
 
 async def send(
@@ -88,14 +90,14 @@ async def test_a_crash_behind_a_copy_leaves_one_file_not_two(
 ) -> None:
     """Neither the whole copy of the process that died, nor half of one."""
 
-    def save_and_die(self: Publisher, item: Publication) -> str:
-        stored = real_save(self, item)
-        os.truncate(item.storage.path(stored), written)
+    def save_and_die(self: CopyPublication, part: Finished) -> str:
+        stored = real_save(self, part)
+        os.truncate(part.storage.path(stored), written)
         raise RuntimeError("as if the process were killed here")
 
-    real_save = Publisher._save
+    real_save = CopyPublication._save
     with monkeypatch.context() as until_death:
-        until_death.setattr(Publisher, "_save", save_and_die)
+        until_death.setattr(CopyPublication, "_save", save_and_die)
         assert isinstance(await send(connect), UploadError)
         await settled()
     (session,) = [each async for each in UploadSession.objects.all()]
@@ -137,17 +139,15 @@ async def test_a_user_who_is_deleted_in_the_middle_of_a_publication_leaves_no_fi
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    step = "_link" if kind == "linked" else "_copy"
     if kind == "copied":
-        monkeypatch.setattr(publication, "links_into", lambda *args: False)
-    real = getattr(Publisher, step)
+        monkeypatch.setattr(link_module, "links_into", lambda *args: False)
+    place = Publisher._place
 
-    async def and_then_she_goes(self: Publisher, *args: Any) -> Any:
-        done = await real(self, *args)
+    async def and_then_she_goes(self: Publisher, items: Any) -> None:
+        await place(self, items)
         await sync_to_async(alice.delete)()
-        return done
 
-    monkeypatch.setattr(Publisher, step, and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_place", and_then_she_goes)
     assert isinstance(await send(connect), UploadError)
     await settled()
     assert not await UploadSession.objects.aexists()
@@ -162,13 +162,13 @@ async def test_so_does_a_user_who_is_deleted_behind_the_link_of_small_files(
     staging: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    link = Publisher._link
+    place = Publisher._place
 
     async def and_then_she_goes(self: Publisher, items: Any) -> None:
-        await link(self, items)
+        await place(self, items)
         await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(Publisher, "_link", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_place", and_then_she_goes)
     async with connect() as client:
         with pytest.raises(UploadError):
             await client.upload("a.bin", b"hello")
@@ -187,7 +187,7 @@ async def test_a_publication_that_died_and_is_deleted_takes_its_file_along(
     kind: str,
 ) -> None:
     if kind == "copied":
-        monkeypatch.setattr(publication, "links_into", lambda *args: False)
+        monkeypatch.setattr(link_module, "links_into", lambda *args: False)
 
     def die(items: Any) -> Any:
         raise RuntimeError("as if the process were killed here")

@@ -43,7 +43,8 @@ from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import Claim, Facts, Wish
-from django_async_upload.stores import Piece, disk, publication
+from django_async_upload.stores import Piece, disk
+from django_async_upload.stores.publication import link as link_module
 from django_async_upload.testing.stores import MAX_PIECE, damage, split
 
 from .fixtures import KIB, MIB, Heard, crc, facts, forget_service, new_key, row
@@ -836,13 +837,13 @@ async def die_at(
     def die_in_thread(self: Publisher, *args: Any) -> None:
         raise Died
 
-    real_link = publication.link
+    real_link = link_module.link
 
     with patch.context() as until_death:
         if step == "before the link":
             until_death.setattr(Publisher, "_go_on", die)
         elif step == "after the link":
-            until_death.setattr(publication, "link", link_and_die)
+            until_death.setattr(link_module, "link", link_and_die)
         else:
             until_death.setattr(Publisher, "_clean_up", die_in_thread)
         async with begun(uploads, owner, b"data") as upload:
@@ -967,7 +968,7 @@ async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(
     media: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(publication, "links_into", lambda storage, path: False)
+    monkeypatch.setattr(link_module, "links_into", lambda storage, path: False)
     data = os.urandom(3 * MIB)
     reports: list[m.Progress] = []
     async with begun(uploads, owner, data) as upload:

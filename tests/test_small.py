@@ -16,7 +16,7 @@ from django.db import OperationalError
 from django_async_upload import signals
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine.database import Database
-from django_async_upload.engine.publish import Publication, Publisher
+from django_async_upload.engine.publish import Finalization, Publisher
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import StorageFailed
 from django_async_upload.models import CompletionEvent, UploadSession
@@ -99,7 +99,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for step in ("publish_one", "resume_one"):
         real = getattr(Publisher, step)
 
-        async def noting(self: Publisher, item: Publication, real: Any = real) -> CompletionEvent:
+        async def noting(self: Publisher, item: Finalization, real: Any = real) -> CompletionEvent:
             names.append(item.session.name)
             return await real(self, item)  # type: ignore[no-any-return]
 

@@ -19,10 +19,10 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from .consumers import UploadConsumer
-from .stores import publication
 from .stores.base import Store
 from .stores.configured import PrivateStorage, get_storage, make_store, staging_root
 from .stores.disk import existing_ancestor
+from .stores.publication.names import overwrites
 from .widgets import AsyncFileInput
 
 FEW_FILES: Final = 4096
@@ -164,7 +164,7 @@ def _check_storage() -> list[CheckMessage]:
         ]
     except ImproperlyConfigured:
         return []  # E007 reports it
-    if publication.overwrites(storage):
+    if overwrites(storage):
         return [
             Warning(
                 f"The storage {alias!r} overwrites files of the same name.",

@@ -17,7 +17,7 @@ from django.core.files.storage import FileSystemStorage
 
 from django_async_upload.exceptions import StorageFull
 from django_async_upload.stores import Checkpoint, FileSystemStore, Writer
-from django_async_upload.stores.publication import is_linked, link
+from django_async_upload.stores.publication.link import is_linked, link
 from django_async_upload.testing.stores import split
 
 DATA = bytes(range(256)) * 1024
@@ -30,7 +30,7 @@ settings.configure()
 from django.core.files.storage import FileSystemStorage
 from django_async_upload.exceptions import *
 from django_async_upload.stores import *
-from django_async_upload.stores.publication import link, sync_names
+from django_async_upload.stores.publication.link import link, sync_names
 from django_async_upload.testing.stores import split
 
 DATA = bytes(range(256)) * 1024

@@ -11,7 +11,7 @@ import pytest
 from django.core.files.storage import FileSystemStorage
 
 from django_async_upload.stores import FileSystemStore
-from django_async_upload.stores.publication import link, sync_names
+from django_async_upload.stores.publication.link import link, sync_names
 from django_async_upload.testing.stores import split
 
 DATA = bytes(range(1, 256)) * 8192  # about 2 MiB, and no zero in it

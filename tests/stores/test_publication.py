@@ -23,19 +23,16 @@ from django.core.files.storage import (
 )
 
 from django_async_upload.exceptions import StorageFailed, StorageFull
-from django_async_upload.stores import FileSystemStore, MemoryStore, Writer, publication
-from django_async_upload.stores.publication import (
+from django_async_upload.stores import FileSystemStore, MemoryStore, Writer
+from django_async_upload.stores.publication import link as link_module
+from django_async_upload.stores.publication.base import Unsuited
+from django_async_upload.stores.publication.copy import PartReader, save
+from django_async_upload.stores.publication.link import is_linked, links_into, sync_link, sync_names
+from django_async_upload.stores.publication.names import (
     NAME_MAX,
     STORED_NAME_MAX,
-    NotLinkable,
-    PartReader,
     available_name,
-    is_linked,
-    links_into,
     own_name,
-    save,
-    sync_link,
-    sync_names,
 )
 from django_async_upload.testing.stores import split
 
@@ -45,7 +42,7 @@ EVIL_NAMES = ["../out", "a/../../out", "/etc/passwd", "", ".", "..", "a/..", "a/
 
 def link(storage: FileSystemStorage, path: str, name: str, *, durability: str = "fsync") -> None:
     """Link, and make the name durable."""
-    sync_names(publication.link(storage, path, name, durability=durability))
+    sync_names(link_module.link(storage, path, name, durability=durability))
 
 
 @pytest.fixture
@@ -185,7 +182,7 @@ class TestLink:
     ) -> None:
         """Through that name it could be changed afterwards."""
         os.link(writer.path(), tmp_path / "kept")
-        with pytest.raises(NotLinkable):
+        with pytest.raises(Unsuited):
             link(storage, writer.path(), "c.bin")
         assert not storage.exists("c.bin")
 
@@ -217,7 +214,7 @@ class TestLink:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "link", refuse)
-        with pytest.raises(NotLinkable):
+        with pytest.raises(Unsuited):
             link(storage, writer.path(), "c.bin")
 
     @pytest.fixture

@@ -35,7 +35,7 @@ from ..sessions.commits import after_commit
 from ..sessions.holds import HOLD, upload_database, withdraw
 from ..sessions.state import State
 from ..stores.configured import PRIVATE, get_storage, staging_root
-from ..stores.publication import is_same_place
+from ..stores.publication.names import is_same_place
 
 if TYPE_CHECKING:
     UploadedBytes = UploadedFile[bytes]

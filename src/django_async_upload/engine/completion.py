@@ -16,7 +16,7 @@ from ..sessions.values import Facts, Progress
 from ..stores.base import Writer
 from .active import ActiveUpload
 from .endings import Endings
-from .publish import Publication, Publisher
+from .publish import Finalization, Publisher
 from .runtime import Runtime
 from .verify import Hooks, verify
 
@@ -89,7 +89,9 @@ class Completions:
         assert upload.writer is not None
         stale = upload.checkpoint.part
         began = asyncio.get_running_loop().time()
-        item = Publication(session, upload.writer, name, hooks.owner, digests, report=upload.report)
+        item = Finalization(
+            session, upload.writer, name, hooks.owner, digests, report=upload.report
+        )
         runtime.outbox.deliver(await self._publisher.publish_one(item))
         runtime.telemetry.time("publication.seconds", asyncio.get_running_loop().time() - began)
         runtime.telemetry.count("uploads.completed")
@@ -133,7 +135,7 @@ class Completions:
             if ended.state in PUBLISHED:  # by another process, a moment ago
                 return ended
             raise
-        item = Publication(session, writer, digests=session.digests, report=report)
+        item = Finalization(session, writer, digests=session.digests, report=report)
         try:
             event = await self._publisher.resume_one(item)
         finally:

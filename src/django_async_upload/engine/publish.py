@@ -13,16 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from django.core.files.storage import FileSystemStorage, Storage
-
 from ..exceptions import NotFound, StorageFailed, UploadError
 from ..models import CompletionEvent, UploadSession
 from ..sessions import rows
 from ..sessions.owners import Owner
 from ..sessions.state import State
 from ..sessions.values import Change, Creation, Progress
-from ..stores import publication
 from ..stores.base import Writer
+from ..stores.publication.base import Finished, NameTaken, Publication, Unsuited
+from ..stores.publication.copy import CopyPublication
+from ..stores.publication.link import LinkPublication
+from ..stores.publication.names import checked_name
 from .runtime import Runtime
 
 logger = logging.getLogger("django_async_upload")
@@ -36,7 +37,7 @@ class KnownKey(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Publication:
+class Finalization:
     """One upload on its way from its part into its storage. In the end it has an ``event`` or an ``error``."""
 
     session: UploadSession
@@ -49,17 +50,25 @@ class Publication:
     is_new: bool = False
     """No row was made yet, and no client was answered: it is inserted in ``finalizing``."""
     is_begun: bool = False
-    """Another process may have begun the publication."""
+    """An earlier attempt may have published the file."""
     report: Callable[[Progress], None] = lambda progress: None
     """Called with the progress, from any thread."""
-    path: str | None = None
-    """The part's path, where it can be linked into its storage; None: it is copied."""
+    way: Publication | None = None
+    """How it is published."""
     error: Exception | None = None
     event: CompletionEvent | None = None
 
     @property
-    def storage(self) -> Storage:
-        return self.session.get_storage()
+    def part(self) -> Finished:
+        session = self.session
+        return Finished(
+            self.writer,
+            session.get_storage(),
+            session.pk,
+            session.stored_as,
+            self.progressed,
+            self.is_begun,
+        )
 
     def progressed(self, done: int) -> None:
         self.report(Progress("finalizing", done, self.writer.received))
@@ -71,21 +80,26 @@ class Publisher:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._store = runtime.store
+        self._ways: list[Publication] = [
+            LinkPublication(runtime.store),
+            CopyPublication(runtime.store),
+        ]
+        """The first that suits publishes a part."""
 
-    async def publish_one(self, item: Publication) -> CompletionEvent:
+    async def publish_one(self, item: Finalization) -> CompletionEvent:
         """:meth:`publish` of one upload. Raises its error: :class:`TakenOver`, :class:`StorageFailed`, what
         :meth:`Owner.check` raises, and :class:`NotFound` where the row was deleted meanwhile."""
         await self.publish([item])
         return _event(item)
 
-    async def resume_one(self, item: Publication) -> CompletionEvent:
-        """Go on from ``finalizing``, after a crash in the middle. Raises as :meth:`publish_one`."""
+    async def resume_one(self, item: Finalization) -> CompletionEvent:
+        """Continue in ``finalizing``, after a crash in the middle. Raises as :meth:`publish_one`."""
         item.is_begun = True
         item.progressed(0)
         await self._go_on([item])
         return _event(item)
 
-    async def publish(self, items: Sequence[Publication]) -> None:
+    async def publish(self, items: Sequence[Finalization]) -> None:
         """Commit ``finalizing``, publish each under its name or one like it, commit ``completed``.
 
         ``finalizing`` names the file before it is there, so that a crash leaves no file that no row knows.
@@ -97,65 +111,53 @@ class Publisher:
         await self._commit(_good(items))
         await self._go_on(_good(items))
 
-    async def _go_on(self, items: Sequence[Publication]) -> None:
+    async def _go_on(self, items: Sequence[Finalization]) -> None:
         """From ``finalizing`` on."""
-        if unknown := [item for item in items if item.path is None]:
-            await self._store.run(self._find_paths, unknown)
-        await self._link([item for item in _good(items) if item.path is not None])
-        for item in _good(items):
-            if item.path is None:
-                try:
-                    await self._copy(item)
-                except Exception as error:  # of a storage of the host's
-                    item.error = error
+        if undecided := [item for item in items if item.way is None]:
+            await self._store.run(self._choose_ways, undecided)
+            again = [item for item in _good(undecided) if item.way and item.way.copies]
+            await self._store.run(self._rename, again)
+            await self._commit(_good(again))  # fails where another process has completed it
+        await self._place(_good(items))
         await self._complete(_good(items))
 
     # Before the commit --------------------------------------------------------------------------
 
-    def _sync(self, items: Sequence[Publication]) -> list[Publication]:
+    def _sync(self, items: Sequence[Finalization]) -> None:
         try:
             checkpoints = self._store.sync_all([item.writer for item in items])
         except UploadError as error:
             for item in items:
                 item.error = error
-            return []
+            return
         for item, checkpoint in zip(items, checkpoints, strict=True):
             item.session.size = item.writer.received
             item.session.digests = item.digests
             item.session.checkpoint = checkpoint
-        return []
 
-    def _choose_names(self, items: Sequence[Publication]) -> None:
+    def _choose_names(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                item.session.stored_as = self._name(item)
+                part = item.part
+                item.session.stored_as = part.name = checked_name(part.storage, item.name)
+                # Where the part is no longer this writer's, the commit says who has taken the upload over.
+                with suppress(StorageFailed):
+                    item.way = self._way(part)
+                    item.session.stored_as = item.way.first_name(part)
             except Exception as error:  # a name that leaves the storage; a storage of the host's
                 item.error = error
 
-    def _name(self, item: Publication) -> str:
-        storage = item.storage
-        name = publication.checked_name(storage, item.name)
-        # Where the part is no longer this writer's, the commit says who has taken the upload over.
-        with suppress(StorageFailed):
-            item.path = self._linkable_path(item)
-        if item.path is None:
-            return publication.own_name(name, item.session.pk)
-        return publication.available_name(storage, name, max_length=publication.STORED_NAME_MAX)
-
-    def _find_paths(self, items: Sequence[Publication]) -> None:
+    def _choose_ways(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                item.path = self._linkable_path(item)
-            except UploadError as error:  # the part is not what it was
+                item.way = self._way(item.part)
+            except Exception as error:  # the part is not what it was
                 item.error = error
 
-    def _linkable_path(self, item: Publication) -> str | None:
-        if not self._store.supports_path:
-            return None
-        path = item.writer.path()
-        return path if publication.links_into(item.storage, path) else None
+    def _way(self, part: Finished) -> Publication:
+        return next(way for way in self._ways if way.suits(part))
 
-    async def _commit(self, items: Sequence[Publication]) -> None:
+    async def _commit(self, items: Sequence[Finalization]) -> None:
         """Have the rows name their files, in ``finalizing``."""
         new = [item for item in items if item.is_new]
         old = [item for item in items if not item.is_new]
@@ -175,120 +177,70 @@ class Publisher:
             if error is None:
                 item.session.state = State.FINALIZING
 
-    async def _commit_one(self, item: Publication) -> None:
-        await self._commit([item])
-        if item.error is not None:
-            raise item.error
-
     @staticmethod
-    def _change(item: Publication) -> Change:
+    def _change(item: Finalization) -> Change:
         session = item.session
-        checkpoint = session.checkpoint
         values = {
             "stored_as": session.stored_as,
             "size": session.size,
             "digests": session.digests,
-            **rows.checkpoint_values(checkpoint),
+            **rows.checkpoint_values(session.checkpoint),
         }
         return Change(session.pk, session.epoch, State.FINALIZING, values, item.owner)
 
     # The file in its storage --------------------------------------------------------------------
 
-    async def _link(self, items: Sequence[Publication]) -> None:
-        """Link each part to the first name that is free. Where the file system cannot, ``path`` becomes None."""
+    async def _place(self, items: Sequence[Finalization]) -> None:
+        """Make each part a file: each round those that still have none, under another name or in another way."""
         while items:
-            taken = await self._in_shares(self._link_share, items)
-            if taken:
-                await self._store.run(self._choose_free_names, taken)
-                await self._commit(_good(taken))
-            items = _good(taken)
+            results = await self._publish_parts(items)
+            renamed, again = [], []
+            for item, result in zip(items, results, strict=True):
+                if isinstance(result, Unsuited):
+                    item.way = self._ways[self._ways.index(cast("Publication", item.way)) + 1]
+                    again.append(item)
+                elif isinstance(result, NameTaken):
+                    again.append(item)
+                elif isinstance(result, Exception):
+                    item.error = result
+                elif result != item.session.stored_as:  # the storage names in its own way
+                    item.session.stored_as = result
+                    renamed.append(item)
+            await self._commit(renamed)
+            if lost := [item for item in renamed if item.error is not None]:
+                await self._store.run_slow(self._withdraw, lost)
+            if again:
+                await self._store.run(self._rename, again)
+                await self._commit(_good(again))
+            items = _good(again)
 
-    def _link_share(self, items: Sequence[Publication]) -> list[Publication]:
-        """Link what can be linked; returns those whose names are taken."""
-        taken = []
-        linked = []
-        unsynced: dict[str, None] = {}
+    async def _publish_parts(self, items: Sequence[Finalization]) -> list[str | Exception]:
+        """Copies each in a thread of their own pool, the others in shares."""
+        found: dict[Finalization, str | Exception] = {}
+
+        def publish(share: Sequence[Finalization]) -> None:
+            way = cast("Publication", share[0].way)
+            found.update(zip(share, way.publish([item.part for item in share]), strict=True))
+
+        loop = asyncio.get_running_loop()
+        copied = [item for item in items if item.way and item.way.copies]
+        linked = [item for item in items if item not in copied]
+        await asyncio.gather(
+            self._in_shares(publish, linked),
+            *(loop.run_in_executor(self._runtime.copies, publish, [item]) for item in copied),
+        )
+        return [found[item] for item in items]
+
+    def _rename(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                directories = self._link_one(item)
-            except publication.NotLinkable:
-                item.path = None
-            except Exception as error:  # one file delays no other
-                item.error = error
-            else:
-                if directories is None:
-                    taken.append(item)
-                else:
-                    linked.append(item)
-                    unsynced |= dict.fromkeys(directories)
-        try:
-            publication.sync_names(unsynced)
-        except StorageFailed as error:
-            for item in linked:
-                item.error = error
-        return taken
-
-    def _link_one(self, item: Publication) -> list[str] | None:
-        """The directories to be synced; None where another file has the name."""
-        assert item.path is not None
-        storage, name = cast("FileSystemStorage", item.storage), item.session.stored_as
-        durability = self._store.durability
-        try:
-            return publication.link(storage, item.path, name, durability=durability)
-        except FileExistsError:
-            # Ours already, where a crash came between the link and the commit; perhaps before the sync.
-            if not publication.is_linked(storage, item.path, name):
-                return None
-            publication.sync_link(storage, name, durability=durability)
-            return []
-
-    def _choose_free_names(self, items: Sequence[Publication]) -> None:
-        for item in items:
-            try:
-                item.session.stored_as = publication.available_name(
-                    item.storage, item.session.stored_as, max_length=publication.STORED_NAME_MAX
-                )
+                item.session.stored_as = cast("Publication", item.way).next_name(item.part)
             except Exception as error:  # no room for a longer name
                 item.error = error
 
-    async def _copy(self, item: Publication) -> None:
-        """Save a copy under a name that no other upload has: what is there is this upload's own."""
-        loop = asyncio.get_running_loop()
-        session, copies = item.session, self._runtime.copies
-        name = publication.own_name(session.stored_as, session.pk)
-        if item.is_begun or name != session.stored_as:
-            session.stored_as = name
-            await self._commit_one(item)  # raises where another process has completed it
-        if item.is_begun:
-            await loop.run_in_executor(copies, self._forget_copy, item)
-        name = await loop.run_in_executor(copies, self._save, item)
-        if name != session.stored_as:  # the storage names in its own way
-            session.stored_as = name
-            try:
-                await self._commit_one(item)
-            except UploadError:
-                await loop.run_in_executor(copies, item.storage.delete, name)
-                raise
-
-    @staticmethod
-    def _forget_copy(item: Publication) -> None:
-        """Delete what a process that died in the middle left, whole or not."""
-        if item.storage.exists(item.session.stored_as):
-            item.storage.delete(item.session.stored_as)
-
-    def _save(self, item: Publication) -> str:
-        return publication.save(
-            item.storage,
-            item.session.stored_as,
-            item.writer,
-            item.progressed,
-            durability=self._store.durability,
-            max_length=publication.STORED_NAME_MAX,
-        )
-
     # After it -----------------------------------------------------------------------------------
 
-    async def _complete(self, items: Sequence[Publication]) -> None:
+    async def _complete(self, items: Sequence[Finalization]) -> None:
         sessions = [item.session for item in items]
         events = await self._call(rows.complete, sessions, items)
         for item, event in zip(items, events, strict=True):
@@ -299,17 +251,21 @@ class Publisher:
                 item.session.state = State.COMPLETED
                 item.session.completed_at = event.created_at
         deleted = [item for item in items if isinstance(item.error, NotFound)]
-        await self._store.run(self._clean_up, _good(items), deleted)
+        if deleted:
+            await self._store.run_slow(self._withdraw, deleted)
+        await self._store.run(self._clean_up, [*_good(items), *deleted])
 
-    def _clean_up(self, completed: Sequence[Publication], deleted: Sequence[Publication]) -> None:
-        """Delete the parts that are no longer needed, and the files of uploads whose rows were deleted meanwhile."""
-        for item in deleted:
-            storage, name = item.storage, item.session.stored_as
-            if item.path is None or publication.is_linked(
-                cast("FileSystemStorage", storage), item.path, name
-            ):
-                storage.delete(name)
-        for item in (*completed, *deleted):
+    @staticmethod
+    def _withdraw(items: Sequence[Finalization]) -> None:
+        for item in items:
+            try:
+                cast("Publication", item.way).withdraw(item.part)
+            except Exception:  # of the host's storage
+                logger.exception("The file of upload %s could not be deleted", item.session.pk)
+
+    def _clean_up(self, items: Sequence[Finalization]) -> None:
+        """Delete parts that are no longer needed."""
+        for item in items:
             item.writer.close()
             try:
                 self._store.delete(item.writer.part)
@@ -319,7 +275,7 @@ class Publisher:
     # Sharing ------------------------------------------------------------------------------------
 
     async def _call(
-        self, function: Any, arguments: Sequence[Any], items: Sequence[Publication]
+        self, function: Any, arguments: Sequence[Any], items: Sequence[Finalization]
     ) -> list[Any]:
         """Ask the database, in the turn of the owner where there is only one."""
         owners = {item.session.owner_key for item in items}
@@ -329,24 +285,22 @@ class Publisher:
         )
 
     async def _in_shares(
-        self,
-        work: Callable[[Sequence[Publication]], list[Publication]],
-        items: Sequence[Publication],
-    ) -> list[Publication]:
+        self, work: Callable[[Sequence[Finalization]], None], items: Sequence[Finalization]
+    ) -> None:
         """Where the work waits for the disk, have half of the store's threads wait together."""
-        if len(items) == 1:
-            return await self._store.run(work, items)
         threads = max(1, self._store.threads // 2) if self._store.durability == "fsync" else 1
         shares = [items[first::threads] for first in range(min(threads, len(items)))]
-        found = await asyncio.gather(*(self._store.run(work, share) for share in shares))
-        return [item for share in found for item in share]
+        if len(shares) == 1:
+            await self._store.run(work, shares[0])
+        else:
+            await asyncio.gather(*(self._store.run(work, share) for share in shares))
 
 
-def _good(items: Sequence[Publication]) -> list[Publication]:
+def _good(items: Sequence[Finalization]) -> list[Finalization]:
     return [item for item in items if item.error is None]
 
 
-def _event(item: Publication) -> CompletionEvent:
+def _event(item: Finalization) -> CompletionEvent:
     if item.error is not None:
         raise item.error
     assert item.event is not None

@@ -23,10 +23,10 @@ from ..exceptions import ConnectionRefused, KeyReused, NotFound, UploadError, Up
 from ..models import UploadSession
 from ..sessions.owners import Owner
 from ..sessions.state import State
-from ..stores import publication
 from ..stores.base import Checkpoint, Piece
+from ..stores.publication.link import links_into
 from .active import ActiveUpload
-from .publish import Publication, Publisher
+from .publish import Finalization, Publisher
 from .runtime import Runtime
 from .verify import Hooks
 
@@ -46,7 +46,7 @@ class SmallFile:
     """As the client says."""
     name: str
     """To publish under, where it is free."""
-    publication: Publication | None = None
+    finalization: Finalization | None = None
     """Once it was written, and is what its sender says it is."""
     published: asyncio.Future[bool] = field(default_factory=asyncio.Future)
 
@@ -102,13 +102,13 @@ class SmallFiles:
         store = self._runtime.store
         try:
             await store.run(self._write, group)
-            items = [file.publication for file in group if file.publication is not None]
+            items = [file.finalization for file in group if file.finalization is not None]
             if items:
                 await self._publisher.publish(items)
         finally:
             await store.run(self._close, group)
         for file in group:
-            item = file.publication
+            item = file.finalization
             if item is None:
                 continue
             if item.event is not None:
@@ -134,18 +134,20 @@ class SmallFiles:
                 good == len(file.pieces)
                 and writer.received == session.size
                 and f"{writer.crc:08x}" == file.crc32c
-                and publication.links_into(session.get_storage(), writer.path())
+                and links_into(session.get_storage(), writer.path())
             ):
-                file.publication = Publication(session, writer, file.name, file.owner, is_new=True)
+                file.finalization = Finalization(
+                    session, writer, file.name, file.owner, is_new=True
+                )
         finally:
-            if file.publication is None:
+            if file.finalization is None:
                 writer.close()
                 self._runtime.store.delete(writer.part)
 
     def _close(self, group: Sequence[SmallFile]) -> None:
         """Close the parts, and delete those that no row names: the ordinary way begins from nothing."""
         for file in group:
-            item = file.publication
+            item = file.finalization
             if item is None:
                 continue
             item.writer.close()

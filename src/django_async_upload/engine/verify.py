@@ -15,7 +15,7 @@ from ..sessions.owners import Owner
 from ..sessions.state import State
 from ..sessions.values import Change, Facts, NewUpload, Progress
 from ..stores.base import Writer
-from ..stores.publication import PartReader
+from ..stores.publication.copy import PartReader
 from .active import ActiveUpload
 from .taps import Tap
 

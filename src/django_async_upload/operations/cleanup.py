@@ -29,7 +29,8 @@ from ..sessions.state import OVER, State
 from ..sessions.values import Ending
 from ..stores.base import Part, Store
 from ..stores.configured import make_store
-from ..stores.publication import is_linked, is_own_name
+from ..stores.publication.link import is_linked
+from ..stores.publication.names import is_own_name
 
 logger = logging.getLogger("django_async_upload")
 

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from ..models import UploadSession
 from ..stores.configured import staging_root
-from ..stores.publication import is_own_name
+from ..stores.publication.names import is_own_name
 from .state import State
 
 HOLD: Final = timedelta(minutes=2)

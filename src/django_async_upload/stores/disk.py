@@ -150,6 +150,15 @@ def copy(source: int, target: int, length: int) -> None:
         done += len(piece)
 
 
+def sync_file(path: str) -> None:
+    """fsync the file at ``path``. Raises :class:`OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: str) -> None:
     """Sync a directory, which makes the names in it durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

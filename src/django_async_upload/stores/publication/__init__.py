@@ -1,0 +1,1 @@
+"""How finished parts become files of a Django storage: one module for each way."""
