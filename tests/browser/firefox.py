@@ -128,6 +128,16 @@ class Firefox:
 
         wait_for(is_true, seconds=seconds, what=expression)
 
+    def cookie(self, name: str) -> str:
+        """The value of a cookie of this page, be it for HTTP only."""
+        found = self.call(
+            "storage.getCookies",
+            filter={"name": name},
+            partition={"type": "context", "context": self.tab},
+        )
+        (cookie,) = found["cookies"]
+        return str(cookie["value"]["value"])
+
     def choose(self, selector: str, *paths: Path) -> None:
         """Put files into a file input, as a person does with the dialogue."""
         found = self._evaluate(f"document.querySelector({json.dumps(selector)})")

@@ -153,6 +153,8 @@ class ChaosProxy:
         """Bytes a second towards the server."""
         self.websockets_allowed = True
         """False: as a proxy that knows nothing of WebSockets, which answers a handshake with 400."""
+        self.missing = ""
+        """Requests with it in their address are answered with 404; "": none."""
         self._refusing = False
         self._cut_at: int | None = None
         self._stall_at: int | None = None
@@ -296,6 +298,10 @@ class ChaosProxy:
         async for data in self._arriving(reader):
             if not self.websockets_allowed and asks_for_websocket(data):
                 link.client.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                self._finish(link, link.server)
+                return
+            if self.missing and self.missing.encode() in data.partition(b"\r\n")[0]:
+                link.client.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                 self._finish(link, link.server)
                 return
             if self.rate:

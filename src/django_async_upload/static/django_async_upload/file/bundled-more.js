@@ -12,7 +12,7 @@ export async function loadMore() {
   const hashed = `.${/** @type {any} */ (globalThis).MORE_HASH}`; // put in by build.mjs
   const address = import.meta.url.replace(/\.min(\.[0-9a-f]{12})?\.js/, (_, hash) => `-more.min${hash ? hashed : ""}.js`);
   try {
-    // A browser remembers under its whole address that a module could not be loaded.
+    // Firefox remembers, for each address with its fragment, that a module could not be loaded.
     return await import(failures ? `${address}#${failures}` : address);
   } catch (error) {
     failures += 1;
