@@ -45,6 +45,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
     return [
         *_check_apps(),
         *_check_upload_to(),
+        *_check_telemetry(),
         *_check_storage(),
         *_check_published_files(),
         *_check_store(),
@@ -137,6 +138,18 @@ def _check_widgets() -> list[CheckMessage]:
             )
         )
     return found
+
+
+def _check_telemetry() -> list[CheckMessage]:
+    try:
+        telemetry = import_string(conf.uploads().telemetry)()
+    except Exception as error:  # a class of the host's
+        return [Error(f"ASYNC_UPLOAD['TELEMETRY']: {error}.", id="async_upload.E026")]
+    missing = [each for each in ("count", "time") if not callable(getattr(telemetry, each, None))]
+    if missing:
+        problem = f"ASYNC_UPLOAD['TELEMETRY'] has no method {missing[0]}()."
+        return [Error(problem, id="async_upload.E026")]
+    return []
 
 
 def _check_upload_to() -> list[CheckMessage]:

@@ -13,7 +13,7 @@ logger = logging.getLogger("django_async_upload.telemetry")
 
 
 class Telemetry(Protocol):
-    """Where measurements go. Called on the event loop: must not block. An exception is logged and swallowed.
+    """Where measurements go. Called on the event loop: must not block. What it raises is logged.
 
     Names and labels are listed in docs/reference/telemetry.md; labels have few values each.
     """
@@ -47,7 +47,25 @@ def _shown(labels: dict[str, str]) -> str:
     return "".join(f" {label}={value}" for label, value in labels.items())
 
 
+class SafeTelemetry:
+    """Passes measurements on, and logs what that raises: no upload fails of it."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def count(self, name: str, by: int = 1, **labels: str) -> None:
+        try:
+            self._telemetry.count(name, by, **labels)
+        except Exception:  # of the host's class
+            logger.exception("%s could not be counted", name)
+
+    def time(self, name: str, seconds: float, **labels: str) -> None:
+        try:
+            self._telemetry.time(name, seconds, **labels)
+        except Exception:  # of the host's class
+            logger.exception("%s could not be timed", name)
+
+
 def configured_telemetry() -> Telemetry:
     """An instance of the class that the setting ``TELEMETRY`` names."""
-    telemetry: Telemetry = import_string(conf.uploads().telemetry)()
-    return telemetry
+    return SafeTelemetry(import_string(conf.uploads().telemetry)())
