@@ -175,3 +175,15 @@ def test_an_import_from_above_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(AssertionError, match="signals imports stores"):
         test_a_module_imports_from_below_only("signals")
+
+
+@pytest.mark.parametrize(
+    "folder", ["engine", "sessions", "stores", "websocket", "binding", "operations"]
+)
+def test_the_design_lists_every_module_of_a_folder(folder: str) -> None:
+    page = (SOURCE.parents[1] / "docs/design.md").read_text()
+    table = page.partition("| folder | module | holds |")[2].partition("\n\n")[0]
+    for module in MODULES:
+        parts = module.split(".")
+        if parts[0] == folder and parts[-1] != "__init__":
+            assert f"`{parts[-1]}`" in table, module
