@@ -35,7 +35,7 @@ BATCH: Final = 500
 
 
 def upload_database() -> str:
-    """The upload_database of the database that uploads are written to: a replica may lag."""
+    """The alias of the database that uploads are written to: a replica may lag."""
     return router.db_for_write(UploadSession)
 
 
