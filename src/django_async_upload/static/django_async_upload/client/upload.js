@@ -33,7 +33,7 @@ import { UploadError } from "../protocol/errors.js";
  * @property {"sha-256"} [digest] send a SHA-256 too, which the server checks
  * @property {string} [field] the token of a form's field; default: the uploader's
  * @property {boolean} [remember] so that a later page can go on with it, or post its receipt; default: the uploader's
- * @property {string} [owner] who uploads, opaque: to others it is never shown; default: the uploader's
+ * @property {string} [owner] an opaque tag of the person; default: the uploader's
  * @property {unknown} [place] JSON, opaque: where in the site it belongs; `remembered` gives it back
  * @property {number} [receiptMaxAge] seconds for which a finished upload is remembered; default a day
  */
@@ -136,7 +136,7 @@ export class Upload extends EventTarget {
     return this.file?.size ?? this.#adopted?.size ?? 0;
   }
 
-  /** As the browser declares it, `""` where it has no idea. @returns {string} */
+  /** As the browser declares it, `""` where it names none. @returns {string} */
   get type() {
     return this.file?.type ?? this.#adopted?.type ?? "";
   }
@@ -185,7 +185,7 @@ export class Upload extends EventTarget {
     return (this.#deferred ??= deferred());
   }
 
-  /** Stop until {@link resume}. What the server has to the last byte cannot be paused. @returns {void} */
+  /** Stop until {@link resume}. An upload of which the server has all bytes cannot be paused. @returns {void} */
   pause() {
     const isHeld = this.#phase === "uploading" && this.#attachment?.release() === false;
     this.#go(isHeld ? "hold" : "pause");
@@ -197,7 +197,7 @@ export class Upload extends EventTarget {
     this.#go("resume");
   }
 
-  /** Throw the upload away, here and on the server. @returns {void} */
+  /** Cancel the upload, here and on the server. @returns {void} */
   cancel() {
     if (next(this.#phase, "cancel") === this.#phase) {
       return;

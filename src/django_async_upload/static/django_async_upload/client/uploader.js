@@ -28,7 +28,7 @@ import { Upload } from "./upload.js";
  * @typedef {object} Remembered
  * @property {string} key the upload's, as before
  * @property {string} name of the file
- * @property {string} type of the file, `""` where the browser had no idea
+ * @property {string} type of the file, `""` where the browser named none
  * @property {number} size bytes
  * @property {number} sent bytes that the server has for sure
  * @property {string} field the token of the form's field that it belongs to; `""` without one
@@ -39,7 +39,8 @@ import { Upload } from "./upload.js";
  * @property {boolean} canContinue without the file being picked again
  * @property {() => Promise<Upload>} continue call it in a click, since the browser may ask for permission. Where it cannot,
  *   `add` the file again: it is recognised by its content
- * @property {() => Promise<void>} discard throw it away, here and, where it is not finished, on the server
+ * @property {() => Promise<void>} discard remember it no longer, and cancel it on the server; of a finished
+ *   one the file is deleted there, unless an object, an API or a receiver has taken it
  */
 
 /**
@@ -50,7 +51,7 @@ import { Upload } from "./upload.js";
  *   it tries again, and `error` says why
  * @fires unreachable `{unreachable}`: the property has changed
  * @fires warning `{code, message}`: something that a developer should know, said in the console, too. `deflate`: the server
- *   compresses what is sent, which costs most of the speed. `unreachable`: why that may be
+ *   compresses what is sent, which costs most of the speed. `unreachable`: what may keep WebSockets from the server
  */
 export class Uploader extends EventTarget {
   /** @type {Partial<UploaderOptions>} */

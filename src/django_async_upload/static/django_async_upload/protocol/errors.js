@@ -44,7 +44,7 @@ export class UploadError extends Error {
     this.code = code;
     /** Whether the same attempt can succeed later. The client does it by itself. @type {boolean} */
     this.retryable = retryable ?? known?.retryable ?? false;
-    /** Seconds to wait before another attempt, where the server has an opinion. @type {number | undefined} */
+    /** Seconds to wait before another attempt, where the server names them. @type {number | undefined} */
     this.retryAfter = retryAfter;
     /** The figures behind the message, JSON values. @type {Record<string, unknown>} */
     this.facts = facts;
@@ -55,7 +55,7 @@ export class UploadError extends Error {
     return VIOLATIONS.has(this.code);
   }
 
-  /** A login or a ticket is missing, or ran out: going on needs a person or a program. @returns {boolean} */
+  /** A login or a ticket is missing, or has expired. @returns {boolean} */
   get needsLogin() {
     return this.code === "authentication_required" || this.code === "ticket_expired";
   }
