@@ -108,8 +108,9 @@ export function isOver(phase) {
   return phase === "completed" || phase === "failed" || phase === "cancelled";
 }
 
-/** Milliseconds without any gain in which an upload is tried again after a failure, and after one to read its file. */
+/** Milliseconds without any gain for which a failed upload is tried again. */
 export const PATIENCE = 5 * 60 * 1000;
+/** The same where its file cannot be read. */
 export const PATIENCE_OF_FILES = 30 * 1000;
 /** Waiting does not help against these: a person has to finish or cancel other uploads. */
 const QUOTAS = new Set(["session_quota", "byte_quota"]);
