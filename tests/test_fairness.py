@@ -33,8 +33,8 @@ from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.sessions import quotas, rows
 from django_async_upload.sessions.owners import Owner, look_up
 from django_async_upload.sessions.values import Claim
-from django_async_upload.stores import disk
-from django_async_upload.stores.filesystem import FileSystemStore, FileWriter
+from django_async_upload.stores import FileSystemStore, disk
+from django_async_upload.stores.filewriter import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.websocket import connection as connections
 from django_async_upload.websocket.connection import CONNECTION_WINDOW

@@ -605,10 +605,10 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one in another process that is stopped: the newer one goes on in another file."""
-    from django_async_upload.stores import filesystem
+    from django_async_upload.stores import partfile
 
     monkeypatch.setattr(service, "EVICTION_SECONDS", 0.05)
-    monkeypatch.setattr(filesystem, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(partfile, "LOCK_WAIT", 0.05)
     data = os.urandom(100 * KIB)
     async with begun(uploads, owner, data) as older:
         feed(older, data[: 50 * KIB])
@@ -950,9 +950,9 @@ async def test_what_another_process_publishes_is_left_to_it(
     host: Host,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from django_async_upload.stores import filesystem
+    from django_async_upload.stores import partfile
 
-    monkeypatch.setattr(filesystem, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(partfile, "LOCK_WAIT", 0.05)
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     other = uploads.store.open(session.checkpoint)  # a process that lives holds its lock
     with pytest.raises(Busy):

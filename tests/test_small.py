@@ -25,7 +25,7 @@ from django_async_upload.protocol.frames import build_data
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk
-from django_async_upload.stores.filesystem import FileWriter
+from django_async_upload.stores.filewriter import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.websocket import connection as connection_module
 

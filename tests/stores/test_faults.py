@@ -169,7 +169,7 @@ writer.append(split(DATA[HALF:], offset=HALF))
 try:
     writer.sync()
 except StorageFailed as error:
-    say(**error.facts, size=os.fstat(writer._fd).st_size)
+    say(**error.facts, size=os.fstat(writer._file.fd).st_size)
 writer.rewrite(checkpoint)
 writer.append(split(DATA[HALF:], offset=HALF))
 say(**asdict(writer.sync()), old=checkpoint.part)
@@ -193,7 +193,7 @@ writer.append(split(DATA))
 try:
     writer.sync()
 except StorageFailed as error:
-    say(**error.facts, size=os.fstat(writer._fd).st_size)
+    say(**error.facts, size=os.fstat(writer._file.fd).st_size)
 """,
             str(tmp_path),  # there already: the first fsync is that of the part's name
             under=inject("fsync:error=EIO:when=1"),

@@ -17,7 +17,8 @@ import pytest
 from crc32c import crc32c
 
 from django_async_upload.exceptions import DataLost, StorageFailed, StorageFull
-from django_async_upload.stores import Checkpoint, FileSystemStore, Store, disk, filesystem
+from django_async_upload.stores import Checkpoint, FileSystemStore, Store, disk
+from django_async_upload.stores.filewriter import FileWriter
 from django_async_upload.testing.stores import StoreCompliance, split
 
 DATA = os.urandom(100_000)
@@ -65,8 +66,8 @@ def test_nobody_else_may_read_a_part(store: FileSystemStore) -> None:
 
 def test_descriptors_do_not_reach_child_processes(store: FileSystemStore) -> None:
     writer = store.create(None)
-    assert isinstance(writer, filesystem.FileWriter)
-    assert not os.get_inheritable(writer._fd)
+    assert isinstance(writer, FileWriter)
+    assert not os.get_inheritable(writer._file.fd)
 
 
 def test_a_symlink_in_the_root_is_no_part(store: FileSystemStore, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_room_is_reserved_in_steps_and_given_back_when_the_writer_closes(
 def test_a_margin_of_the_disk_is_left_free(
     store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.min_free = 1000
+    store.folder.min_free = 1000
     monkeypatch.setattr(disk, "free_space", lambda fd: free)
     free = 999
     with pytest.raises(StorageFull):

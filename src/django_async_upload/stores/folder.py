@@ -1,0 +1,154 @@
+"""The staging folder: the files of parts under random names."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from . import disk, partfile
+from .base import Part
+from .partfile import PartFile
+
+_NAME: Final = re.compile(r"[0-9a-f]{32}")
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Folder:
+    """Files of mode 0600 in the folder ``root``, which is created with mode 0700.
+
+    All methods raise :class:`OSError`.
+    """
+
+    def __init__(self, root: str, *, durability: str, min_free: int) -> None:
+        self.root = root
+        self.durability = durability
+        self.min_free = min_free
+        """Bytes of the disk that are left free."""
+
+    @staticmethod
+    def has_name_for(part: str) -> bool:
+        """Whether a part may have that name."""
+        return _NAME.fullmatch(part) is not None
+
+    def path(self, part: str) -> str:
+        return os.path.join(self.root, part)
+
+    def create(self, size: int | None) -> PartFile:
+        """A locked, empty file; raises ``ENOSPC`` where the disk has no room for ``size`` bytes."""
+        if not os.path.isdir(self.root):
+            self._make_root()
+        name = secrets.token_hex(16)
+        file = PartFile(name, self._open(name, os.O_CREAT | os.O_EXCL), is_new=True)
+        with self.keeping(file):
+            file.lock()
+            disk.require_room(file.fd, size or 0, self.min_free)
+        return file
+
+    def find(self, part: str) -> PartFile | None:
+        """Open a file, and lock it where no other process keeps its lock; None where there is no such part."""
+        try:
+            file = PartFile(part, self._open(part))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a symbolic link has replaced the part
+                return None
+            raise
+        with self.keeping(file):
+            file.lock(partfile.LOCK_WAIT)
+            # Another process may have deleted it during the wait: a file without a name is lost.
+            if self.has(file):
+                return file
+        file.close()
+        return None
+
+    def copy(self, source: PartFile, length: int, size: int | None) -> PartFile:
+        """A new file with the first ``length`` bytes of another one.
+
+        It is synced at once, because a row may name it before the next checkpoint.
+        """
+        file = self.create(size)
+        with self.keeping(file):
+            disk.copy(source.fd, file.fd, length)
+            if self.durability == "fsync":
+                disk.fdatasync(file.fd)
+                self.sync_names()
+        return file
+
+    @contextmanager
+    def keeping(self, file: PartFile) -> Iterator[None]:
+        """The file stays open, unless the block fails: then it is closed and, if it is new, deleted."""
+        try:
+            yield
+        except BaseException:
+            file.close()
+            if file.is_new:
+                self.delete(file.name)
+            raise
+
+    def has(self, file: PartFile) -> bool:
+        """Whether the file's name still stands for this file."""
+        with suppress(FileNotFoundError), self.directory() as root:
+            return file.is_file(os.stat(file.name, dir_fd=root, follow_symlinks=False))
+        return False
+
+    def is_held(self, part: str) -> bool:
+        """Whether a writer of any process has locked the file."""
+        try:
+            file = PartFile(part, self._open(part))
+        except FileNotFoundError:
+            return False
+        with closing(file):
+            return file.is_held()
+
+    def delete(self, part: str) -> None:
+        with suppress(FileNotFoundError), self.directory() as root:
+            os.unlink(part, dir_fd=root)
+
+    def parts(self) -> Iterator[Part]:
+        with suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if not self.has_name_for(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
+                with suppress(FileNotFoundError):  # deleted during the listing
+                    found = entry.stat(follow_symlinks=False)
+                    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+                    yield Part(entry.name, modified, found.st_size)
+
+    def sync_names(self) -> None:
+        """Sync the folder, which makes the names of the files durable."""
+        disk.sync_directory(self.root)
+
+    def try_locks(self) -> None:
+        """Raises where the file system has no locks."""
+        with self.directory() as root:
+            fcntl.flock(root, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    @contextmanager
+    def directory(self) -> Iterator[int]:
+        """A descriptor of the folder."""
+        fd = os.open(self.root, _DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open(self, part: str, flags: int = 0) -> int:
+        with self.directory() as root:
+            return os.open(part, _FLAGS | flags, 0o600, dir_fd=root)
+
+    def _make_root(self) -> None:
+        parent = os.path.dirname(self.root)
+        made = disk.make_directories(parent, None)
+        made += disk.make_directories(self.root, 0o700)
+        if self.durability == "fsync":
+            for directory in made:
+                disk.sync_directory(os.path.dirname(directory))
