@@ -31,6 +31,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ServerScheduling(config, log)
 
 
+SLOW = {"e2e", "browser", "dist"}
+SLOW_SECONDS = 300
+"""The time limit of tests that start servers and browsers; that of the others is in pyproject.toml."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if marks & SLOW and "timeout" not in marks:
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -68,7 +68,6 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_checkpoints(monkeypatch)
-    uploads.store.durability = "fsync"
     uploads.budget.total = 4 * LARGEST_WINDOW
     data = bytes(LARGEST_WINDOW + MIB)
     async with begun(uploads, owner, data) as upload:
@@ -114,6 +113,7 @@ async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_count
 async def test_nothing_is_durable_that_nobody_was_told_is_received(
     uploads: UploadService, owner: Owner
 ) -> None:
+    uploads.store.durability = "os"  # durable as soon as the kernel has it
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
@@ -248,7 +248,6 @@ def test_a_listener_is_what_the_stream_is() -> None:
 
 async def test_durable_never_goes_down(uploads: UploadService, owner: Owner) -> None:
     """A checkpoint may cover less than an earlier one: an S3 store names whole pieces only."""
-    uploads.store.durability = "fsync"
     data = os.urandom(100)
     async with begun(uploads, owner, data) as upload:
         feed(upload, data)
@@ -266,7 +265,6 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash, or a database that is away, comes between: what was durable is still there."""
-    uploads.store.durability = "fsync"
     data = os.urandom(100)
     async with begun(uploads, owner, data) as upload:
         feed(upload, data[:60])
@@ -282,7 +280,6 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
                 await upload.save(renewed, State.UPLOADING)
         pk = upload.session.pk
     uploads = await crash(uploads)
-    uploads.store.durability = "fsync"
     async with attached(uploads, owner, pk) as upload:
         assert (upload.durable, upload.received) == (60, 60)
 

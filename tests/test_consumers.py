@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
+from crc32c import crc32c
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
@@ -240,11 +241,14 @@ async def test_what_lies_above_the_durable_bytes_may_be_sent_anew(
         await client.send_data(1, 0, data[:100])
         await client.send(m.Release(), 1)
         await client.wait_for(m.Released, 1)
+        # As after a crash before the last checkpoint was written down.
+        await UploadSession.objects.aupdate(durable=40, crc=crc32c(data[:40]))
         await client.send(m.Attach(created.upload), 2)
-        await client.wait_for(m.Attached, 2)
-        await client.send(m.Proof(crc(data[:100])), 2)
-        assert (await client.wait_for(m.Ready, 2)).offset == 100
-        await client.send_data(2, 100, data[100:])
+        attached = await client.wait_for(m.Attached, 2)
+        assert (attached.durable, attached.received) == (40, 100)
+        await client.send(m.Proof(crc(data[:40])), 2)
+        assert (await client.wait_for(m.Ready, 2)).offset == 40
+        await client.send_data(2, 40, data[40:])
         await client.send(finish(data), 2)
         done = await client.wait_for(m.Completed, 2)
     assert (media / done.stored_as).read_bytes() == data
@@ -497,6 +501,21 @@ async def test_the_right_to_upload_is_looked_at_again_at_finish(
             await client.wait_for(m.Completed, 1)
     session = await row(created.upload)
     assert (session.state, session.error) == (State.FAILED, "permission_denied")
+    assert not media.exists()
+
+
+async def test_the_right_to_upload_is_looked_at_again_after_an_inspection(
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take hours."""
+
+    async def inspect(self: Fickle, session: UploadSession, file: Any) -> None:
+        monkeypatch.setattr(Fickle, "allowed", False)
+
+    monkeypatch.setattr(Fickle, "inspect", inspect)
+    async with connect(mounted(Fickle)) as client:
+        with pytest.raises(PermissionRefused):
+            await client.upload("a.bin", b"hello")
     assert not media.exists()
 
 
@@ -938,6 +957,16 @@ async def test_what_follows_a_fresh_ticket_at_once_is_judged_by_it(
         else:
             await client.send(m.Create(new_key(), "b.bin"), 2)
             assert (await client.wait_for(m.Created, 2)).name == "b.bin"
+
+
+async def test_credit_that_came_before_the_ticket_counts_for_its_user(
+    connect: Connect, uploads: UploadService, alice: Any
+) -> None:
+    async with connect(ticket=None) as client:
+        await client.send(m.Auth(issue_ticket(alice)))
+        await client.send(m.Create(new_key(), "a.bin"), 1)  # the ticket is not read yet
+        created = await client.wait_for(m.Created, 1)
+        assert uploads.active[uuid.UUID(created.upload)].account.share.owner == f"user:{alice.pk}"
 
 
 async def test_what_follows_a_fresh_ticket_that_does_not_hold_is_not_begun(

@@ -393,11 +393,9 @@ async def test_a_row_that_somebody_holds_delays_only_those_who_want_it(
     assert await wanting == 1
 
 
-@on_postgresql
-async def test_every_database_that_was_used_heals(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Users may live in another database than uploads: both connections are the thread's."""
+@pytest.fixture
+def _other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same database under another alias: users may live in another one than uploads."""
     other = {**connections["default"].settings_dict}
     monkeypatch.setitem(connections.databases, "other", other)
 
@@ -408,6 +406,34 @@ async def test_every_database_that_was_used_heals(
                 self.connect()
 
     monkeypatch.setattr(type(connections["default"]), "ensure_connection", ensure_connection)
+
+
+@pytest.mark.usefixtures("_other")
+async def test_every_connection_that_is_broken_is_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aliases = ("default", "other")
+
+    def use(items: Sequence[None]) -> list[list[Any]]:
+        for alias in aliases:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT 1")
+        return [[connections[alias].connection for alias in aliases]]
+
+    monkeypatch.setattr(database_module, "HEALTH_CHECK_AFTER", -1.0)
+    first = await database.call(use, None)
+    assert await database.call(use, None) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(type(connections["default"]), "is_usable", lambda self: False)
+        second = await database.call(use, None)
+    assert not set(map(id, first)) & set(map(id, second))
+    assert await database.call(use, None) == second
+
+
+@on_postgresql
+@pytest.mark.usefixtures("_other")
+async def test_every_database_that_was_used_heals(database: Database) -> None:
+    """Both connections are the thread's."""
 
     def backend(items: Sequence[None]) -> list[int]:
         with connections["other"].cursor() as cursor:

@@ -547,7 +547,6 @@ async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
     """Uploads that bring little take turns at the disk, and these turns rest: one that is finished goes on."""
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
     monkeypatch.setattr(runtime, "SLOW_SYNC_REST", 1_000_000)
-    uploads.store.durability = "fsync"
     async with connect() as alice:
         for stream in range(1, 6):
             await alice.send(m.Create(new_key(), f"{stream}.bin", 20 * KIB), stream)

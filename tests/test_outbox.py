@@ -6,9 +6,11 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
 from django.db import transaction
 from django.utils import timezone
 
@@ -273,6 +275,32 @@ async def test_slow_receivers_of_one_owner_leave_room_for_another(
         await bob_is_told.wait()
     go_on.set()
     await uploads.outbox.join()
+
+
+async def test_only_so_many_receivers_run_at_once(
+    uploads: UploadService, db: None, media: Path, listen: Listen
+) -> None:
+    running = most = 0
+
+    async def slow(**kwargs: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+
+    listen(slow)
+    until = timezone.now() + timedelta(seconds=60)
+    visitors = [Owner(f"visitor:{number}", AnonymousUser()) for number in range(3)]
+    events = [
+        await run(left_behind, visitor, due_at=until)
+        for visitor in visitors
+        for _ in range(AT_ONCE_PER_OWNER)
+    ]
+    for event in events:
+        uploads.outbox.deliver(event)
+    await uploads.outbox.join()
+    assert most == AT_ONCE
 
 
 async def test_what_was_left_is_taken_up_owners_in_turn(

@@ -254,6 +254,44 @@ async def test_publications_that_always_fail_hide_no_other(
     assert "this storage is broken" in caplog.text
 
 
+async def test_what_failed_rests_before_it_is_tried_again(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await lifeless(uploads, owner, host, monkeypatch)
+    await UploadSession.objects.aupdate(storage="broken")
+    own = uploads._recovery
+    for _ in range(3):
+        await UploadSession.objects.aupdate(updated_at=timezone.now() - OLD)
+        await own._take_up()
+        while own._recovering:
+            await asyncio.sleep(0.01)
+    assert caplog.text.count("could not be published") == 1
+
+
+async def test_slow_copies_however_many_stop_no_delivery(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    heard: Heard,
+    often: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "RECOVERIES", 1)
+    slow = await lifeless(uploads, owner, host, monkeypatch)
+    await UploadSession.objects.aupdate(storage="slow")
+    uploads.start()
+    await asyncio.to_thread(SlowStorage.began.wait, 30)
+    try:
+        await eventually(is_delivered(await run(left_behind, owner)))
+    finally:
+        SlowStorage.may_end.set()
+    await eventually(is_completed(slow))
+
+
 async def test_what_one_process_publishes_another_one_leaves_alone(
     uploads: UploadService,
     owner: Owner,

@@ -387,7 +387,6 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
     monkeypatch: pytest.MonkeyPatch,
     media: Path,
 ) -> None:
-    uploads.store.durability = "fsync"
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
     data = os.urandom(300 * KIB)
     broken: list[int] = []
@@ -451,7 +450,6 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
 async def test_a_disk_that_fails_again_and_again_interrupts(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploads.store.durability = "fsync"
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.001)
 
     def fdatasync(fd: int) -> None:
@@ -552,7 +550,6 @@ async def test_after_a_crash_what_was_written_is_proved_again(
     uploads: UploadService, owner: Owner, host: Host, media: Path
 ) -> None:
     data = os.urandom(200 * KIB)
-    uploads.store.durability = "fsync"
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
@@ -562,7 +559,6 @@ async def test_after_a_crash_what_was_written_is_proved_again(
         writing.cancel()  # nothing is saved
         await asyncio.wait({writing})
     again = await crash(uploads)
-    again.store.durability = "fsync"
     async with attached(again, owner, upload.session.pk) as resumed:
         assert (resumed.durable, resumed.received) == (0, 100 * KIB)
         session = await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
@@ -595,6 +591,33 @@ async def test_the_newest_wins_while_the_older_one_writes(
             session = await uploads.complete(newer, await write(newer, data, received), host)
     assert (media / session.stored_as).read_bytes() == data
     assert uploads.active == {}
+
+
+async def test_an_older_holder_is_asked_to_let_go_so_that_no_byte_is_copied(
+    uploads: UploadService, owner: Owner
+) -> None:
+    async with begun(uploads, owner, b"data") as older:
+        writing = asyncio.create_task(older.write())
+
+        async def give_way() -> None:
+            with pytest.raises(TakenOver):
+                await writing
+            await uploads.leave(older)
+
+        giving_way = asyncio.create_task(give_way())
+        feed(older, b"da")
+        await older.flush()
+        while older.durable < 2:
+            await asyncio.sleep(0.001)
+            await older.flush()
+        try:
+            async with attached(uploads, owner, older.session.pk) as newer:
+                assert older.writer is not None
+                assert newer.writer is not None
+                assert newer.writer.part == older.writer.part
+        finally:
+            giving_way.cancel()
+            writing.cancel()
 
 
 async def test_a_holder_that_does_not_let_go_loses_its_file(
@@ -748,8 +771,10 @@ async def test_a_cancel_throws_the_bytes_away(
 
 
 async def test_a_cancel_from_elsewhere_stops_the_holder(
-    uploads: UploadService, owner: Owner
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At once, and not at its next checkpoint."""
+    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, b"da")
@@ -757,7 +782,8 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
             await asyncio.sleep(0.001)
         await uploads.cancel(Claim(upload.session.pk, owner, "default"))
         with pytest.raises(UploadOver):
-            await writing
+            async with asyncio.timeout(10):
+                await writing
     # The row did not know the part's name yet.
     assert not os.listdir(uploads.store.root)
 

@@ -14,13 +14,14 @@ import pytest
 
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine.service import UploadService
-from django_async_upload.engine.taps import Digest, Tap
+from django_async_upload.engine.taps import MAX_BEHIND, Digest, Tap, Taps
 from django_async_upload.exceptions import FileRefused, UploadError
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions.state import State
-from django_async_upload.stores import Piece
+from django_async_upload.stores import MemoryStore, Piece
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.testing.stores import split
 from django_async_upload.testing.taps import TapCompliance
 
 from .fixtures import KIB, MIB, finish, new_key, row, settled
@@ -254,3 +255,24 @@ async def test_a_slow_tap_holds_up_its_own_upload_only(
         assert not slow.done()
         let_go.set()
         await slow
+
+
+async def test_the_writing_waits_for_taps_that_are_far_behind() -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
+            began.set()
+            let_go.wait(20)
+
+    taps = Taps(MemoryStore(), [Slow()], lambda error: None)
+    await taps.feed(split(b"x"))
+    await asyncio.to_thread(began.wait, 20)
+    await taps.feed(split(bytes(MAX_BEHIND + 1), 1))
+    waiting = asyncio.create_task(taps.feed(split(b"x")))
+    await asyncio.wait({waiting}, timeout=0.05)
+    assert not waiting.done()
+    let_go.set()
+    async with asyncio.timeout(20):
+        await waiting
+        await taps.caught_up()

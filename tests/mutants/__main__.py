@@ -41,9 +41,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def why_stale(mutant: Mutant) -> str | None:
-    """Why a mutation cannot be made any more."""
+    """Why a mutation cannot be made any more, or its tests not be run."""
     try:
         mutant.apply((ROOT / mutant.path).read_text("utf-8"))
+        for path, _, name in (test.partition("::") for test in mutant.tests):
+            first = name.partition("::")[0]  # a class, which may inherit its tests, or a function
+            if first not in (ROOT / path).read_text("utf-8"):
+                raise DoesNotApply(f"{path} has no {first}")
     except (DoesNotApply, FileNotFoundError) as error:
         return f"DOES NOT APPLY  {mutant}\n    {error}"
     return None

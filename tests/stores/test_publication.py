@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import SuspiciousFileOperation
-from django.core.files.base import File
+from django.core.files.base import ContentFile, File
 from django.core.files.storage import (
     FileSystemStorage,
     InMemoryStorage,
@@ -25,9 +25,15 @@ from django.core.files.storage import (
 from django_async_upload.exceptions import StorageFailed, StorageFull
 from django_async_upload.stores import FileSystemStore, MemoryStore, Writer
 from django_async_upload.stores.publication import link as link_module
-from django_async_upload.stores.publication.base import Unsuited
+from django_async_upload.stores.publication.base import Finished, NameTaken, Unsuited
 from django_async_upload.stores.publication.copy import PartReader, save
-from django_async_upload.stores.publication.link import is_linked, links_into, sync_link, sync_names
+from django_async_upload.stores.publication.link import (
+    LinkPublication,
+    is_linked,
+    links_into,
+    sync_link,
+    sync_names,
+)
 from django_async_upload.stores.publication.names import (
     NAME_MAX,
     STORED_NAME_MAX,
@@ -254,6 +260,21 @@ class TestLink:
         sync_link(storage, "a/b/c.bin")
         media = storage.location
         assert synced == [f"{media}/a/b", f"{media}/a", media, os.path.dirname(media)]
+
+    def test_its_own_file_is_withdrawn_and_no_other_of_that_name(
+        self, store: FileSystemStore, storage: FileSystemStorage, writer: Writer
+    ) -> None:
+        way = LinkPublication(store)
+        part = Finished(writer, storage, uuid.uuid4(), "c.bin", lambda done: None)
+        storage.save("c.bin", ContentFile(b"theirs"))
+        (outcome,) = way.publish([part])
+        assert isinstance(outcome, NameTaken)
+        way.withdraw(part)
+        assert Path(storage.path("c.bin")).read_bytes() == b"theirs"
+        part.name = "d.bin"
+        assert way.publish([part]) == ["d.bin"]
+        way.withdraw(part)
+        assert not storage.exists("d.bin")
 
 
 def publish(storage: FileSystemStorage, path: str, name: str) -> str:

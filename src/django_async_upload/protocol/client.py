@@ -1,10 +1,11 @@
-"""The client's half of protocol 1, sans I/O: frames in, events out, without a clock and without file data.
+"""The client's half of protocol 1: frames in, events out; no I/O, no clock, no bytes of files.
 
-:meth:`ClientProtocol.receive` takes one WebSocket message and returns an event. The ``send_*`` methods check that a
-message is allowed, update the state and return the frame to write. The caller MUST write frames in the order in which
-they were returned. After every ``receive`` it also writes :meth:`ClientProtocol.replies`.
+:meth:`ClientProtocol.receive` takes one WebSocket message and returns what it says; the
+``send_*`` methods check that something may be said, remember that it was, and return the frame to
+write. Frames MUST be written in the order in which they were made. After every ``receive`` the
+caller writes :meth:`ClientProtocol.replies` too.
 
-A message that the server may not send raises a :class:`ProtocolViolation` and changes nothing: the caller
+Whatever the server may not say raises a :class:`ProtocolViolation` and changes nothing: the caller
 closes the connection. The specification is ``docs/reference/protocol.md``.
 """
 
@@ -41,14 +42,14 @@ from .frames import (
 from .messages import Message, parse_message
 
 
-class ClientStreamState(Enum):
+class StreamState(Enum):
     CREATING = auto()
-    """CREATE was sent and is not answered; data may follow it."""
+    """CREATE is not answered; data may follow it."""
     CREATING_FINISHED = auto()
-    """CREATE and FINISH were sent; CREATE is not answered."""
+    """CREATE is not answered, and FINISH was sent behind it."""
     ATTACHING = auto()
     PROVING = auto()
-    """ATTACHED was received; PROOF is due."""
+    """ATTACHED came: PROOF is due."""
     PROVED = auto()
     SENDING = auto()
     FINISHING = auto()
@@ -58,7 +59,7 @@ class ClientStreamState(Enum):
     CLOSED = auto()
 
 
-_S = ClientStreamState
+_S = StreamState
 _F = FrameType
 
 # Frames that were in flight when CANCEL or RELEASE was sent may still arrive.
@@ -66,7 +67,7 @@ _IN_FLIGHT = (_F.CREATED, _F.ATTACHED, _F.READY, _F.ACK, _F.REWIND, _F.PAUSE)
 
 _OVER = {_F.ERROR: _S.CLOSED, _F.CANCELLED: _S.CLOSED}
 
-RECEIVES: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]]] = {
+RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
     _S.CREATING: {
         _F.CREATED: _S.SENDING,
         _F.ATTACHED: _S.PROVING,
@@ -111,7 +112,7 @@ RECEIVES: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]
     },
     _S.RELEASING: {
         **dict.fromkeys(_IN_FLIGHT, _S.RELEASING),
-        # CREATE or ATTACH of an upload whose bytes were all received: there is nothing to release.
+        # CREATE or ATTACH of an upload whose bytes are all there: nothing is left to release.
         _F.PROGRESS: _S.RELEASING,
         _F.COMPLETED: _S.CLOSED,
         _F.RELEASED: _S.CLOSED,
@@ -123,7 +124,7 @@ RECEIVES: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]
 
 _GIVE_UP = {_F.CANCEL: _S.CANCELLING, _F.RELEASE: _S.RELEASING}
 
-SENDS: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]]] = {
+SENDS: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
     _S.CREATING: {_F.DATA: _S.CREATING, _F.FINISH: _S.CREATING_FINISHED, **_GIVE_UP},
     _S.CREATING_FINISHED: {_F.CANCEL: _S.CANCELLING},
     _S.ATTACHING: _GIVE_UP,
@@ -141,7 +142,7 @@ _ABOUT_CONNECTION = frozenset({_F.HELLO, _F.AUTHENTICATED, _F.PING, _F.PONG, _F.
 
 
 class Event(NamedTuple):
-    """A message from the server and its stream; 0 is the connection itself."""
+    """What the server said, and on which stream; 0 is the connection itself."""
 
     stream: int
     message: Message
@@ -149,24 +150,24 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class Stream:
-    """An open stream. All offsets are bytes from the start of the file."""
+    """One open attachment. All offsets are bytes from the start of the file."""
 
     id: int
-    state: ClientStreamState
+    state: StreamState
     sent: int = 0
-    """End of the last byte sent since the last REWIND or READY."""
+    """End of the last byte sent (since the last REWIND or READY)."""
     received: int = 0
     durable: int = 0
     limit: int = 0
-    """The stream's limit: no DATA may end beyond it."""
+    """No DATA may end beyond it."""
     chunk: int = MAX_CHUNK
     """Advised payload size."""
     restart: bool = False
-    """Whether the next DATA is the first after a REWIND."""
+    """The next DATA is the first after a REWIND."""
     rewinds: int = 0
-    """Number of REWINDs received: data prepared before the last one is void."""
+    """How often the server went back: what was made ready before it is void."""
     proved: tuple[int, ...] = ()
-    """The offsets whose CRCs PROOF contains: READY names one of them."""
+    """The offsets that PROOF brought a CRC of: READY names one of them."""
 
 
 class ClientProtocol:
@@ -180,11 +181,11 @@ class ClientProtocol:
         self.hello: messages.Hello | None = None
         self.draining = False
         self.sent = 0
-        """Payload bytes of all DATA sent on this connection."""
+        """Payload bytes of all DATA on this connection."""
         self.limit = 0
-        """The connection's limit of :attr:`sent`."""
+        """What :attr:`sent` may not pass."""
         self.in_flight = 0
-        """Payload bytes on open streams that were sent and that no ACK has reported as received."""
+        """Payload bytes on open streams that were sent and not yet ``received``."""
 
     @property
     def streams(self) -> Mapping[int, Stream]:
@@ -192,7 +193,7 @@ class ClientProtocol:
         return MappingProxyType(self._streams)
 
     def credit(self, stream: int) -> int:
-        """Bytes of DATA that may be sent on ``stream`` now; 0 where its state does not allow DATA."""
+        """Bytes that DATA may carry on ``stream`` now; 0 where it may not send DATA at all."""
         entry = self._streams.get(stream)
         if entry is None or _F.DATA not in SENDS[entry.state]:
             return 0
@@ -200,9 +201,9 @@ class ClientProtocol:
 
     @property
     def awaits(self) -> bool:
-        """Whether the server owes a message on some stream: an ACK, credit, or the answer to FINISH.
+        """The server owes a word on some stream: an ACK, credit, or the answer to FINISH.
 
-        Answers to CREATE and ATTACH do not count: before them the server may read for a long time.
+        CREATE and ATTACH do not count: before it answers, a server may have much to read and nothing to say.
         """
         return any(map(self._is_owed, self._streams.values()))
 
@@ -214,10 +215,10 @@ class ClientProtocol:
     # Receiving ------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes) -> Event | None:
-        """Receive one binary message. Returns None for one that was in flight to a closed stream.
+        """Take one binary message; None when it was in flight to a stream that is closed.
 
-        Raises :class:`ProtocolViolation` and changes nothing: close the connection.
-        If the message closes the stream, :attr:`streams` no longer contains it.
+        Raises :class:`ProtocolViolation` (and then nothing has changed): close the connection.
+        Where the message closes the stream, it is gone from :attr:`streams` when this returns.
         """
         try:
             header = parse_header(frame)
@@ -228,7 +229,7 @@ class ClientProtocol:
         message_type = header.type
         fields = parse_fields(frame, self._crc)
         if message_type < _F.PING:
-            raise self._unexpected(message_type, "a server does not send it")
+            raise self._unexpected(message_type, "a server does not say it")
         message = parse_message(message_type, fields)
         if self.hello is None and not isinstance(message, (messages.Hello, messages.Error)):
             raise self._unexpected(message_type, "before HELLO")
@@ -253,7 +254,7 @@ class ClientProtocol:
         return Event(stream.id, message)
 
     def replies(self) -> list[bytes]:
-        """Frames that answer the received message (PONG, PAUSED): write them now, in this order."""
+        """Frames that answer what was received (PONG, PAUSED): write them now, in this order."""
         replies, self._replies = self._replies, []
         return replies
 
@@ -261,7 +262,7 @@ class ClientProtocol:
         match message:
             case messages.Hello():
                 if self.hello is not None:
-                    raise self._unexpected(_F.HELLO, "HELLO was received before")
+                    raise self._unexpected(_F.HELLO, "HELLO came before")
                 self.hello = message
                 self.limit = message.connection_limit
             case messages.Limit(limit=limit):
@@ -279,14 +280,14 @@ class ClientProtocol:
                 raise MalformedFrame(reason=f"{name} does not belong to stream 0")
 
     def _apply(self, stream: Stream, message: Message) -> None:
-        """Check a message's offsets and limits against the stream's, then apply them."""
+        """Check a message's figures against the stream's, then take them over."""
         match message:
             case messages.Created():
                 self._set_limit(stream, max(stream.limit, message.limit))
                 stream.chunk = self._chunk(message.chunk)
             case messages.Attached():
                 _check(message.durable <= message.received, message)
-                # The server drops the data that was sent after CREATE.
+                # What was sent behind CREATE is dropped by the server.
                 self._move(stream, sent=0, received=0)
                 stream.limit = stream.durable = 0
                 stream.proved = (message.durable, message.received)
@@ -313,7 +314,7 @@ class ClientProtocol:
                 stream.restart = True
                 stream.rewinds += 1
             case messages.Pause():
-                # PAUSED is sent at once, so no ACK can be received between PAUSE and PAUSED.
+                # Answered at once, so no ACK can come between PAUSE and PAUSED.
                 stream.limit = stream.sent
                 self._replies.append(messages.Paused(stream.sent).to_frame(stream.id, self._crc))
 
@@ -322,7 +323,7 @@ class ClientProtocol:
         stream.sent, stream.received = sent, received
 
     def _set_limit(self, stream: Stream, limit: int) -> None:
-        # Never beyond the window, since a client keeps that much of a stream in memory.
+        # Never beyond the window: a client keeps that much of a stream in memory.
         stream.limit = min(limit, stream.durable + self._open_hello().window)
 
     def _chunk(self, advised: int) -> int:
@@ -334,7 +335,7 @@ class ClientProtocol:
     # Sending --------------------------------------------------------------------------------------
 
     def send_auth(self, ticket: str | None) -> bytes:
-        """Send AUTH. With a ticket, it is the first frame after a HELLO with ``authenticated: false``."""
+        """AUTH. With a ticket, the first frame after a HELLO that says ``authenticated: false``."""
         self._open_hello()
         return messages.Auth(ticket).to_frame(0, self._crc)
 
@@ -342,7 +343,7 @@ class ClientProtocol:
         return messages.Ping(nonce).to_frame(0, self._crc)
 
     def send_create(self, create: messages.Create) -> tuple[int, bytes]:
-        """Open a stream with CREATE; returns its id and the frame. Data may follow at once, within the credit.
+        """The new stream's id, and the frame. Data may follow at once, within the credit.
 
         Raises :class:`TooManyStreams`, :class:`Draining`.
         """
@@ -352,7 +353,7 @@ class ClientProtocol:
         return stream.id, frame
 
     def send_attach(self, upload: str) -> tuple[int, bytes]:
-        """Open a stream with ATTACH, to resume an upload; raises as :meth:`send_create` does."""
+        """Take an upload over; raises as :meth:`send_create` does."""
         stream, frame = self._open(_S.ATTACHING, messages.Attach(upload))
         return stream.id, frame
 
@@ -362,7 +363,7 @@ class ClientProtocol:
         return stream.id, frame
 
     def send_cancel_of(self, upload: str, *, finished: bool = False) -> tuple[int, bytes]:
-        """Cancel an upload on a new stream, without an open stream for it; with ``finished`` also a completed one."""
+        """Cancel an upload that this connection does not hold, on a new stream; one that is ``finished``, too."""
         stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload, finished or None))
         return stream.id, frame
 
@@ -376,7 +377,7 @@ class ClientProtocol:
         return proof.to_frame(stream, self._crc)
 
     def send_data(self, stream: int, payload: bytes | bytearray | memoryview) -> bytes:
-        """Send DATA at :attr:`Stream.sent`; returns the 16 bytes to write before ``payload``.
+        """The 16 bytes to write before ``payload``, which follows :attr:`Stream.sent`.
 
         Raises :class:`FlowControlViolation` beyond the credit.
         """
@@ -386,7 +387,7 @@ class ClientProtocol:
         return build_header(_F.DATA, stream, payload, self._crc, offset=offset, flags=flags)
 
     def record_data(self, stream: int, offset: int, size: int) -> None:
-        """Count a DATA frame that the caller encoded itself, with the stream's ``restart``.
+        """Count a DATA frame that the caller made itself (``restart`` as the stream says).
 
         Raises :class:`FlowControlViolation` beyond the credit, :class:`UnexpectedMessage` where no
         DATA, or none at this offset or of this size, may be sent.
@@ -404,7 +405,7 @@ class ClientProtocol:
         self.in_flight += size
 
     def send_finish(self, stream: int, finish: messages.Finish) -> bytes:
-        """Send FINISH. Raises :class:`SizeMismatch` unless exactly ``finish.size`` bytes were sent."""
+        """Raises :class:`SizeMismatch` unless exactly ``finish.size`` bytes were sent."""
         entry, state = self._may_send(stream, _F.FINISH)
         if finish.size != entry.sent:
             raise SizeMismatch(size=finish.size, received=entry.sent)
@@ -412,18 +413,18 @@ class ClientProtocol:
         return finish.to_frame(stream, self._crc)
 
     def send_cancel(self, stream: int) -> bytes:
-        """Cancel the upload. The answer is CANCELLED, or the result where the upload has completed."""
+        """Throw the upload away. The answer is CANCELLED, or the result where it is too late."""
         entry, state = self._may_send(stream, _F.CANCEL)
         entry.state = state
         return messages.Cancel().to_frame(stream, self._crc)
 
     def send_release(self, stream: int) -> bytes:
-        """Release the upload, which stays unfinished; the answer is RELEASED."""
+        """Leave the upload as it is; the answer is RELEASED."""
         entry, state = self._may_send(stream, _F.RELEASE)
         entry.state = state
         return messages.Release().to_frame(stream, self._crc)
 
-    def _open(self, state: ClientStreamState, message: Message) -> tuple[Stream, bytes]:
+    def _open(self, state: StreamState, message: Message) -> tuple[Stream, bytes]:
         hello = self._open_hello()
         if self.draining:
             raise Draining
@@ -434,7 +435,7 @@ class ClientProtocol:
         stream = self._streams[self._last_id] = Stream(self._last_id, state)
         return stream, frame
 
-    def _may_send(self, stream: int, message_type: FrameType) -> tuple[Stream, ClientStreamState]:
+    def _may_send(self, stream: int, message_type: FrameType) -> tuple[Stream, StreamState]:
         entry = self._stream(stream)
         state = SENDS[entry.state].get(message_type)
         if state is None:
@@ -454,4 +455,4 @@ class ClientProtocol:
 
 def _check(holds: bool, message: Message) -> None:
     if not holds:
-        raise MalformedFrame(reason=f"the figures of {message} contradict earlier messages")
+        raise MalformedFrame(reason=f"the figures of {message} contradict what was said before")

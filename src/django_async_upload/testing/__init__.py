@@ -1,1 +1,1 @@
-"""Tools for the tests of projects that use this one."""
+"""What projects that build on this one test their own parts with."""
