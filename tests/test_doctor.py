@@ -12,7 +12,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_async_upload.operations import doctor
-from django_async_upload.operations.probe import Patient
+from django_async_upload.operations.probe import Target
 from django_async_upload.protocol import messages as m
 
 from .e2e import servers
@@ -93,7 +93,7 @@ def test_a_server_that_compresses_whatever_one_says_is_not_healthy(host: Host) -
 
     assert status == 1
     assert found["deflate"].startswith("bad")
-    assert "unpacks whatever comes" in found["deflate"]
+    assert "decompresses without a limit" in found["deflate"]
     assert "nginx in front" in found["deflate"]
 
 
@@ -111,7 +111,7 @@ def test_an_address_that_is_a_proxys_is_not_taken_for_the_clients(
     url: str, address: str | None, peer: str, verdict: str
 ) -> None:
     hello = m.Hello(1, 1, 1, address=address)
-    found = doctor._address(Patient(url), hello, peer)
+    found = doctor._address(Target(url), hello, peer)
     assert found.verdict == verdict
     assert verdict == "ok" or "NUM_PROXIES" in found.advice
 
@@ -130,7 +130,7 @@ def test_an_address_that_is_a_proxys_is_not_taken_for_the_clients(
 def test_a_server_that_the_internet_reaches_without_a_proxy_is_a_warning(
     url: str, server: str, verdict: str
 ) -> None:
-    assert doctor._proxy(Patient(url), server).verdict == verdict
+    assert doctor._proxy(Target(url), server).verdict == verdict
 
 
 @pytest.mark.parametrize("host", ["granian"], indirect=True)

@@ -21,7 +21,7 @@ from django_async_upload.exceptions import (
     UnknownStream,
 )
 from django_async_upload.protocol import messages as m
-from django_async_upload.protocol.client import RECEIVES, SENDS, ClientProtocol, StreamState
+from django_async_upload.protocol.client import RECEIVES, SENDS, ClientProtocol, ClientStreamState
 from django_async_upload.protocol.frames import (
     Flag,
     FrameType,
@@ -33,7 +33,7 @@ from django_async_upload.protocol.frames import (
 
 ID = "00000000-0000-4000-8000-000000000001"
 KEY = "0" * 32
-S = StreamState
+S = ClientStreamState
 
 HELLO = m.Hello(connection_limit=1000, stream_limit=100, max_streams=2, window=400, max_chunk=64)
 CREATED = m.Created(ID, "name", limit=200, chunk=50)
@@ -81,7 +81,7 @@ def create(protocol: ClientProtocol) -> int:
     return protocol.send_create(m.Create(KEY, "name"))[0]
 
 
-def in_state(state: StreamState) -> ClientProtocol:
+def in_state(state: ClientStreamState) -> ClientProtocol:
     """A protocol whose stream 1 is in ``state``; 60 bytes were sent where data could be."""
     protocol = new()
 
@@ -149,7 +149,7 @@ def refuses(
     assert snapshot(protocol) == before
 
 
-OPEN = [state for state in StreamState if state is not S.CLOSED]
+OPEN = [state for state in ClientStreamState if state is not S.CLOSED]
 ON_STREAM = [
     kind
     for kind in SERVER
@@ -163,7 +163,7 @@ ON_STREAM = [
 @pytest.mark.parametrize("state", OPEN)
 @pytest.mark.parametrize("kind", ON_STREAM)
 def test_a_server_says_what_the_table_allows_and_nothing_else(
-    state: StreamState, kind: FrameType
+    state: ClientStreamState, kind: FrameType
 ) -> None:
     protocol = in_state(state)
     frame = SERVER[kind].to_frame(1, crc32c)
@@ -184,7 +184,7 @@ def test_a_server_says_what_the_table_allows_and_nothing_else(
     "kind", [FrameType.PROOF, FrameType.FINISH, FrameType.CANCEL, FrameType.RELEASE]
 )
 def test_a_client_says_what_the_table_allows_and_nothing_else(
-    state: StreamState, kind: FrameType
+    state: ClientStreamState, kind: FrameType
 ) -> None:
     protocol = in_state(state)
     calls: dict[FrameType, tuple[Callable[..., Any], *tuple[Any, ...]]] = {
@@ -203,7 +203,7 @@ def test_a_client_says_what_the_table_allows_and_nothing_else(
 
 
 @pytest.mark.parametrize("state", OPEN)
-def test_data_goes_only_where_the_table_allows_it(state: StreamState) -> None:
+def test_data_goes_only_where_the_table_allows_it(state: ClientStreamState) -> None:
     protocol = in_state(state)
     sent = protocol.streams[1].sent
     if FrameType.DATA in SENDS[state]:
@@ -300,7 +300,7 @@ def test_a_flipped_bit_is_damage_wherever_it_is(position: int) -> None:
     ],
 )
 def test_figures_that_contradict_each_other_are_refused(
-    state: StreamState, message: m.Message
+    state: ClientStreamState, message: m.Message
 ) -> None:
     protocol = in_state(state)
     refuses(protocol, MalformedFrame, protocol.receive, message.to_frame(1, crc32c))

@@ -85,7 +85,8 @@ class UploadSettings:
     max_streams: int = 256
     """Streams, one for each upload, open at once on one connection."""
     receiver_timeout: float = 60.0
-    """Seconds that the receivers of one signal may take; after that they count as failed."""
+    """Seconds that the receivers of one signal, or an endpoint's ``respond()``, may take; after that they count as
+    failed."""
     telemetry: str = "django_async_upload.engine.telemetry.NoTelemetry"
     """Dotted path of the class that gets counts and durations; see docs/reference/telemetry.md."""
     threads: int = 8

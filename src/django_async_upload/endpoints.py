@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar
 
@@ -91,6 +91,15 @@ class Endpoint(abc.ABC):
         """Look at the whole file before it is published (a scanner's place). ``file`` blocks: read it in a
         thread. Called only where a subclass overrides it."""
 
+    async def respond(self, session: UploadSession) -> Mapping[str, Any] | None:
+        """The app's own answer to the client: a JSON object of at most 16 KiB, sent with COMPLETED and saved as
+        ``session.response``.
+
+        Asked once, when the upload is completed: the file can be read and bound. An exception is logged, and the
+        answer is empty. Called only where a subclass overrides it.
+        """
+        return None
+
     # What a door provides -------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -113,6 +122,11 @@ class Endpoint(abc.ABC):
     def inspects(self) -> bool:
         """Whether :meth:`inspect` wants to see whole files."""
         return type(self).inspect is not Endpoint.inspect
+
+    @property
+    def responds(self) -> bool:
+        """Whether :meth:`respond` has anything to say."""
+        return type(self).respond is not Endpoint.respond
 
     def get_taps(self, session: UploadSession) -> Sequence[Tap]:
         """All taps of an upload."""

@@ -10,14 +10,13 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext
-from django.db import connections
 from django.dispatch import Signal
 
 from . import conf
-from .concurrency.threads import DaemonExecutor
+from .concurrency.apart import Unfinished, apart
 from .exceptions import AlreadyBound
 
 Result = TypeVar("Result")
@@ -62,27 +61,15 @@ async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
     """
     if not signal.has_listeners(type(session)):
         return []
-    seconds = conf.uploads().receiver_timeout
-    # A receiver that cancels the current task cancels this one, not the upload's.
-    sending = asyncio.create_task(_send(signal, session, arguments))
+    call = partial(_send, signal, session, arguments)
     try:
-        ended, _late = await asyncio.wait({sending}, timeout=seconds)
-    except asyncio.CancelledError:
-        sending.cancel()
-        raise
-    if not ended:
-        # An async receiver is cancelled; a sync one cannot be stopped, and blocks only its own thread.
-        sending.cancel()
-        failure = f"a receiver did not return within {seconds:g} s"
-        logger.error("Signal for upload %s: %s", session.pk, failure)
-        return [failure]
-    if sending.cancelled():
-        logger.error("A receiver for upload %s was cancelled", session.pk)
-        return ["a receiver was cancelled"]
-    if error := sending.exception():
+        return await apart(call, conf.uploads().receiver_timeout)
+    except Unfinished as error:
+        logger.error("A receiver for upload %s %s", session.pk, error)
+        return [f"a receiver {error}"]
+    except Exception as error:
         logger.error("Receivers for upload %s failed", session.pk, exc_info=error)
         return [repr(error)]
-    return sending.result()
 
 
 def send_and_wait(signal: Signal, session: Any, **arguments: Any) -> None:
@@ -101,9 +88,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list[str]:
-    # Seen: sync receivers in the shared thread delayed another upload's UPDATE by a second.
-    async with _OwnThread():
-        responses = await signal.asend_robust(type(session), session=session, **arguments)
+    responses = await signal.asend_robust(type(session), session=session, **arguments)
     failures = []
     for receiver, response in responses:
         name = getattr(receiver, "__qualname__", repr(receiver))
@@ -113,24 +98,3 @@ async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list
             logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
             failures.append(f"{name}: {response!r}")
     return failures
-
-
-class _OwnThread(ThreadSensitiveContext):
-    """A thread for the sync receivers of one signal. Unlike with asgiref's own, exiting waits for none that hangs."""
-
-    async def __aenter__(self) -> _OwnThread:
-        await super().__aenter__()  # type: ignore[no-untyped-call]  # asgiref's
-        self._thread = DaemonExecutor(1, "async-upload-receiver")
-        SyncToAsync.context_to_thread_executor[self] = self._thread
-        return self
-
-    async def __aexit__(self, *exc: Any) -> None:
-        SyncToAsync.context_to_thread_executor.pop(self, None)
-        await super().__aexit__(*exc)  # type: ignore[no-untyped-call]  # asgiref's
-        try:
-            if self._thread.is_alive:
-                closing = self._thread.submit(connections.close_all)
-                if exc[0] is None:
-                    await asyncio.wrap_future(closing)
-        finally:
-            self._thread.shutdown(wait=False)

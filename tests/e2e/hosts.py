@@ -59,10 +59,12 @@ class Host:
         opener.open(f"{self.server.url}/login/?user={user}", timeout=30).close()
         return "; ".join(f"{each.name}={each.value}" for each in jar)
 
-    def connect(self, ticket: str | None = None, *, port: int | None = None) -> RawConnection:
+    def connect(
+        self, ticket: str | None = None, *, port: int | None = None, path: str = PATH
+    ) -> RawConnection:
         """A raw connection that is greeted and signed in (as demo, unless a ticket says otherwise)."""
         ticket = ticket or self.ticket()  # first: a connection has seconds to authenticate itself
-        connection = RawConnection(port or self.port)
+        connection = RawConnection(port or self.port, path=path)
         connection.greet(ticket)
         return connection
 

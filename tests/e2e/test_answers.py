@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from django_async_upload.protocol import messages
 from django_async_upload.protocol.frames import FrameType
 
 from .hosts import Host
+from .programs import put
 from .raw import Closed, Failed, finish
 from .servers import wait_for
 
@@ -122,6 +124,27 @@ def test_the_completion_is_told_again_after_a_crash_between_commit_and_delivery(
         completed = connection.expect(messages.Completed, stream=stream)
         host.wait_for_signals("upload_completed", created.upload)
     assert host.path(completed.stored_as).read_bytes() == data
+    assert len(host.files()) == 1
+
+
+def test_the_hosts_own_answer_is_asked_for_again_only_where_the_server_died_before_anybody_had_it(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    host = hosts(RECEIVER_TIMEOUT=1.0)
+    url, ticket = host.url(path="/ws/answering/"), host.ticket(endpoint="answering")
+    (data := tmp_path / "crash-once.bin").write_bytes(os.urandom(1000))
+    with put(tmp_path / "home", url, ticket, data) as program:
+        wait_for(lambda: (host.root / "crashed").exists(), what="the crash")
+        host.server.kill()
+        host.server.start()
+        (result,) = program.results()
+    assert result["response"]["name"] == "crash-once.bin"
+    assert len(host.signals("respond", result["id"])) == 2
+    with host.connect(ticket, path="/ws/answering/") as connection:
+        connection.send(messages.Attach(result["id"]), 1)
+        again = connection.expect(messages.Completed, stream=1)
+    assert again.response == result["response"]
+    assert len(host.signals("respond", result["id"])) == 2
     assert len(host.files()) == 1
 
 

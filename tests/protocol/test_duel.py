@@ -89,7 +89,7 @@ class Duel(RuleBasedStateMachine):
 
     # The client -----------------------------------------------------------------------------------
 
-    def client_streams(self, *states: c.StreamState) -> list[int]:
+    def client_streams(self, *states: c.ClientStreamState) -> list[int]:
         return [n for n, stream in self.client.streams.items() if stream.state in states]
 
     @precondition(lambda self: self.client.hello and len(self.client.streams) < MAX_STREAMS)
@@ -122,7 +122,9 @@ class Duel(RuleBasedStateMachine):
 
     @rule()
     def send_finish(self) -> None:
-        for stream in self.client_streams(c.StreamState.CREATING, c.StreamState.SENDING):
+        for stream in self.client_streams(
+            c.ClientStreamState.CREATING, c.ClientStreamState.SENDING
+        ):
             upload, entry = self.sending[stream], self.client.streams[stream]
             if entry.sent == upload.size and not entry.restart:
                 finish = m.Finish(upload.size, crc(upload.file))
@@ -130,7 +132,7 @@ class Duel(RuleBasedStateMachine):
 
     @rule()
     def send_proof(self) -> None:
-        for stream in self.client_streams(c.StreamState.PROVING):
+        for stream in self.client_streams(c.ClientStreamState.PROVING):
             file, told = self.sending[stream].file, self.attached[stream]
             proof = crc(file[: told.durable]), crc(file[: told.received])
             self.up.append(self.client.send_proof(stream, *proof))

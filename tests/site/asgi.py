@@ -1,4 +1,6 @@
 import os
+import signal
+from typing import Any
 
 from django.core.asgi import get_asgi_application
 
@@ -7,6 +9,7 @@ django_application = get_asgi_application()
 
 from django_async_upload.consumers import UploadConsumer  # noqa: E402  (needs the apps)
 from django_async_upload.routing import upload_application, upload_path  # noqa: E402
+from tests.site.receivers import is_first, write_down  # noqa: E402
 
 
 class OtherConsumer(UploadConsumer):
@@ -15,6 +18,23 @@ class OtherConsumer(UploadConsumer):
     endpoint = "other"
 
 
+class AnsweringConsumer(UploadConsumer):
+    """Answers, and dies the first time that it is asked where a file's name asks for it."""
+
+    endpoint = "answering"
+
+    async def respond(self, session: Any) -> dict[str, Any]:
+        write_down("respond", session)
+        if session.name.startswith("crash-") and is_first("crashed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"answered by": os.getpid(), "name": session.name}
+
+
 application = upload_application(
-    django_application, [upload_path(), upload_path("ws/other/", OtherConsumer)]
+    django_application,
+    [
+        upload_path(),
+        upload_path("ws/other/", OtherConsumer),
+        upload_path("ws/answering/", AnsweringConsumer),
+    ],
 )

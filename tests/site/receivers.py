@@ -17,7 +17,7 @@ HANG = 10.0
 """Seconds."""
 
 
-def _write_down(name: str, session: Any, **facts: object) -> None:
+def write_down(name: str, session: Any, **facts: object) -> None:
     line = json.dumps({"signal": name, "upload": str(session.pk), "name": session.name, **facts})
     # One write of a short line in append mode: whole, also with several processes.
     handle = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -29,18 +29,18 @@ def _write_down(name: str, session: Any, **facts: object) -> None:
 
 @receiver(signals.upload_completed)
 def completed(session: Any, event_id: Any, **kwargs: Any) -> None:
-    if session.name.startswith("die-") and _is_first("died"):
+    if session.name.startswith("die-") and is_first("died"):
         os.kill(os.getpid(), signal.SIGKILL)  # between the commit and the delivery
     if session.name.startswith("hang-"):
         time.sleep(HANG)
-    _write_down("upload_completed", session, event=str(event_id))
+    write_down("upload_completed", session, event=str(event_id))
     if session.name.startswith("stuck-"):
         time.sleep(3600)
-    if session.name.startswith("raise-") and _is_first(f"raised-{session.pk}"):
+    if session.name.startswith("raise-") and is_first(f"raised-{session.pk}"):
         raise ValueError("the receiver of this host is broken")
 
 
-def _is_first(name: str) -> bool:
+def is_first(name: str) -> bool:
     """Whether this is asked for the first time, by any process."""
     try:
         os.close(os.open(settings.ROOT / name, os.O_CREAT | os.O_EXCL))
@@ -51,7 +51,7 @@ def _is_first(name: str) -> bool:
 
 @receiver(signals.upload_completed)
 async def completed_too(session: Any, **kwargs: Any) -> None:
-    if session.name.startswith("cancel-") and _is_first(f"cancelled-{session.pk}"):
+    if session.name.startswith("cancel-") and is_first(f"cancelled-{session.pk}"):
         raise asyncio.CancelledError
     if session.name.startswith("hang-"):
         await asyncio.sleep(HANG)
@@ -59,19 +59,19 @@ async def completed_too(session: Any, **kwargs: Any) -> None:
 
 @receiver(signals.upload_started)
 def started(session: Any, **kwargs: Any) -> None:
-    _write_down("upload_started", session)
+    write_down("upload_started", session)
 
 
 @receiver(signals.upload_resumed)
 def resumed(session: Any, offset: int, **kwargs: Any) -> None:
-    _write_down("upload_resumed", session, offset=offset)
+    write_down("upload_resumed", session, offset=offset)
 
 
 @receiver(signals.upload_failed)
 def failed(session: Any, error: Any, **kwargs: Any) -> None:
-    _write_down("upload_failed", session, code=error.code)
+    write_down("upload_failed", session, code=error.code)
 
 
 @receiver(signals.upload_cancelled)
 def cancelled(session: Any, **kwargs: Any) -> None:
-    _write_down("upload_cancelled", session)
+    write_down("upload_cancelled", session)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ..exceptions import DataLost, Draining, FileChanged, UploadError, UploadOver
 from ..protocol import messages
-from ..protocol.client import SENDS, Stream, StreamState
+from ..protocol.client import SENDS, ClientStreamState, Stream
 from ..protocol.frames import FrameType
 from ..protocol.messages import Message
 from .connection import ClientConnection, error_of
@@ -130,7 +130,7 @@ class Conversation:
     @property
     def _is_proving(self) -> bool:
         stream = self._protocol.streams.get(self._stream or 0)
-        return stream is not None and stream.state is StreamState.PROVING
+        return stream is not None and stream.state is ClientStreamState.PROVING
 
     # For the connection ---------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Conversation:
             self._last = message
         match message:
             case messages.Created(upload=upload):
-                finished = stream is not None and stream.state is StreamState.FINISHING
+                finished = stream is not None and stream.state is ClientStreamState.FINISHING
                 self._upload.identified(upload, all_sent=finished)
             case messages.Attached(upload=upload):
                 self._upload.identified(upload, all_sent=False)
@@ -202,10 +202,10 @@ class Conversation:
         if self._upload.cancelled:
             if FrameType.CANCEL in SENDS[stream.state]:
                 self._connection.send(self._protocol.send_cancel(stream.id))
-        elif stream.state is StreamState.PROVING:
+        elif stream.state is ClientStreamState.PROVING:
             self._prove(stream)
         elif FrameType.DATA in SENDS[stream.state] and (
-            self._pipelined or stream.state is StreamState.SENDING
+            self._pipelined or stream.state is ClientStreamState.SENDING
         ):
             self._send_data(stream)
 

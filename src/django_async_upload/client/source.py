@@ -228,9 +228,7 @@ class FileSource(Source):
         self._forget_marks(durable, keep=1)
 
     def check_unchanged(self) -> None:
-        if (
-            self.identity is None or self._file.closed
-        ):  # closed already, since it was read as a whole
+        if self.identity is None or self._file.closed:  # closed after it was read as a whole
             return
         if Identity.of(os.fstat(self._file.fileno())) != self.identity:
             raise FileChanged("The file was changed while it was being sent.")

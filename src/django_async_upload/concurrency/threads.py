@@ -1,4 +1,4 @@
-"""Threads for calls that may never return."""
+"""A thread pool for calls that may never return."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class DaemonExecutor(Executor):
-    """A pool as :class:`ThreadPoolExecutor`, in which a call that hangs does not keep the process from ending.
+    """A pool like :class:`ThreadPoolExecutor`, whose hanging calls do not keep the process from exiting.
 
-    The interpreter joins the threads of the standard library's pools at its exit, for as long as they take.
+    At exit the interpreter joins the threads of the standard library's pools without a time limit.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -29,7 +29,7 @@ class DaemonExecutor(Executor):
         self._is_shut = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Raises :class:`RuntimeError` after :meth:`shutdown`."""
+        """Run a call in a thread. Raises :class:`RuntimeError` after :meth:`shutdown`."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -37,7 +37,7 @@ class DaemonExecutor(Executor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # the caller gets it, of whatever kind
+            except BaseException as error:  # the future delivers any exception to the caller
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -60,19 +60,19 @@ class DaemonExecutor(Executor):
             if call is None:
                 return
             call()
-            del call  # and what it holds, while this thread waits
+            del call  # frees its arguments while this thread waits
             self._idle.release()
 
     @property
     def is_alive(self) -> bool:
-        """Whether any of its threads runs, at work or waiting for work."""
+        """Whether any of its threads is running, idle ones included."""
         return any(thread.is_alive() for thread in self._threads)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls, and end the threads after those that were submitted.
+        """Accept no more calls, and end the threads after the submitted ones.
 
-        ``wait``: return when they have ended, however long that takes; :meth:`join` takes a limit.
-        ``cancel_futures``: calls that have not begun are dropped.
+        ``wait``: return when the threads have ended, without a time limit; :meth:`join` has one.
+        ``cancel_futures``: drop calls that have not started.
         """
         with self._lock:
             if not self._is_shut:

@@ -1,4 +1,4 @@
-"""A queue that serves owners in turn: an owner with many items delays himself, not the others."""
+"""A queue that serves owners in turn: an owner with many items delays only their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 class Turns(Generic[Item]):
-    """Waiting items: one of each owner in turn, each owner's oldest first.
+    """A queue that returns one item of each owner in turn, each owner's oldest first.
 
     ``owner`` is an :attr:`Owner.key <django_async_upload.sessions.owners.Owner.key>`; "" is the server itself.
     """
@@ -27,23 +27,23 @@ class Turns(Generic[Item]):
         self._length += 1
 
     def next(self, skip: Container[str] = ()) -> Item | None:
-        """The item that is to be served next, of an owner who is not in ``skip``; None where there is none."""
+        """Remove and return the next item of an owner not in ``skip``; None where there is none."""
         for owner, queue in self._queues.items():
             if owner not in skip:
                 item = queue.popleft()
                 del self._queues[owner]
                 if queue:
-                    self._queues[owner] = queue  # to the end: the others come first
+                    self._queues[owner] = queue  # moved to the end, after the others
                 self._length -= 1
                 return item
         return None
 
     def waiting(self, owner: str) -> int:
-        """How many items of an owner wait."""
+        """The number of an owner's items."""
         return len(self._queues.get(owner, ()))
 
     def take(self, most: int) -> list[Item]:
-        """At most ``most`` items, in the order in which they are to be served."""
+        """Remove and return at most ``most`` items, in the order of :meth:`next`."""
         taken: list[Item] = []
         while len(taken) < most and (item := self.next()) is not None:
             taken.append(item)

@@ -74,6 +74,13 @@ class Attachment:
 
     async def create(self, new: NewUpload, endpoint: str) -> Outcome:
         """Begin an upload, or take up the one that the key names already. Raises an :class:`UploadError`."""
+        return await self._answered(await self._create(new, endpoint))
+
+    async def attach(self, claim: Claim) -> Outcome:
+        """Take an upload over from whoever holds it, and resume it. Raises an :class:`UploadError`."""
+        return await self._answered(await self._attach(claim))
+
+    async def _create(self, new: NewUpload, endpoint: str) -> Outcome:
         upload, service = self.upload, self._service
         session, max_size = await self._hooks.new_session(new)
         if service.small_files.takes(session, upload, self._hooks):
@@ -86,7 +93,7 @@ class Attachment:
         taps = self._hooks.get_taps(session)
         found = await service.create(upload, session, self._hooks.owner, max_size, taps)
         if found is not session:
-            return await self.attach(Claim(found.pk, self._hooks.owner, endpoint))
+            return await self._attach(Claim(found.pk, self._hooks.owner, endpoint))
         self.session = session
         if session.size is not None and session.size > FLOOR:
             await upload.reserve()
@@ -95,8 +102,7 @@ class Attachment:
         await signals.send(signals.upload_started, session)
         return await self._write()
 
-    async def attach(self, claim: Claim) -> Outcome:
-        """Take an upload over from whoever holds it, and resume it. Raises an :class:`UploadError`."""
+    async def _attach(self, claim: Claim) -> Outcome:
         upload, service = self.upload, self._service
         max_size = await self._hooks.admit()
         session = await service.attach(upload, claim, max_size, self._hooks.get_taps)
@@ -147,6 +153,13 @@ class Attachment:
             if not (isinstance(error, UploadError) and error.is_final):
                 await upload.interrupt()
             raise
+
+    async def _answered(self, outcome: Outcome) -> Outcome:
+        """A published upload with the app's own answer."""
+        if isinstance(outcome, Released) or not self._hooks.responds:
+            return outcome
+        self.upload.report(Progress("finalizing", outcome.size or 0, outcome.size or 0))
+        return await self._reporting(self._service.answered(outcome, self._hooks))
 
     async def _reporting(self, work: Coroutine[Any, Any, UploadSession]) -> UploadSession:
         """Report how far the work is until it is done."""

@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from django.core.signals import setting_changed
@@ -27,6 +27,7 @@ from ..sessions.values import Claim, Creation, Ending
 from ..stores.base import Store, Writer
 from ..stores.configured import make_store
 from .active import ActiveUpload, Listener
+from .answers import Answers
 from .completion import Completions
 from .endings import Endings
 from .recovery import Recovery
@@ -59,6 +60,8 @@ class UploadService(Runtime):
         self.fail = endings.fail
         self.note = endings.note
         self.discard = endings.discard
+        self._answers = Answers(self.database)
+        self.answered = self._answers.answered
 
     def start(self) -> None:
         """Recover what crashed processes left; at the first connection or by lifespan."""
@@ -69,8 +72,11 @@ class UploadService(Runtime):
         held = list(self.active.values())
         for upload in held:
             upload.release()
-        ending = [asyncio.create_task(upload.closed.wait()) for upload in held]
+        ending: list[asyncio.Task[Any]] = [
+            asyncio.create_task(upload.closed.wait()) for upload in held
+        ]
         ending += self._recovery.stop()
+        ending += self._answers.running
         if ending:
             _ended, late = await asyncio.wait(ending, timeout=CLOSE_SECONDS)
             if late:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BufferedReader
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from django.core.files import File
 
@@ -46,6 +46,13 @@ class Hooks(Protocol):
 
     async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
         """Refuse the whole file by raising an :class:`UploadRefused`."""
+
+    @property
+    def responds(self) -> bool:
+        """Whether :meth:`respond` has anything to say."""
+
+    async def respond(self, session: UploadSession) -> Mapping[str, Any] | None:
+        """The app's own answer to a client whose upload is completed."""
 
 
 async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""What ``manage.py upload_doctor`` finds out about a server, over real sockets. Needs ``websockets``.
+"""The checks of ``manage.py upload_doctor`` on a server, over real sockets. Needs ``websockets``.
 
-Every examination opens a connection of its own and takes seconds. It sends no more than a client may send, but
-for one message of 2 MiB that a good server refuses. With credentials, one upload of 1 MiB is made and cancelled.
+Each check opens a connection of its own and takes up to some seconds. It sends only what a client may send, except
+one message of 2 MiB, which a well-configured server refuses. With credentials, one upload of 1 MiB is created and
+cancelled.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from ..exceptions import ProtocolViolation
 from ..protocol import frames
 from ..protocol import messages as m
 from ..protocol.frames import MAX_FRAME, SUBPROTOCOL, FrameType
-from .probe import SAMPLE, Patient, round_trip, send_sample, talk
+from .probe import SAMPLE, Target, open_connection, round_trip, send_sample
 
-STRANGER: Final = "https://upload-doctor.invalid"
-PROXY_PATIENCE: Final = 60.0
-"""Seconds of silence after which nginx, as it is shipped, cuts a connection."""
+FOREIGN_ORIGIN: Final = "https://upload-doctor.invalid"
+PROXY_READ_TIMEOUT: Final = 60.0
+"""Seconds of silence after which nginx closes a connection by default."""
 
 NO_DEFLATE: Final = {
     "uvicorn": "uvicorn: --ws-per-message-deflate false",
@@ -38,9 +39,9 @@ SMALL_MESSAGES: Final = {
     "granian": "Granian has no option for it: bound the number of connections in front of it",
 }
 STOPS_READING: Final = {
-    "uvicorn": "uvicorn does stop reading",
-    "hypercorn": "Hypercorn does stop reading",
-    "daphne": "Daphne does not: credit bounds what it costs",
+    "uvicorn": "uvicorn stops reading",
+    "hypercorn": "Hypercorn stops reading",
+    "daphne": "Daphne does not stop: credit bounds the memory",
 }
 """Measured for the project; docs/deployment.md has the table."""
 
@@ -59,42 +60,42 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-async def examine(patient: Patient) -> AsyncIterator[Finding]:
-    """Everything there is to say about a server, one finding after the other."""
+async def examine(target: Target) -> AsyncIterator[Finding]:
+    """Examine a server; yields the findings one after the other."""
     try:
-        async with talk(patient) as connection:
+        async with open_connection(target) as connection:
             hello = await connection.receive(m.Hello)
             server, compresses = connection.server, connection.compresses
             peer = connection.peer
     except (OSError, TimeoutError, InvalidURI, InvalidHandshake, ConnectionClosed) as error:
-        yield Finding(
-            "connection", Verdict.BAD, f"{patient.url}: {error}", _why_no_handshake(error)
-        )
+        yield Finding("connection", Verdict.BAD, f"{target.url}: {error}", _handshake_advice(error))
         return
     except ProtocolViolation as error:
-        yield Finding("connection", Verdict.BAD, f"{patient.url} is no upload endpoint: {error}")
+        yield Finding("connection", Verdict.BAD, f"{target.url} is not an upload endpoint: {error}")
         return
     if not isinstance(hello, m.Hello):
-        yield Finding("connection", Verdict.BAD, f"HELLO did not come: {_told(hello)}")
+        yield Finding(
+            "connection", Verdict.BAD, f"The server did not send HELLO: {_describe(hello)}"
+        )
         return
-    yield _encryption(patient, server)
-    yield _proxy(patient, server)
-    yield _address(patient, hello, peer)
+    yield _encryption(target, server)
+    yield _proxy(target, server)
+    yield _address(target, hello, peer)
     yield _deflate(server, compresses=compresses)
-    examinations: list[Callable[[], Awaitable[Finding]]] = [
-        lambda: _subprotocol(patient),
-        lambda: _largest_message(patient),
-        lambda: _too_large_message(patient, server),
-        lambda: _foreign_origin(patient),
-        lambda: _authentication(patient),
-        lambda: _silence(patient, hello),
-        lambda: _upload(patient),
+    checks: list[Callable[[], Awaitable[Finding]]] = [
+        lambda: _subprotocol(target),
+        lambda: _largest_message(target),
+        lambda: _too_large_message(target, server),
+        lambda: _foreign_origin(target),
+        lambda: _authentication(target),
+        lambda: _silence(target, hello),
+        lambda: _upload(target),
     ]
-    for examination in examinations:
+    for check in checks:
         try:
-            yield await examination()
+            yield await check()
         except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed, ProtocolViolation) as e:
-            yield Finding("connection", Verdict.BAD, f"It broke: {type(e).__name__}: {e}")
+            yield Finding("connection", Verdict.BAD, f"The check failed: {type(e).__name__}: {e}")
     yield _backpressure(server)
     yield _heartbeat(hello)
     yield Finding(
@@ -102,68 +103,66 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
         Verdict.OK,
         f"protocol {hello.version}, {hello.server or 'unknown software'}; {hello.max_streams} uploads at "
         f"once, window {_size(hello.window)}, chunks up to {_size(hello.max_chunk)}, "
-        f"{_size(hello.connection_limit)} under way on a connection.",
+        f"{_size(hello.connection_limit)} in flight on a connection.",
     )
 
 
-def _why_no_handshake(error: Exception) -> str:
+def _handshake_advice(error: Exception) -> str:
     if not isinstance(error, InvalidStatus):
         return "Is the server running, and the URL right?"
     match error.response.status_code:
         case 403:
             return (
-                "The Origin must equal the Host that Django sees, or stand in CSRF_TRUSTED_ORIGINS. Behind "
+                "The Origin must equal the Host that Django sees, or be in CSRF_TRUSTED_ORIGINS. Behind "
                 "nginx: proxy_set_header Host $http_host; with TLS, SECURE_PROXY_SSL_HEADER. The server's log says "
-                "which origin it expected. Where it says nothing, no route of asgi.py has this path."
+                "which origin it expected. If there is no such line, no route of asgi.py has this path."
             )
         case 404:
             return "No route of asgi.py has this path, or the consumer is not mounted there."
         case 200 | 301 | 302 | 400 | 426:
             return (
-                "This was answered as HTTP. Mount the consumer in asgi.py; behind nginx: proxy_http_version 1.1 "
+                "The server answered with HTTP. Mount the consumer in asgi.py; behind nginx: proxy_http_version 1.1 "
                 "and the headers Upgrade and Connection."
             )
     return "The server's log may say more."
 
 
-def _told(message: m.Message) -> str:
+def _describe(message: m.Message) -> str:
     if isinstance(message, m.Error):
         return f"{message.code}, {message.message}"
     return f"{message!r}."
 
 
-def _encryption(patient: Patient, server: str) -> Finding:
-    parts = urlsplit(patient.url)
-    what = f"{patient.url} answers" + (f", as {server}." if server else ".")
+def _encryption(target: Target, server: str) -> Finding:
+    parts = urlsplit(target.url)
+    what = f"{target.url} answers" + (f", as {server}." if server else ".")
     if parts.scheme == "wss" or _is_loopback(parts.hostname or ""):
         return Finding("connection", Verdict.OK, what)
     return Finding(
         "connection",
         Verdict.WARNING,
-        f"{what} It is not encrypted: tickets, cookies and files can be read on the way.",
+        f"{what} It is not encrypted: others on the network can read tickets, cookies and files.",
         "Put TLS in front, and use wss://.",
     )
 
 
-def _proxy(patient: Patient, server: str) -> Finding:
-    """Whether a proxy bounds what no ASGI server does, as far as the Server header tells."""
-    if _is_loopback(urlsplit(patient.url).hostname or ""):
-        return Finding("proxy", Verdict.UNKNOWN, "Not looked for on this machine itself.")
+def _proxy(target: Target, server: str) -> Finding:
+    """Check for a proxy, which limits what ASGI servers do not, by the Server header."""
+    if _is_loopback(urlsplit(target.url).hostname or ""):
+        return Finding("proxy", Verdict.UNKNOWN, "Not checked on this machine itself.")
     if server in SMALL_MESSAGES:
         return Finding(
             "proxy",
             Verdict.WARNING,
-            f"{server} answers without a proxy in front of it: slow handshakes, and pings whose answers are never "
-            "read, take sockets and memory that no option of it bounds.",
+            f"{server} answers without a proxy: it has no option that limits the sockets and memory taken by slow "
+            "handshakes, and by pings whose answers are never read.",
             "Put a proxy with time limits in front, as docs/deployment.md shows for nginx.",
         )
-    return Finding(
-        "proxy", Verdict.OK, f"{server or 'Something that does not say its name'} answers."
-    )
+    return Finding("proxy", Verdict.OK, f"{server or 'A server without a Server header'} answers.")
 
 
-def _address(patient: Patient, hello: m.Hello, peer: str) -> Finding:
-    """What the server counts by, as far as one can see from here whether that is right."""
+def _address(target: Target, hello: m.Hello, peer: str) -> Finding:
+    """Check the address by which the server counts this machine, as far as the client can know it."""
     advice = (
         "Set NUM_PROXIES to the number of proxies that write X-Forwarded-For (docs/deployment.md)."
     )
@@ -175,17 +174,17 @@ def _address(patient: Patient, hello: m.Hello, peer: str) -> Finding:
             advice,
         )
     text = f"The server sees this machine as {hello.address}."
-    host = urlsplit(patient.url).hostname or ""
+    host = urlsplit(target.url).hostname or ""
     if _is_loopback(host):
-        return Finding("address", Verdict.OK, f"{text} Look again from another machine.")
+        return Finding("address", Verdict.OK, f"{text} Check again from another machine.")
     if _is_loopback(hello.address) or hello.address == peer:
         return Finding(
             "address",
             Verdict.BAD,
-            f"{text} That is a proxy's: everybody shares its quotas.",
+            f"{text} That is a proxy's address: all clients share its quotas.",
             advice,
         )
-    return Finding("address", Verdict.OK, f"{text} Is that right?")
+    return Finding("address", Verdict.OK, f"{text} Check that this is its address.")
 
 
 def _is_loopback(host: str) -> bool:
@@ -197,10 +196,10 @@ def _is_loopback(host: str) -> bool:
 
 def _deflate(server: str, *, compresses: bool) -> Finding:
     if not compresses:
-        return Finding("deflate", Verdict.OK, "permessage-deflate was offered and not taken.")
-    text = "permessage-deflate was taken: browsers will compress every upload, at a thirtieth of the speed."
+        return Finding("deflate", Verdict.OK, "The server did not accept permessage-deflate.")
+    text = "The server accepts permessage-deflate: browsers compress every upload, at a thirtieth of the speed."
     if server == "hypercorn":
-        text += " And Hypercorn unpacks whatever comes, without a limit: 63 KiB become 199 MiB."
+        text += " And Hypercorn decompresses without a limit: 63 KiB become 199 MiB."
     return Finding(
         "deflate",
         Verdict.BAD,
@@ -210,17 +209,17 @@ def _deflate(server: str, *, compresses: bool) -> Finding:
 
 
 def _options(known: dict[str, str], server: str) -> str:
-    """How this server does it; behind a proxy, how each does."""
+    """The options of this server; of each known one where the server is unknown."""
     ways = [known[server]] if server in known else list(known.values())
     if known is NO_DEFLATE and server == "hypercorn":
         ways.append(known["nginx"])
     return "; ".join(ways) + "."
 
 
-async def _subprotocol(patient: Patient) -> Finding:
-    async with talk(patient) as connection:
+async def _subprotocol(target: Target) -> Finding:
+    async with open_connection(target) as connection:
         chosen = connection.connection.subprotocol
-    async with talk(patient, subprotocol=None) as connection:
+    async with open_connection(target, subprotocol=None) as connection:
         refusal = await connection.refusal()
     if chosen == SUBPROTOCOL and refusal == "subprotocol_required":
         return Finding("subprotocol", Verdict.OK, f"{chosen}; without it: {refusal}.")
@@ -232,27 +231,27 @@ async def _subprotocol(patient: Patient) -> Finding:
     )
 
 
-async def _largest_message(patient: Patient) -> Finding:
-    """A frame of the largest size, which has no stream: if it comes through, the app says so."""
+async def _largest_message(target: Target) -> Finding:
+    """Check that a frame of the largest size reaches the app, which answers with an error."""
     payload = bytes(MAX_FRAME - frames.HEADER_SIZE)
     frame = frames.build_header(FrameType.DATA, 1, payload, crc32c) + payload
-    async with talk(patient) as connection:
+    async with open_connection(target) as connection:
         await connection.receive(m.Hello)
         await connection.connection.send(frame)
         refusal = await connection.refusal()
     if refusal in ("malformed_frame", "authentication_required"):
-        return Finding("largest message", Verdict.OK, "1 MiB comes through.")
+        return Finding("largest message", Verdict.OK, "1 MiB reaches the app.")
     return Finding(
         "largest message",
         Verdict.BAD,
-        f"A message of 1 MiB does not come through: {refusal}.",
+        f"A message of 1 MiB does not reach the app: {refusal}.",
         f"Allow exactly 1 MiB. {_options(SMALL_MESSAGES, '')}",
     )
 
 
-async def _too_large_message(patient: Patient, server: str) -> Finding:
+async def _too_large_message(target: Target, server: str) -> Finding:
     try:
-        async with talk(patient) as connection:
+        async with open_connection(target) as connection:
             await connection.receive(m.Hello)
             await connection.connection.send(bytes(2 * MAX_FRAME))
             refusal = await connection.refusal()
@@ -260,46 +259,48 @@ async def _too_large_message(patient: Patient, server: str) -> Finding:
         refusal = "close code 1006"
     if refusal.startswith("close code"):
         return Finding("larger message", Verdict.OK, f"2 MiB is refused by the server: {refusal}.")
-    # Granian, which has no option for it, is the server that does not say its name.
+    # Granian, which has no option for it, is the server without a Server header.
     return Finding(
         "larger message",
         Verdict.BAD if server else Verdict.WARNING,
-        "A message of 2 MiB comes through: the server holds it in memory before the app can count it.",
+        "A message of 2 MiB reaches the app: the server buffers it in memory before the app can count it.",
         f"Allow 1 MiB. {_options(SMALL_MESSAGES, server)}",
     )
 
 
-async def _foreign_origin(patient: Patient) -> Finding:
+async def _foreign_origin(target: Target) -> Finding:
     try:
-        async with talk(patient, origin=STRANGER, cookie=True) as connection:
+        async with open_connection(target, origin=FOREIGN_ORIGIN, cookie=True) as connection:
             hello = await connection.receive(m.Hello)
     except InvalidStatus as error:
         status = error.response.status_code
-        return Finding("origin", Verdict.OK, f"Pages of {STRANGER} get HTTP {status}.")
+        return Finding("origin", Verdict.OK, f"Pages of {FOREIGN_ORIGIN} get HTTP {status}.")
     except ConnectionClosed as error:
-        return Finding("origin", Verdict.OK, f"Pages of {STRANGER} are cut off: {error}.")
+        return Finding(
+            "origin", Verdict.OK, f"Pages of {FOREIGN_ORIGIN} are disconnected: {error}."
+        )
     login = isinstance(hello, m.Hello) and hello.authenticated
     return Finding(
         "origin",
         Verdict.BAD,
-        f"Pages of {STRANGER} are let in{', with the login of their visitor' if login else ''}.",
-        "Look at CSRF_TRUSTED_ORIGINS, and at proxies that rewrite Origin or Host.",
+        f"Pages of {FOREIGN_ORIGIN} can connect{', with the login of their visitor' if login else ''}.",
+        "Check CSRF_TRUSTED_ORIGINS, and proxies that rewrite Origin or Host.",
     )
 
 
-async def _authentication(patient: Patient) -> Finding:
-    async with talk(patient) as connection:
+async def _authentication(target: Target) -> Finding:
+    async with open_connection(target) as connection:
         hello = await connection.receive(m.Hello)
         if isinstance(hello, m.Hello) and hello.authenticated:
             return Finding(
                 "authentication",
                 Verdict.WARNING,
-                "Without a login and a ticket one is let in.",
-                "Right only where anonymous uploads are wanted (ALLOW_ANONYMOUS).",
+                "Clients without a login or a ticket are authenticated.",
+                "Correct only if anonymous uploads are intended (ALLOW_ANONYMOUS).",
             )
         await connection.send(0, m.Ping())
         without = await connection.refusal()
-    async with talk(patient) as connection:
+    async with open_connection(target) as connection:
         await connection.receive(m.Hello)
         await connection.send(0, m.Auth(ticket="not a ticket"))
         invented = await connection.refusal()
@@ -307,53 +308,51 @@ async def _authentication(patient: Patient) -> Finding:
     return Finding(
         "authentication",
         Verdict.OK if good else Verdict.BAD,
-        f"Without a ticket: {without}. With an invented one: {invented}.",
+        f"Without a ticket: {without}. With an invalid one: {invented}.",
         "" if good else "authentication_required and ticket_invalid were expected.",
     )
 
 
-async def _silence(patient: Patient, hello: m.Hello) -> Finding:
+async def _silence(target: Target, hello: m.Hello) -> Finding:
     if hello.authenticated:
-        return Finding("silence", Verdict.UNKNOWN, "Nobody has to say who they are.")
+        return Finding("silence", Verdict.UNKNOWN, "Clients need not authenticate.")
     started = time.monotonic()
-    async with talk(patient) as connection:
+    async with open_connection(target) as connection:
         await connection.receive(m.Hello)
         refusal = await connection.refusal()
     seconds = time.monotonic() - started
     return Finding(
         "silence",
         Verdict.OK if refusal == "authentication_timeout" else Verdict.BAD,
-        f"Who says nothing is cut off after {seconds:.1f} s: {refusal}.",
+        f"A silent client is disconnected after {seconds:.1f} s: {refusal}.",
     )
 
 
-async def _upload(patient: Patient) -> Finding:
-    """Sign in, ping, send a sample, and throw it away."""
-    if patient.ticket is None and patient.cookie is None:
-        return Finding(
-            "upload", Verdict.UNKNOWN, "Not tried: give --ticket or --cookie to have one tried."
-        )
-    origin = "" if patient.cookie or patient.origin else None
-    async with talk(patient, origin=origin, cookie=True) as connection:
+async def _upload(target: Target) -> Finding:
+    """Authenticate, ping, send a sample and cancel it."""
+    if target.ticket is None and target.cookie is None:
+        return Finding("upload", Verdict.UNKNOWN, "Not checked: pass --ticket or --cookie.")
+    origin = "" if target.cookie or target.origin else None
+    async with open_connection(target, origin=origin, cookie=True) as connection:
         hello = await connection.receive(m.Hello)
-        if patient.ticket is not None:
-            await connection.send(0, m.Auth(ticket=patient.ticket))
+        if target.ticket is not None:
+            await connection.send(0, m.Auth(ticket=target.ticket))
             who = await connection.receive(m.Authenticated)
             if isinstance(who, m.Error):
-                return Finding("upload", Verdict.BAD, f"The ticket is refused: {_told(who)}")
+                return Finding("upload", Verdict.BAD, f"The ticket is refused: {_describe(who)}")
         elif isinstance(hello, m.Hello) and not hello.authenticated:
-            return Finding("upload", Verdict.BAD, "The cookie is nobody's login.")
+            return Finding("upload", Verdict.BAD, "The cookie has no login.")
         seconds_there_and_back = await round_trip(connection)
         assert isinstance(hello, m.Hello)
         started = time.monotonic()
         refusal = await send_sample(connection, hello)
         seconds = time.monotonic() - started
     if refusal is not None:
-        return Finding("upload", Verdict.BAD, f"The sample is refused: {_told(refusal)}")
+        return Finding("upload", Verdict.BAD, f"The sample is refused: {_describe(refusal)}")
     return Finding(
         "upload",
         Verdict.OK,
-        f"{_size(SAMPLE)} sent, made durable and thrown away in {seconds:.2f} s; a round trip takes "
+        f"{_size(SAMPLE)} sent, durable and cancelled in {seconds:.2f} s; a round trip takes "
         f"{1000 * seconds_there_and_back:.1f} ms.",
     )
 
@@ -363,19 +362,19 @@ def _backpressure(server: str) -> Finding:
     return Finding(
         "backpressure",
         Verdict.UNKNOWN,
-        "Whether the server stops reading for a slow app cannot be seen from here: whoever keeps to the "
-        f"credit never makes it slow. From measurements: {known}.",
+        "A client cannot see whether the server stops reading when the app is slow: within its "
+        f"credit it never makes the app slow. From measurements: {known}.",
     )
 
 
 def _heartbeat(hello: m.Hello) -> Finding:
-    text = f"Clients say something every {hello.heartbeat:g} s."
-    if hello.heartbeat < PROXY_PATIENCE:
+    text = f"Clients send a message every {hello.heartbeat:g} s."
+    if hello.heartbeat < PROXY_READ_TIMEOUT:
         return Finding("heartbeat", Verdict.OK, text)
     return Finding(
         "heartbeat",
         Verdict.WARNING,
-        f"{text} A proxy as it is shipped cuts a connection after {PROXY_PATIENCE:g} s of silence.",
+        f"{text} Proxies close a connection after {PROXY_READ_TIMEOUT:g} s of silence by default.",
         "Lower IDLE_TIMEOUT, or raise proxy_read_timeout.",
     )
 

@@ -1,4 +1,4 @@
-"""The sockets of the doctor: a connection that speaks the protocol and reports how it ended."""
+"""Connections of the doctor, which speak the protocol and report how they ended."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from ..protocol import messages as m
 from ..protocol.frames import SUBPROTOCOL
 
 TIMEOUT: Final = 10.0
-"""Seconds for a handshake, and for an answer."""
+"""Seconds to wait for a handshake, and for an answer."""
 SAMPLE: Final = 1024 * 1024
-"""Bytes of the upload that is made and cancelled."""
+"""Bytes of the sample, an upload that is created and cancelled."""
 PINGS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """Whom to examine, and as whom."""
+class Target:
+    """The server to examine, and the credentials."""
 
     url: str
     ticket: str | None = None
     cookie: str | None = None
     """A Cookie header, ``sessionid=...``."""
     origin: str | None = None
-    """Of the pages that upload; None is the server's own."""
+    """The origin of the pages that upload; None: the server's own."""
 
     @property
     def pages(self) -> str:
-        """The origin to come from."""
+        """The origin that connections send."""
         parts = urlsplit(self.url)
         return self.origin or f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 
 
-class Talk:
+class ProbeConnection:
     """A connection that speaks the protocol."""
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -59,7 +59,7 @@ class Talk:
 
     @property
     def peer(self) -> str:
-        """The address at the other end: the server's, or that of the proxy before it."""
+        """The peer's address: the server's, or its proxy's."""
         return str(self.connection.remote_address[0])
 
     @property
@@ -70,7 +70,7 @@ class Talk:
         await self.connection.send(message.to_frame(stream, crc32c))
 
     async def receive(self, *kinds: type[m.Message]) -> m.Message:
-        """The next message of one of ``kinds``, or an ERROR; others are passed over.
+        """Wait for the next message of one of ``kinds``, or an ERROR, and skip others.
 
         Raises ConnectionClosed, TimeoutError and :class:`ProtocolViolation`.
         """
@@ -83,7 +83,7 @@ class Talk:
                     return message
 
     async def refusal(self) -> str:
-        """Wait for the end of the connection; the code of the ERROR before it, else the close code."""
+        """Wait for an ERROR or the end of the connection; returns the error's code, else the close code."""
         try:
             last = await self.receive()
         except ConnectionClosed as closed:
@@ -93,27 +93,27 @@ class Talk:
 
 
 @asynccontextmanager
-async def talk(
-    patient: Patient,
+async def open_connection(
+    target: Target,
     *,
     origin: str | None = "",
     cookie: bool = False,
     subprotocol: str | None = SUBPROTOCOL,
-) -> AsyncIterator[Talk]:
-    """Connect, offering permessage-deflate as browsers do. ``origin`` None sends none."""
+) -> AsyncIterator[ProbeConnection]:
+    """Connect, and offer permessage-deflate as browsers do. ``origin`` None sends none."""
     async with connect(
-        patient.url,
-        origin=None if origin is None else Origin(origin or patient.pages),
+        target.url,
+        origin=None if origin is None else Origin(origin or target.pages),
         subprotocols=[Subprotocol(subprotocol)] if subprotocol else None,
-        additional_headers={"Cookie": patient.cookie} if cookie and patient.cookie else None,
+        additional_headers={"Cookie": target.cookie} if cookie and target.cookie else None,
         open_timeout=TIMEOUT,
         close_timeout=1,
     ) as connection:
-        yield Talk(connection)
+        yield ProbeConnection(connection)
 
 
-async def round_trip(connection: Talk) -> float:
-    """Seconds, the median of several."""
+async def round_trip(connection: ProbeConnection) -> float:
+    """Measure a round trip: the median of several, seconds."""
     times = []
     for nonce in range(PINGS):
         started = time.monotonic()
@@ -123,8 +123,8 @@ async def round_trip(connection: Talk) -> float:
     return statistics.median(times)
 
 
-async def send_sample(connection: Talk, hello: m.Hello) -> m.Error | None:
-    """Send within the limit, wait until all of it is durable, cancel; the ERROR where one came."""
+async def send_sample(connection: ProbeConnection, hello: m.Hello) -> m.Error | None:
+    """Send the sample, wait until it is durable, and cancel it; returns the ERROR if the server sends one."""
     create = m.Create(key=secrets.token_hex(16), name="upload-doctor.bin", size=SAMPLE)
     await connection.send(1, create)
     sample, sent, durable, limit = os.urandom(SAMPLE), 0, 0, hello.stream_limit

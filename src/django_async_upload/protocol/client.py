@@ -1,11 +1,10 @@
-"""The client's half of protocol 1: frames in, events out; no I/O, no clock, no bytes of files.
+"""The client's half of protocol 1, sans I/O: frames in, events out, without a clock and without file data.
 
-:meth:`ClientProtocol.receive` takes one WebSocket message and returns what it says; the
-``send_*`` methods check that something may be said, remember that it was, and return the frame to
-write. Frames MUST be written in the order in which they were made. After every ``receive`` the
-caller writes :meth:`ClientProtocol.replies` too.
+:meth:`ClientProtocol.receive` takes one WebSocket message and returns an event. The ``send_*`` methods check that a
+message is allowed, update the state and return the frame to write. The caller MUST write frames in the order in which
+they were returned. After every ``receive`` it also writes :meth:`ClientProtocol.replies`.
 
-Whatever the server may not say raises a :class:`ProtocolViolation` and changes nothing: the caller
+A message that the server may not send raises a :class:`ProtocolViolation` and changes nothing: the caller
 closes the connection. The specification is ``docs/reference/protocol.md``.
 """
 
@@ -42,14 +41,14 @@ from .frames import (
 from .messages import Message, parse_message
 
 
-class StreamState(Enum):
+class ClientStreamState(Enum):
     CREATING = auto()
-    """CREATE is not answered; data may follow it."""
+    """CREATE was sent and is not answered; data may follow it."""
     CREATING_FINISHED = auto()
-    """CREATE is not answered, and FINISH was sent behind it."""
+    """CREATE and FINISH were sent; CREATE is not answered."""
     ATTACHING = auto()
     PROVING = auto()
-    """ATTACHED came: PROOF is due."""
+    """ATTACHED was received; PROOF is due."""
     PROVED = auto()
     SENDING = auto()
     FINISHING = auto()
@@ -59,7 +58,7 @@ class StreamState(Enum):
     CLOSED = auto()
 
 
-_S = StreamState
+_S = ClientStreamState
 _F = FrameType
 
 # Frames that were in flight when CANCEL or RELEASE was sent may still arrive.
@@ -67,7 +66,7 @@ _IN_FLIGHT = (_F.CREATED, _F.ATTACHED, _F.READY, _F.ACK, _F.REWIND, _F.PAUSE)
 
 _OVER = {_F.ERROR: _S.CLOSED, _F.CANCELLED: _S.CLOSED}
 
-RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
+RECEIVES: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]]] = {
     _S.CREATING: {
         _F.CREATED: _S.SENDING,
         _F.ATTACHED: _S.PROVING,
@@ -112,7 +111,7 @@ RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
     },
     _S.RELEASING: {
         **dict.fromkeys(_IN_FLIGHT, _S.RELEASING),
-        # CREATE or ATTACH of an upload whose bytes are all there: nothing is left to release.
+        # CREATE or ATTACH of an upload whose bytes were all received: there is nothing to release.
         _F.PROGRESS: _S.RELEASING,
         _F.COMPLETED: _S.CLOSED,
         _F.RELEASED: _S.CLOSED,
@@ -124,7 +123,7 @@ RECEIVES: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
 
 _GIVE_UP = {_F.CANCEL: _S.CANCELLING, _F.RELEASE: _S.RELEASING}
 
-SENDS: Final[Mapping[StreamState, Mapping[FrameType, StreamState]]] = {
+SENDS: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]]] = {
     _S.CREATING: {_F.DATA: _S.CREATING, _F.FINISH: _S.CREATING_FINISHED, **_GIVE_UP},
     _S.CREATING_FINISHED: {_F.CANCEL: _S.CANCELLING},
     _S.ATTACHING: _GIVE_UP,
@@ -142,7 +141,7 @@ _ABOUT_CONNECTION = frozenset({_F.HELLO, _F.AUTHENTICATED, _F.PING, _F.PONG, _F.
 
 
 class Event(NamedTuple):
-    """What the server said, and on which stream; 0 is the connection itself."""
+    """A message from the server and its stream; 0 is the connection itself."""
 
     stream: int
     message: Message
@@ -150,24 +149,24 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class Stream:
-    """One open attachment. All offsets are bytes from the start of the file."""
+    """An open stream. All offsets are bytes from the start of the file."""
 
     id: int
-    state: StreamState
+    state: ClientStreamState
     sent: int = 0
-    """End of the last byte sent (since the last REWIND or READY)."""
+    """End of the last byte sent since the last REWIND or READY."""
     received: int = 0
     durable: int = 0
     limit: int = 0
-    """No DATA may end beyond it."""
+    """The stream's limit: no DATA may end beyond it."""
     chunk: int = MAX_CHUNK
     """Advised payload size."""
     restart: bool = False
-    """The next DATA is the first after a REWIND."""
+    """Whether the next DATA is the first after a REWIND."""
     rewinds: int = 0
-    """How often the server went back: what was made ready before it is void."""
+    """Number of REWINDs received: data prepared before the last one is void."""
     proved: tuple[int, ...] = ()
-    """The offsets that PROOF brought a CRC of: READY names one of them."""
+    """The offsets whose CRCs PROOF contains: READY names one of them."""
 
 
 class ClientProtocol:
@@ -181,11 +180,11 @@ class ClientProtocol:
         self.hello: messages.Hello | None = None
         self.draining = False
         self.sent = 0
-        """Payload bytes of all DATA on this connection."""
+        """Payload bytes of all DATA sent on this connection."""
         self.limit = 0
-        """What :attr:`sent` may not pass."""
+        """The connection's limit of :attr:`sent`."""
         self.in_flight = 0
-        """Payload bytes on open streams that were sent and not yet ``received``."""
+        """Payload bytes on open streams that were sent and that no ACK has reported as received."""
 
     @property
     def streams(self) -> Mapping[int, Stream]:
@@ -193,7 +192,7 @@ class ClientProtocol:
         return MappingProxyType(self._streams)
 
     def credit(self, stream: int) -> int:
-        """Bytes that DATA may carry on ``stream`` now; 0 where it may not send DATA at all."""
+        """Bytes of DATA that may be sent on ``stream`` now; 0 where its state does not allow DATA."""
         entry = self._streams.get(stream)
         if entry is None or _F.DATA not in SENDS[entry.state]:
             return 0
@@ -201,9 +200,9 @@ class ClientProtocol:
 
     @property
     def awaits(self) -> bool:
-        """The server owes a word on some stream: an ACK, credit, or the answer to FINISH.
+        """Whether the server owes a message on some stream: an ACK, credit, or the answer to FINISH.
 
-        CREATE and ATTACH do not count: before it answers, a server may have much to read and nothing to say.
+        Answers to CREATE and ATTACH do not count: before them the server may read for a long time.
         """
         return any(map(self._is_owed, self._streams.values()))
 
@@ -215,10 +214,10 @@ class ClientProtocol:
     # Receiving ------------------------------------------------------------------------------------
 
     def receive(self, frame: bytes) -> Event | None:
-        """Take one binary message; None when it was in flight to a stream that is closed.
+        """Receive one binary message. Returns None for one that was in flight to a closed stream.
 
-        Raises :class:`ProtocolViolation` (and then nothing has changed): close the connection.
-        Where the message closes the stream, it is gone from :attr:`streams` when this returns.
+        Raises :class:`ProtocolViolation` and changes nothing: close the connection.
+        If the message closes the stream, :attr:`streams` no longer contains it.
         """
         try:
             header = parse_header(frame)
@@ -229,7 +228,7 @@ class ClientProtocol:
         message_type = header.type
         fields = parse_fields(frame, self._crc)
         if message_type < _F.PING:
-            raise self._unexpected(message_type, "a server does not say it")
+            raise self._unexpected(message_type, "a server does not send it")
         message = parse_message(message_type, fields)
         if self.hello is None and not isinstance(message, (messages.Hello, messages.Error)):
             raise self._unexpected(message_type, "before HELLO")
@@ -254,7 +253,7 @@ class ClientProtocol:
         return Event(stream.id, message)
 
     def replies(self) -> list[bytes]:
-        """Frames that answer what was received (PONG, PAUSED): write them now, in this order."""
+        """Frames that answer the received message (PONG, PAUSED): write them now, in this order."""
         replies, self._replies = self._replies, []
         return replies
 
@@ -262,7 +261,7 @@ class ClientProtocol:
         match message:
             case messages.Hello():
                 if self.hello is not None:
-                    raise self._unexpected(_F.HELLO, "HELLO came before")
+                    raise self._unexpected(_F.HELLO, "HELLO was received before")
                 self.hello = message
                 self.limit = message.connection_limit
             case messages.Limit(limit=limit):
@@ -280,14 +279,14 @@ class ClientProtocol:
                 raise MalformedFrame(reason=f"{name} does not belong to stream 0")
 
     def _apply(self, stream: Stream, message: Message) -> None:
-        """Check a message's figures against the stream's, then take them over."""
+        """Check a message's offsets and limits against the stream's, then apply them."""
         match message:
             case messages.Created():
                 self._set_limit(stream, max(stream.limit, message.limit))
                 stream.chunk = self._chunk(message.chunk)
             case messages.Attached():
                 _check(message.durable <= message.received, message)
-                # What was sent behind CREATE is dropped by the server.
+                # The server drops the data that was sent after CREATE.
                 self._move(stream, sent=0, received=0)
                 stream.limit = stream.durable = 0
                 stream.proved = (message.durable, message.received)
@@ -314,7 +313,7 @@ class ClientProtocol:
                 stream.restart = True
                 stream.rewinds += 1
             case messages.Pause():
-                # Answered at once, so no ACK can come between PAUSE and PAUSED.
+                # PAUSED is sent at once, so no ACK can be received between PAUSE and PAUSED.
                 stream.limit = stream.sent
                 self._replies.append(messages.Paused(stream.sent).to_frame(stream.id, self._crc))
 
@@ -323,7 +322,7 @@ class ClientProtocol:
         stream.sent, stream.received = sent, received
 
     def _set_limit(self, stream: Stream, limit: int) -> None:
-        # Never beyond the window: a client keeps that much of a stream in memory.
+        # Never beyond the window, since a client keeps that much of a stream in memory.
         stream.limit = min(limit, stream.durable + self._open_hello().window)
 
     def _chunk(self, advised: int) -> int:
@@ -335,7 +334,7 @@ class ClientProtocol:
     # Sending --------------------------------------------------------------------------------------
 
     def send_auth(self, ticket: str | None) -> bytes:
-        """AUTH. With a ticket, the first frame after a HELLO that says ``authenticated: false``."""
+        """Send AUTH. With a ticket, it is the first frame after a HELLO with ``authenticated: false``."""
         self._open_hello()
         return messages.Auth(ticket).to_frame(0, self._crc)
 
@@ -343,7 +342,7 @@ class ClientProtocol:
         return messages.Ping(nonce).to_frame(0, self._crc)
 
     def send_create(self, create: messages.Create) -> tuple[int, bytes]:
-        """The new stream's id, and the frame. Data may follow at once, within the credit.
+        """Open a stream with CREATE; returns its id and the frame. Data may follow at once, within the credit.
 
         Raises :class:`TooManyStreams`, :class:`Draining`.
         """
@@ -353,7 +352,7 @@ class ClientProtocol:
         return stream.id, frame
 
     def send_attach(self, upload: str) -> tuple[int, bytes]:
-        """Take an upload over; raises as :meth:`send_create` does."""
+        """Open a stream with ATTACH, to resume an upload; raises as :meth:`send_create` does."""
         stream, frame = self._open(_S.ATTACHING, messages.Attach(upload))
         return stream.id, frame
 
@@ -363,7 +362,7 @@ class ClientProtocol:
         return stream.id, frame
 
     def send_cancel_of(self, upload: str, *, finished: bool = False) -> tuple[int, bytes]:
-        """Cancel an upload that this connection does not hold, on a new stream; one that is ``finished``, too."""
+        """Cancel an upload on a new stream, without an open stream for it; with ``finished`` also a completed one."""
         stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload, finished or None))
         return stream.id, frame
 
@@ -377,7 +376,7 @@ class ClientProtocol:
         return proof.to_frame(stream, self._crc)
 
     def send_data(self, stream: int, payload: bytes | bytearray | memoryview) -> bytes:
-        """The 16 bytes to write before ``payload``, which follows :attr:`Stream.sent`.
+        """Send DATA at :attr:`Stream.sent`; returns the 16 bytes to write before ``payload``.
 
         Raises :class:`FlowControlViolation` beyond the credit.
         """
@@ -387,7 +386,7 @@ class ClientProtocol:
         return build_header(_F.DATA, stream, payload, self._crc, offset=offset, flags=flags)
 
     def record_data(self, stream: int, offset: int, size: int) -> None:
-        """Count a DATA frame that the caller made itself (``restart`` as the stream says).
+        """Count a DATA frame that the caller encoded itself, with the stream's ``restart``.
 
         Raises :class:`FlowControlViolation` beyond the credit, :class:`UnexpectedMessage` where no
         DATA, or none at this offset or of this size, may be sent.
@@ -405,7 +404,7 @@ class ClientProtocol:
         self.in_flight += size
 
     def send_finish(self, stream: int, finish: messages.Finish) -> bytes:
-        """Raises :class:`SizeMismatch` unless exactly ``finish.size`` bytes were sent."""
+        """Send FINISH. Raises :class:`SizeMismatch` unless exactly ``finish.size`` bytes were sent."""
         entry, state = self._may_send(stream, _F.FINISH)
         if finish.size != entry.sent:
             raise SizeMismatch(size=finish.size, received=entry.sent)
@@ -413,18 +412,18 @@ class ClientProtocol:
         return finish.to_frame(stream, self._crc)
 
     def send_cancel(self, stream: int) -> bytes:
-        """Throw the upload away. The answer is CANCELLED, or the result where it is too late."""
+        """Cancel the upload. The answer is CANCELLED, or the result where the upload has completed."""
         entry, state = self._may_send(stream, _F.CANCEL)
         entry.state = state
         return messages.Cancel().to_frame(stream, self._crc)
 
     def send_release(self, stream: int) -> bytes:
-        """Leave the upload as it is; the answer is RELEASED."""
+        """Release the upload, which stays unfinished; the answer is RELEASED."""
         entry, state = self._may_send(stream, _F.RELEASE)
         entry.state = state
         return messages.Release().to_frame(stream, self._crc)
 
-    def _open(self, state: StreamState, message: Message) -> tuple[Stream, bytes]:
+    def _open(self, state: ClientStreamState, message: Message) -> tuple[Stream, bytes]:
         hello = self._open_hello()
         if self.draining:
             raise Draining
@@ -435,7 +434,7 @@ class ClientProtocol:
         stream = self._streams[self._last_id] = Stream(self._last_id, state)
         return stream, frame
 
-    def _may_send(self, stream: int, message_type: FrameType) -> tuple[Stream, StreamState]:
+    def _may_send(self, stream: int, message_type: FrameType) -> tuple[Stream, ClientStreamState]:
         entry = self._stream(stream)
         state = SENDS[entry.state].get(message_type)
         if state is None:
@@ -455,4 +454,4 @@ class ClientProtocol:
 
 def _check(holds: bool, message: Message) -> None:
     if not holds:
-        raise MalformedFrame(reason=f"the figures of {message} contradict what was said before")
+        raise MalformedFrame(reason=f"the figures of {message} contradict earlier messages")

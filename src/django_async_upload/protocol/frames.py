@@ -27,18 +27,18 @@ VERSION: Final = 1
 
 HEADER_SIZE: Final = 16
 MAX_FRAME: Final = 1024 * 1024
-"""Bytes; Daphne resets a connection whose message is larger."""
+"""Largest frame, bytes; Daphne resets a connection whose message is larger."""
 MAX_CHUNK: Final = MAX_FRAME - 4096
-"""Bytes of payload of a DATA frame: below MAX_FRAME, and a multiple of the page size."""
+"""Largest payload of a DATA frame, bytes: below MAX_FRAME, and a multiple of the page size."""
 MAX_CONTROL: Final = 64 * 1024
-"""Bytes of payload of a control frame."""
+"""Largest payload of a control frame, bytes."""
 MAX_DEPTH: Final = 32
-"""Objects and arrays within each other in a control payload, the payload itself being the first."""
+"""Largest nesting depth of objects and arrays in a control payload, which is itself the first level."""
 MAX_OFFSET: Final = 2**48 - 1
 MAX_STREAM: Final = 2**32 - 1
 
 CRC = Callable[[bytes | bytearray | memoryview, int], int]
-"""``crc(data, value) -> value``: CRC-32C of data, going on from value (0 at the start)."""
+"""``crc(data, value) -> value``: CRC-32C of data, continued from value (0 at the start)."""
 
 _HEADER = struct.Struct("!QII")  # type, flags and offset are one u64
 CHECKED_SIZE: Final = 12
@@ -47,7 +47,7 @@ _OFFSET_BITS = 48
 
 
 class FrameType(IntEnum):
-    """Below 0x40 from the client, from 0x80 on from the server, between them from both."""
+    """Types below 0x40 are sent by the client, from 0x80 on by the server, those between by both."""
 
     DATA = 0x01
     AUTH = 0x02
@@ -99,9 +99,9 @@ _TYPES: Final = {int(each): each for each in FrameType}
 
 
 def parse_header(frame: bytes | memoryview) -> Header:
-    """Take a frame apart. The CRC is not checked here: see :func:`is_intact`.
+    """Parse the header of a frame. Its CRC is not checked: see :func:`is_intact`.
 
-    Raises :class:`MalformedFrame` for anything that no version-1 peer sends.
+    Raises :class:`MalformedFrame` for a frame that version 1 does not allow.
     """
     if len(frame) < HEADER_SIZE:
         raise MalformedFrame(reason=f"{len(frame)} bytes are shorter than a header")
@@ -117,7 +117,7 @@ def parse_header(frame: bytes | memoryview) -> Header:
         if flags not in (Flag.NONE, Flag.RESTART):
             raise MalformedFrame(reason=f"flags 0x{flags:02x} are not known")
         if not HEADER_SIZE < len(frame) <= HEADER_SIZE + MAX_CHUNK:
-            raise MalformedFrame(reason=f"{len(frame) - HEADER_SIZE} bytes are no chunk")
+            raise MalformedFrame(reason=f"{len(frame) - HEADER_SIZE} bytes are not a valid chunk")
     elif flags or offset:
         raise MalformedFrame(reason="flags and offset are 0 in a control frame")
     elif len(frame) > HEADER_SIZE + MAX_CONTROL:
@@ -126,7 +126,7 @@ def parse_header(frame: bytes | memoryview) -> Header:
 
 
 def is_intact(frame: bytes | memoryview, crc: CRC) -> bool:
-    """Whether the CRC in the header is that of the frame. ``frame`` has at least a header."""
+    """Whether the CRC in the header matches the frame, which has at least a header."""
     view = memoryview(frame)
     expected = int.from_bytes(view[CHECKED_SIZE:HEADER_SIZE], "big")
     return crc(view[HEADER_SIZE:], crc(view[:CHECKED_SIZE], 0)) == expected
@@ -141,7 +141,7 @@ def build_header(
     offset: int = 0,
     flags: int = 0,
 ) -> bytes:
-    """The 16 bytes that go before ``payload``."""
+    """Build the 16 bytes that precede ``payload``."""
     word = kind << 56 | flags << _OFFSET_BITS | offset
     head = _HEADER.pack(word, stream, 0)[:CHECKED_SIZE]
     return head + crc(payload, crc(head, 0)).to_bytes(4, "big")
@@ -161,9 +161,9 @@ def build_data(
 
 
 def build_control(kind: FrameType, stream: int, fields: dict[str, Any], crc: CRC) -> bytes:
-    """A control frame: the payload is one JSON object in UTF-8, keys as given.
+    """Build a control frame, whose payload is one JSON object in UTF-8 with the keys in the given order.
 
-    Raises :class:`ValueError` where the fields cannot be told: NaN, lone surrogates, too large.
+    Raises :class:`ValueError` for fields that cannot be encoded: NaN, lone surrogates, too many bytes.
     """
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     payload = text.encode()
@@ -173,14 +173,14 @@ def build_control(kind: FrameType, stream: int, fields: dict[str, Any], crc: CRC
 
 
 def parse_fields(frame: bytes | memoryview, crc: CRC) -> dict[str, Any]:
-    """The JSON object of a control frame, its CRC checked.
+    """Check the CRC of a control frame and parse its JSON object.
 
     Raises :class:`CorruptFrame` and :class:`MalformedFrame`.
     """
     if not is_intact(frame, crc):
         raise CorruptFrame
     try:
-        # Decoded here: json.loads would take UTF-16, UTF-32 and encoded surrogates for UTF-8.
+        # Decoded here, since json.loads accepts UTF-16, UTF-32 and encoded surrogates, too.
         text = str(memoryview(frame)[HEADER_SIZE:], "utf-8")
         fields = json.loads(text, parse_constant=_refuse_number, parse_float=_parse_float)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""The control messages: one frozen dataclass per frame type, its fields the JSON fields.
+"""The control messages: one frozen dataclass per frame type, with the JSON fields as its fields.
 
-A field without a default must be there; a field that is not known is ignored, so that a later minor
-version may add some. CRCs and digests are lower-case hex strings, integers are 0 to 2**48 - 1, sizes
+A field without a default is required; unknown fields are ignored, so that a later minor
+version can add some. CRCs and digests are lower-case hex strings, integers are 0 to 2**48 - 1, sizes
 and offsets are bytes, times are seconds.
 """
 
@@ -32,7 +32,7 @@ _BY_TYPE: dict[FrameType, type[Message]] = {}
 
 
 def _is_digests(value: object) -> bool:
-    if isinstance(value, list):  # in HELLO: the names only
+    if isinstance(value, list):  # HELLO has the names only
         return all(isinstance(name, str) for name in value)
     return isinstance(value, dict) and all(
         name in DIGESTS
@@ -43,7 +43,7 @@ def _is_digests(value: object) -> bool:
     )
 
 
-# What a field of this name must look like, beyond its type, wherever it stands.
+# Conditions on fields by name, beyond their types, in every message.
 _RULES: dict[str, Callable[[Any], Any]] = {
     "key": _KEY.match,
     "upload": _UUID.match,
@@ -77,7 +77,7 @@ class Message:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """Raises :class:`MalformedFrame`, naming the first field that is missing or wrong."""
+        """Build a message. Raises :class:`MalformedFrame`, which names the first missing or invalid field."""
         values = {}
         for name, (accepts, required) in _schema(cls).items():
             if name in fields:
@@ -91,7 +91,7 @@ class Message:
         return cls(**values)
 
     def to_fields(self) -> dict[str, Any]:
-        """The JSON object; fields that are None are left out."""
+        """The JSON object, without fields that are None."""
         values = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))
         return {name: value for name, value in values if value is not None}
 
@@ -104,35 +104,35 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Auth(Message):
-    """Stream 0. Says who is there; without a ticket, "look at my login again"."""
+    """Stream 0. Authenticates by a ticket; without one, asks the server to check the login again."""
 
     ticket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Create(Message):
-    """Opens a stream and begins an upload; sent again with the same key, it finds that upload."""
+    """Opens a stream and creates an upload. Sent again with the same key, it attaches to that upload."""
 
     key: str
     name: str
     size: int | None = None
-    """None: not known until FINISH."""
+    """None: unknown until FINISH."""
     content_type: str = ""
     digest: str | None = None
-    """The algorithm whose digest FINISH will bring, beside CRC-32C."""
+    """The algorithm whose digest FINISH will contain, in addition to CRC-32C."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Attach(Message):
-    """Opens a stream and takes an upload over."""
+    """Opens a stream and resumes an upload, also from another connection."""
 
     upload: str
 
 
 @dataclass(frozen=True, slots=True)
 class Proof(Message):
-    """Answers ATTACHED: the CRCs of the client's first ``durable`` and ``received`` bytes."""
+    """Answers ATTACHED with the CRCs of the client's first ``durable`` and ``received`` bytes."""
 
     durable_crc32c: str
     received_crc32c: str | None = None
@@ -147,28 +147,28 @@ class Finish(Message):
 
 @dataclass(frozen=True, slots=True)
 class Cancel(Message):
-    """On an open stream: that upload. On a new stream: the upload named, and the stream is closed."""
+    """Cancels an upload: on an open stream that one, on a new stream the one named."""
 
     upload: str | None = None
     finished: bool | None = None
-    """On a new stream: also where its file is finished and not yet taken. None is no."""
+    """On a new stream: also cancel a completed upload that is not taken. None is false."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release(Message):
-    """Leaves the upload as it is and closes the stream."""
+    """Closes the stream; the upload stays unfinished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paused(Message):
-    """Answers PAUSE: the end of the last byte sent."""
+    """Answers PAUSE with the end of the last byte sent."""
 
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Query(Message):
-    """Asks for an upload's state on a new stream, without taking it over."""
+    """Asks on a new stream for an upload's state, without resuming it."""
 
     upload: str
 
@@ -185,7 +185,7 @@ class Ping(Message):
 
 @dataclass(frozen=True, slots=True)
 class Pong(Message):
-    """Stream 0. The nonce of the PING that it answers."""
+    """Stream 0. Answers PING with its nonce."""
 
     nonce: int = 0
 
@@ -198,24 +198,24 @@ class Hello(Message):
     """Stream 0, the first frame of a connection."""
 
     connection_limit: int
-    """Bytes of DATA payload on all streams together before a LIMIT."""
+    """The connection's first limit: bytes of DATA payload on all streams together."""
     stream_limit: int
-    """The limit of a stream opened by CREATE, until it is told another."""
+    """The first limit of a stream opened by CREATE."""
     max_streams: int
     version: int = frames.VERSION
     max_frame: int = MAX_FRAME
     max_chunk: int = MAX_CHUNK
     window: int = 8 * 1024 * 1024
-    """Bytes that may be sent beyond ``durable``; no limit goes further."""
+    """Bytes that may be sent beyond ``durable``: no limit exceeds this."""
     digests: list[str] = field(default_factory=lambda: list(DIGESTS))
     authenticated: bool = True
     """False: AUTH with a ticket is due within ``auth_timeout``."""
     auth_timeout: float = 5.0
     heartbeat: float = 20.0
-    """Send something at least this often; after three times as long the server closes."""
+    """Seconds. The client sends a message at least this often; after three times as long the server closes."""
     server: str = ""
     address: str | None = None
-    """The client's, as the server sees it: what counts for caps per address."""
+    """The client's address, as the server sees it and counts by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,21 +224,21 @@ class Authenticated(Message):
 
     user: str | None = None
     expires_in: float | None = None
-    """None: as long as the login lasts."""
+    """Seconds until the ticket expires; None for a login."""
 
 
 @dataclass(frozen=True, slots=True)
 class Created(Message):
     upload: str
     name: str
-    """As the server cleaned it."""
+    """The file's name, as cleaned by the server."""
     limit: int
     chunk: int
 
 
 @dataclass(frozen=True, slots=True)
 class Attached(Message):
-    """Answers ATTACH, and CREATE where the key is known. The client answers with PROOF."""
+    """Answers ATTACH, and CREATE with a key that exists. The client answers with PROOF."""
 
     upload: str
     name: str
@@ -260,7 +260,7 @@ class Ready(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ack(Message):
-    """The newest word on a stream; an older one not yet sent is left out."""
+    """The latest offsets and limit of a stream. It replaces an older ACK that was not sent yet."""
 
     received: int
     durable: int
@@ -271,25 +271,25 @@ class Ack(Message):
 
 @dataclass(frozen=True, slots=True)
 class Rewind(Message):
-    """Send again from ``offset``, the first frame with the RESTART flag."""
+    """The client sends again from ``offset``; its first frame has the RESTART flag."""
 
     offset: int
     durable: int
     limit: int
     code: str
-    """Why: ``corrupt_chunk`` or ``storage_error``."""
+    """The reason: ``corrupt_chunk`` or ``storage_error``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause(Message):
-    """Stop sending, answer PAUSED, go on when an ACK raises the limit."""
+    """The client stops sending, answers PAUSED, and continues when an ACK raises the limit."""
 
     code: str = "busy"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress(Message):
-    """After FINISH, while ``verifying``, ``inspecting`` or ``finalizing``."""
+    """Progress after FINISH, while ``verifying``, ``inspecting`` or ``finalizing``."""
 
     phase: str
     done: int
@@ -298,7 +298,7 @@ class Progress(Message):
 
 @dataclass(frozen=True, slots=True)
 class Completed(Message):
-    """Closes the stream. Asking again gives the same answer."""
+    """The upload completed. Closes the stream. ATTACH to a completed upload gets the same answer."""
 
     upload: str
     name: str
@@ -307,7 +307,7 @@ class Completed(Message):
     stored_as: str
     digests: dict[str, str] = field(default_factory=dict)
     receipt: str | None = None
-    """Signed by the server: to be posted with a form, in place of the file."""
+    """A signed receipt, which a form posts in place of the file."""
     response: dict[str, Any] | None = None
     """The app's own answer."""
 
@@ -337,26 +337,26 @@ class Status(Message):
     size: int | None = None
     stored_as: str | None = None
     error: str | None = None
-    """The code of the error that ended it."""
+    """The code of the error that ended the upload."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit(Message):
-    """Stream 0. The connection's new limit; never below an older one."""
+    """Stream 0. The connection's new limit, which never decreases."""
 
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drain(Message):
-    """Stream 0. Open no stream, expect the connection to close, come back after ``retry_after``."""
+    """Stream 0. The server will close: the client opens no stream, and reconnects after ``retry_after``."""
 
     retry_after: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Error(Message):
-    """Closes the stream; on stream 0, the connection."""
+    """An error. Closes the stream; on stream 0, the connection."""
 
     code: str
     message: str
@@ -369,7 +369,7 @@ FROM_CLIENT: typing.Final = frozenset(kind for kind in FrameType if kind < Frame
 
 
 def parse_message(kind: FrameType, fields: Mapping[str, Any]) -> Message:
-    """Raises :class:`MalformedFrame`. ``kind`` is not DATA."""
+    """Build the message of a frame type other than DATA. Raises :class:`MalformedFrame`."""
     return _BY_TYPE[kind].from_fields(fields)
 
 
@@ -377,7 +377,7 @@ def parse_message(kind: FrameType, fields: Mapping[str, Any]) -> Message:
 
 
 def _schema(cls: type[Message]) -> dict[str, tuple[Callable[[object], bool], bool]]:
-    """Field name -> (accepts the value's type, is required); computed once per class."""
+    """Map field names to (predicate of the value's type, is required); computed once per class."""
     found = _SCHEMAS.get(cls)
     if found is None:
         hints = typing.get_type_hints(cls)
@@ -395,9 +395,9 @@ _SCHEMAS: dict[type[Message], dict[str, tuple[Callable[[object], bool], bool]]] 
 
 
 def _accepts(hint: Any) -> Callable[[object], bool]:
-    """A predicate for an annotation.
+    """Build a predicate for an annotation.
 
-    JSON has no subclasses, ``true`` is not a number, ``null`` is no value, and integers are as large as an offset.
+    Types must match exactly: ``true`` is not a number, and ``null`` is not a value. Integers fit an offset.
     """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = {typing.get_origin(option) or option for option in options} - {types.NoneType}

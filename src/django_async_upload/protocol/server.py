@@ -1,8 +1,8 @@
-"""The server's side of one connection, sans I/O: it awaits nothing, has no clock and moves no bytes.
+"""The server's half of protocol 1, sans I/O: frames in, events out, without a clock.
 
-The shell passes every message to :meth:`ServerProtocol.receive` and carries out the event that comes back;
-it sends every message through :meth:`ServerProtocol.send`, which keeps the state of the streams. The frames
-must go out in the order in which they were made.
+The shell passes every message to :meth:`ServerProtocol.receive` and handles the returned event. It encodes every
+outgoing message by :meth:`ServerProtocol.send`, which updates the state of the streams, and must send the frames in the
+order in which they were returned.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from .frames import (
 )
 
 MAX_REWINDS: Final = 8
-"""Rewinds to one offset before the stream ends with ``corrupt_chunks``."""
+"""Maximum number of rewinds to one offset; then the stream ends with ``corrupt_chunks``."""
 
 
 LEAST_DROPPED: Final = 1024
-"""Bytes that a frame which is dropped counts as at least."""
+"""The least number of bytes that a dropped frame counts as."""
 IN_FLIGHT_SLACK: Final = 16 * 1024
-"""And what such frames of one stream may count beyond its credit: FINISH, CANCEL, and chunks that were shorter."""
+"""Bytes that dropped frames of one stream may count beyond its credit: FINISH, CANCEL, and shorter chunks."""
 
 
 class StreamState(Enum):
-    """What the server expects on a stream. A closed stream has no state: it is forgotten."""
+    """States of an open stream. Closed streams are forgotten."""
 
     CREATING = auto()
-    """CREATE came, and is not answered; data may follow it at once."""
+    """CREATE was received and is not answered; data may follow it at once."""
     ATTACHING = auto()
-    """ATTACH or PROOF came, and is not answered."""
+    """ATTACH or PROOF was received and is not answered."""
     PROVING = auto()
     """ATTACHED was sent; PROOF is due."""
     OPEN = auto()
@@ -62,9 +62,9 @@ class StreamState(Enum):
     FINISHING = auto()
     """FINISH came."""
     ASKING = auto()
-    """QUERY, or CANCEL of an upload that this connection does not hold."""
+    """QUERY, or CANCEL on a new stream, was received and is not answered."""
     ENDING = auto()
-    """CANCEL or RELEASE came, or the client broke the stream; only the answer is missing."""
+    """CANCEL or RELEASE was received, or the client violated the stream's rules; the answer is due."""
 
 
 _S = StreamState
@@ -82,10 +82,10 @@ ACCEPTS: Final[dict[FrameType, frozenset[StreamState]]] = {
     _T.CANCEL: _HOLDING,
     _T.RELEASE: _HOLDING,
 }
-"""The frames that may come on an open stream, and in which of its states. While ENDING all are dropped."""
+"""The frames that are allowed on an open stream, and the states that allow them. While ENDING all are dropped."""
 
 DROPS: Final = frozenset({_S.ATTACHING, _S.PROVING, _S.REWINDING, _S.ENDING})
-"""In these states DATA and FINISH were in flight before the client could know better."""
+"""States in which DATA and FINISH may have been in flight when the state changed: they are dropped."""
 
 _OPENS: Final = {
     _T.CREATE: _S.CREATING,
@@ -98,7 +98,7 @@ _CLOSES: Final = (m.Completed, m.Cancelled, m.Released, m.Status, m.Error)
 
 
 class Chunk(NamedTuple):
-    """DATA that fits its stream. Its CRC is not checked yet: the writer does that."""
+    """DATA that is allowed on its stream. Its CRC is not checked yet: the store's writer does that."""
 
     stream: int
     payload: memoryview
@@ -117,7 +117,7 @@ class Received(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """The client broke one stream: let go of the upload and send ``error``. What else comes is dropped."""
+    """The client violated the rules of one stream: release the upload and send ``error``. Later frames are dropped."""
 
     stream: int
     error: UploadError
@@ -134,13 +134,13 @@ class _Stream:
     size: int | None = None
     pausing: bool = False
     promised: int = 0
-    """The highest limit that the client was told."""
+    """The highest limit sent to the client."""
     rewound_to: int = -1
     rewinds: int = 0
 
 
 class ServerProtocol:
-    """One connection. ``hello`` is what the server has to say first: send :attr:`greeting`."""
+    """The protocol state of one connection. First send :attr:`greeting`, which encodes ``hello``."""
 
     def __init__(self, hello: m.Hello, crc: CRC) -> None:
         self._hello = hello
@@ -152,7 +152,7 @@ class ServerProtocol:
         self._silent = not hello.authenticated
         self._authenticating = False
         self._in_flight = 0
-        """Bytes that may still come for streams which take none any more: see :meth:`_drop`."""
+        """Bytes that may still be in flight to streams that no longer accept data: see :meth:`_drop`."""
 
     @property
     def greeting(self) -> bytes:
@@ -160,29 +160,29 @@ class ServerProtocol:
 
     @property
     def received(self) -> int:
-        """Bytes of payload of all DATA frames: what LIMIT counts."""
+        """Bytes of payload of all DATA frames received, which LIMIT limits."""
         return self._received
 
     @property
     def limit(self) -> int:
-        """The connection's limit, as the client was told."""
+        """The connection's limit, as sent to the client."""
         return self._limit
 
     def is_open(self, stream: int) -> bool:
         return stream in self._streams
 
     def receive(self, frame: bytes) -> Event | None:
-        """Take one message from the client and return what to do about it; None is nothing.
+        """Receive one message from the client; returns the event to handle, or None.
 
         Raises :class:`ProtocolViolation` or :class:`AuthenticationRequired`: send the error on stream 0 and
-        close the connection. What was received before stays as it is.
+        close the connection. The state of the streams is unchanged.
         """
         try:
             header = parse_header(frame)
             if self._silent and header.type is not _T.AUTH:
                 raise AuthenticationRequired
         except (MalformedFrame, AuthenticationRequired) as error:
-            # One flipped bit must not look like a peer that one does not come back to.
+            # A flipped bit must be retryable, unlike a violation.
             if len(frame) >= HEADER_SIZE and not is_intact(frame, self._crc):
                 raise CorruptFrame from error
             raise
@@ -226,7 +226,7 @@ class ServerProtocol:
         return event
 
     def _judge_data(self, header: Header, stream: _Stream | None, end: int) -> Broken | None:
-        """DATA that is intact and does not fit: it was in flight, or is wrong."""
+        """Handle intact DATA that is not allowed: drop it if it was in flight, else it is a violation."""
         if stream is None:
             self._require_known(header.stream, "DATA")
             self._drop(end - header.offset)
@@ -247,15 +247,15 @@ class ServerProtocol:
         return Broken(header.stream, error)
 
     def _drop(self, length: int) -> None:
-        """Count a frame that was in flight when the server said that it takes no more.
+        """Count a frame that was in flight when the stream stopped accepting data.
 
-        No more of them can be than there was credit for, and some without payload. Raises
-        :class:`FlowControlViolation`: without an end to them a client could keep the server busy for nothing.
+        There cannot be more of these than the credit that was granted, and a few without payload. Raises
+        :class:`FlowControlViolation` beyond that: otherwise a client could keep the server busy for ever.
         """
         left = self._in_flight - max(length, LEAST_DROPPED)
         if left < 0:
             raise FlowControlViolation(
-                "More came for streams that take no data than can have been in flight."
+                "More data was received for streams that accept none than can have been in flight."
             )
         self._in_flight = left
 
@@ -315,18 +315,19 @@ class ServerProtocol:
     def _receive_paused(self, stream: _Stream, message: m.Paused) -> None:
         if not stream.pausing:
             raise UnexpectedMessage(type="PAUSED", state="no PAUSE was sent")
-        if stream.state not in DROPS:  # otherwise a later message has set the limit anew
+        if stream.state not in DROPS:  # otherwise a later message has set another limit
             if message.offset != stream.expected:
-                raise UnexpectedMessage(type="PAUSED", state=f"data up to {stream.expected} came")
+                raise UnexpectedMessage(
+                    type="PAUSED", state=f"data up to {stream.expected} was received"
+                )
             stream.limit = message.offset
         stream.pausing = False
 
     def send(self, stream: int, message: m.Message) -> bytes:
-        """The frame for a message, the stream's state changed accordingly.
+        """Encode a message as a frame, and update the stream's state.
 
-        Raises :class:`CorruptChunks` instead of rewinding for the ninth time to one offset,
-        :class:`RuntimeError` where the shell is wrong, and :class:`ValueError` where no frame can be made
-        of the message: then nothing has changed.
+        Raises :class:`CorruptChunks` instead of the ninth rewind to one offset, :class:`RuntimeError` for a message
+        that the state does not allow, and :class:`ValueError` for one that cannot be encoded: then nothing has changed.
         """
         if stream == 0:
             if isinstance(message, m.Limit):
@@ -338,11 +339,11 @@ class ServerProtocol:
         if entry is None:
             raise RuntimeError(f"stream {stream} is not open")
         if isinstance(message, _CLOSES):
-            frame = message.to_frame(stream, self._crc)  # may raise: the stream is open then
+            frame = message.to_frame(stream, self._crc)  # may raise, before the state changes
             del self._streams[stream]
             return frame
         if isinstance(message, m.Ack) and entry.pausing:
-            # PAUSED may be on its way: credit beyond its offset would be refused when it has come.
+            # PAUSED may be in flight: credit beyond its offset would make it a violation.
             message = replace(message, limit=min(message.limit, entry.expected))
         elif entry.state is not _S.ENDING:
             self._change(entry, message)
@@ -384,7 +385,7 @@ class ServerProtocol:
 
 
 def _takes_data(stream: _Stream, header: Header) -> bool:
-    """DATA may come, or this is the first after a REWIND."""
+    """Whether the stream accepts this DATA: always while open for data, after a REWIND only with RESTART."""
     return stream.state in ACCEPTS[_T.DATA] or (
         stream.state is _S.REWINDING
         and header.flags & Flag.RESTART != 0

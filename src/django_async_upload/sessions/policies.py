@@ -136,12 +136,17 @@ def check_metadata(metadata: Mapping[str, Any]) -> int:
         raise MetadataInvalid(reason="it is not interoperable JSON (RFC 7493)") from error
     if size > MAX_METADATA:
         raise MetadataInvalid(reason=f"{size} bytes are more than {MAX_METADATA}")
-    if _NUL.search(text):
+    if has_nul(text):
         raise MetadataInvalid(reason="it contains a NUL")
     values = _count_values(metadata)
     if values > MAX_METADATA_VALUES:
         raise MetadataInvalid(reason=f"{values} values are more than {MAX_METADATA_VALUES}")
     return size + values * _VALUE
+
+
+def has_nul(text: str) -> bool:
+    """Whether JSON holds the one character that PostgreSQL refuses."""
+    return _NUL.search(text) is not None
 
 
 def _count_values(value: object) -> int:

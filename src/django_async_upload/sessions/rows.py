@@ -326,7 +326,12 @@ def _discard(pk: uuid.UUID) -> tuple[UploadSession, bool] | UploadError:
     now = timezone.now()
     free = UploadSession.objects.filter(Q(expires_at=None) | Q(expires_at__lte=now))
     changed = free.filter(state=State.COMPLETED).transition(
-        [pk], State.CANCELLED, epoch=F("epoch") + 1, metadata={}, expires_at=now + HOLD
+        [pk],
+        State.CANCELLED,
+        epoch=F("epoch") + 1,
+        metadata={},
+        response=None,
+        expires_at=now + HOLD,
     )
     if changed:
         CompletionEvent.objects.filter(

@@ -1,1 +1,1 @@
-"""What projects that build on this one test their own parts with."""
+"""Tools for the tests of projects that use this one."""

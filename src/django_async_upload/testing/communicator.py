@@ -1,11 +1,11 @@
-"""A client for a host's own tests: an ASGI connection, in the frames and messages of the protocol.
+"""A test client for hosts: an ASGI connection that sends and receives messages of the protocol.
 
 ::
 
     async with UploadCommunicator(application, ticket=issue_ticket(user)) as uploads:
         completed = await uploads.upload("notes.txt", b"hello")
 
-No socket and no server process: the application runs in the event loop of the test.
+It needs no socket and no server process: the application runs in the event loop of the test.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from ..protocol.frames import SUBPROTOCOL, build_data, parse_fields, parse_heade
 M = TypeVar("M", bound=m.Message)
 
 
-class Received(NamedTuple):
-    """A message of the server, on its stream (0 is the connection)."""
+class ServerMessage(NamedTuple):
+    """A message from the server and its stream; 0 is the connection itself."""
 
     stream: int
     message: m.Message
 
 
 class UploadCommunicator:
-    """One connection to a consumer. ``application`` is the host's own, or ``UploadConsumer.as_asgi()``.
+    """A connection to a consumer. ``application`` is the host's own, or ``UploadConsumer.as_asgi()``.
 
     A ``ticket`` is sent as soon as the connection is open. ``cookies`` are those of Django's test client after
-    ``client.force_login(user)``; then the handshake carries an ``Origin``, as a browser's does.
-    Waiting for a message for ``timeout`` seconds raises :class:`TimeoutError`.
+    ``client.force_login(user)``; with them the handshake has an ``Origin``, as a browser's.
+    Waiting longer than ``timeout`` seconds for a message raises :class:`TimeoutError`.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class UploadCommunicator:
             "subprotocols": list(subprotocols),
             "client": [address, 0],
         }
-        # Not Channels' communicator: to import that, Daphne must be installed.
+        # Not Channels' communicator, whose import requires Daphne.
         self.socket: Any = ApplicationCommunicator(application, scope)  # type: ignore[no-untyped-call]
         self.timeout = timeout
         self.hello: m.Hello
         self.close_code: int | None = None
-        """The server's, once it has closed the connection."""
+        """The server's close code, once it has closed the connection."""
         self._ticket = ticket
         self._highest = 0
 
@@ -87,7 +87,8 @@ class UploadCommunicator:
     async def connect(self) -> m.Hello:
         """Open the connection, wait for HELLO and send the ticket.
 
-        Raises :class:`ConnectionLost` where the handshake is refused, and the error that came instead of HELLO.
+        Raises :class:`ConnectionLost` where the handshake is refused, and the error that the server sent instead of
+        HELLO.
         """
         await self.socket.send_input({"type": "websocket.connect"})
         answer = await self.socket.receive_output(self.timeout)
@@ -100,12 +101,12 @@ class UploadCommunicator:
         return self.hello
 
     async def disconnect(self, code: int = 1000) -> None:
-        """Drop the connection and wait for the consumer to end; raises what it raised."""
+        """Disconnect and wait for the consumer to end; raises what it raised."""
         await self.socket.send_input({"type": "websocket.disconnect", "code": code})
         await self.socket.wait(self.timeout)
 
     def new_stream(self) -> int:
-        """An id that was not used before on this connection."""
+        """A stream id that was not used on this connection."""
         self._highest += 1
         return self._highest
 
@@ -119,23 +120,23 @@ class UploadCommunicator:
         await self.send_frame(build_data(stream, offset, payload, crc32c, restart=restart))
 
     async def send_frame(self, frame: bytes) -> None:
-        """One binary message as it is, damaged perhaps."""
+        """Send one binary message unchanged, even an invalid one."""
         await self.socket.send_input({"type": "websocket.receive", "bytes": frame})
 
-    async def receive(self) -> Received:
-        """The next message. Raises :class:`ConnectionLost` when the server closes: see :attr:`close_code`."""
+    async def receive(self) -> ServerMessage:
+        """Wait for the next message. Raises :class:`ConnectionLost` when the server closes: see :attr:`close_code`."""
         output = await self.socket.receive_output(self.timeout)
         if output["type"] == "websocket.close":
             self.close_code = output.get("code", 1000)
             raise ConnectionLost(f"The server closed with {self.close_code}.")
         header = parse_header(output["bytes"])
         fields = parse_fields(output["bytes"], crc32c)
-        return Received(header.stream, m.parse_message(header.type, fields))
+        return ServerMessage(header.stream, m.parse_message(header.type, fields))
 
     async def wait_for(self, kind: type[M], stream: int = 0) -> M:
-        """The next message of a type on a stream; others are passed over.
+        """Wait for the next message of a type on a stream, and skip others.
 
-        Raises the error that ends the stream, or the connection, instead.
+        Raises the error that ends the stream or the connection.
         """
         while True:
             number, message = await self.receive()
@@ -148,7 +149,7 @@ class UploadCommunicator:
                 raise from_code(message.code, message.message, facts)
 
     async def receives_nothing(self, seconds: float = 0.1) -> bool:
-        """Whether the server stays silent."""
+        """Whether the server sends nothing for that long."""
         return bool(await self.socket.receive_nothing(seconds))
 
     async def upload(
@@ -160,10 +161,10 @@ class UploadCommunicator:
         metadata: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> m.Completed:
-        """Create, send and finish a file; raises the error that it ends with.
+        """Create, send and finish a file. Raises the error that ends the upload.
 
-        With the ``key`` of an earlier upload this goes on with it. One upload at a time: messages on other
-        streams are passed over.
+        With the ``key`` of an earlier upload this resumes it. Run one upload at a time: messages on other
+        streams are skipped.
         """
         stream = self.new_stream()
         create = m.Create(
@@ -178,7 +179,7 @@ class UploadCommunicator:
 
 
 class _Sending:
-    """The sender of one file: as much as it has credit for, after every word of the server."""
+    """Sends one file: after every message from the server as much as the credit allows."""
 
     def __init__(self, uploads: UploadCommunicator, stream: int, data: bytes) -> None:
         self._uploads = uploads

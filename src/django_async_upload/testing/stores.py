@@ -1,4 +1,4 @@
-"""What every store must do, as tests: subclass it in your own suite, with pytest.
+"""The compliance suite of stores: subclass it in your own tests, with pytest.
 
 ::
 
@@ -6,7 +6,7 @@
         def make_store(self, tmp_path):
             return MyStore(bucket="test")
 
-Each test is a promise of :mod:`django_async_upload.stores.base`. Only pytest is needed, no plugin
+Each test checks a promise of :mod:`django_async_upload.stores.base`. It needs only pytest, no plugin
 and no settings.
 """
 
@@ -49,15 +49,15 @@ EVIL_NAMES = [
     "0" * 5000,
     "\udcff" * 32,
 ]
-"""Names that no store gives its parts."""
+"""Names that no store uses for parts."""
 
 
 MAX_PIECE: Final = 1024 * 1024 - 4096
-"""Bytes: the longest piece that a door passes on at once."""
+"""Bytes of the longest piece that a door passes on."""
 
 
 def split(data: bytes, size: int = 4096, *, offset: int = 0) -> list[Piece]:
-    """Sealed pieces that bring ``data`` from ``offset`` on."""
+    """Sealed pieces of ``data``, which starts at ``offset``."""
     return [
         seal(data[start : start + size], crc32c((offset + start).to_bytes(8, "big")))
         for start in range(0, len(data), size)
@@ -65,24 +65,24 @@ def split(data: bytes, size: int = 4096, *, offset: int = 0) -> list[Piece]:
 
 
 def seal(payload: bytes, start: int = 0) -> Piece:
-    """A piece whose sender put something with the CRC ``start`` before it."""
+    """A sealed piece, whose CRC continues ``start``, that of the bytes before the payload."""
     return Piece(payload, Seal(start, crc32c(payload, start)))
 
 
 def damage(piece: Piece) -> Piece:
-    """The piece with one bit of its payload flipped."""
+    """Flip one bit of the piece's payload."""
     payload = bytes(piece.payload)
     return piece._replace(payload=payload[:-1] + bytes([payload[-1] ^ 1]))
 
 
 class StoreCompliance:
-    """Subclass it and write :meth:`make_store`."""
+    """Tests of a store. Subclass it and implement :meth:`make_store`."""
 
     size = 64 * 1024
-    """Bytes of a test upload. A store whose ``durable`` moves in parts sets four of them."""
+    """Bytes of a test upload. A store whose ``durable`` advances in parts sets four parts."""
 
     def make_store(self, tmp_path: Path) -> Store:
-        """A new store without parts; ``tmp_path`` is an empty folder."""
+        """Create a store without parts; ``tmp_path`` is an empty folder."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -96,7 +96,7 @@ class StoreCompliance:
         return random.Random(self.size).randbytes(self.size)  # noqa: S311
 
     def begun(self, store: Store) -> tuple[Writer, Checkpoint]:
-        """A part of two halves of :attr:`data`, the first of them synced."""
+        """A part with two halves of :attr:`data`, of which the first is synced."""
         half = self.size // 2
         writer = store.create(self.size)
         writer.append(split(self.data[:half]))
@@ -218,7 +218,7 @@ class StoreCompliance:
         def append() -> None:
             for piece in split(self.data, 64):
                 writer.append([piece])
-                time.sleep(0)  # lets the other thread in
+                time.sleep(0)  # lets the other thread run
 
         checkpoints = []
         with ThreadPoolExecutor(1) as pool:
@@ -253,7 +253,7 @@ class StoreCompliance:
         writer.append(split(self.data[: self.size // 2]))
         settled = writer.settled
         assert settled <= writer.received
-        writer = store.open(named, size=self.size)  # the older one was never closed
+        writer = store.open(named, size=self.size)  # the older writer was never closed
         assert writer.received >= settled
         self.assert_holds(writer, self.data[: writer.received])
 
@@ -371,7 +371,7 @@ class StoreCompliance:
         writer.rewrite(checkpoint)
         assert writer.part != checkpoint.part
         self.assert_holds(writer, self.data[: checkpoint.offset])
-        # A crash may come before the new name is written down, and after.
+        # A crash may happen before the row names the new part, and after.
         assert {checkpoint.part, writer.part} <= {part.name for part in store.parts()}
         writer.append(split(self.data[checkpoint.offset :], offset=checkpoint.offset))
         renewed = writer.sync()

@@ -1,9 +1,9 @@
-"""Conversations of the protocol as data, and what runs them against an implementation.
+"""Transcripts: conversations of the protocol as data, and functions that run them against an implementation.
 
 A transcript is a JSON file: the frames of one connection in the order in which the server sends and receives
-them, and what the receiver of each makes of it. The format is described in ``tests/vectors/README.md``.
+them, and the outcome of each at its receiver. The format is described in ``tests/vectors/README.md``.
 :func:`run_on_server` and :func:`run_on_client` drive the two halves of the sans-I/O protocol;
-:func:`run_on_connection` plays the client against a server that runs.
+:func:`run_on_connection` plays the client against a running server.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ..protocol.server import Broken, Chunk, Received, ServerProtocol
 
 Side = Literal["client", "server"]
 
-_PERIOD: Final = 251  # a prime: no power of two falls on the same byte again
+_PERIOD: Final = 251  # a prime, so that no shift by a power of two gives the same bytes
 _OWN_PACE: Final = frozenset({FrameType.ACK, FrameType.LIMIT, FrameType.PROGRESS, FrameType.PAUSE})
-"""What a live server says when it likes."""
+"""Messages that a live server sends at any time."""
 _OWN_FIGURES: Final = frozenset(
     {
         "limit",
@@ -51,11 +51,11 @@ _OWN_FIGURES: Final = frozenset(
         "expires_in",
     }
 )
-"""Fields that depend on a live server's pace, settings or taste."""
+"""Fields that depend on a live server's speed or settings."""
 
 
 class TranscriptFailed(AssertionError):
-    """An implementation did something else than the transcript says."""
+    """An implementation deviated from the transcript."""
 
 
 def pattern(seed: int, start: int, stop: int) -> bytes:
@@ -67,7 +67,7 @@ def pattern(seed: int, start: int, stop: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One frame, and what its receiver does with it."""
+    """One frame, and its outcome at the receiver."""
 
     sender: Side
     type: FrameType
@@ -78,24 +78,24 @@ class Step:
     payload: bytes = b""
     """DATA only."""
     frame: bytes | None = None
-    """The frame as it was written down, where it was."""
+    """The frame's bytes, where the transcript contains them."""
     damage: tuple[int, int] | None = None
-    """Index and mask of the byte that is damaged on the way."""
+    """Index and mask of the byte that is damaged in transit."""
     late: int = 0
-    """Of the server: the next so many frames of the client were sent before this one reached it."""
+    """Of a server's frame: the number of following client frames sent before this one was received."""
     outcome: Literal["taken", "dropped", "broken", "closed"] = "taken"
     file: bytes | None = None
-    """The client's whole file, where it is another than that of DATA."""
+    """The client's file, where it differs from that of DATA."""
     code: str | None = None
-    """The error that the receiver finds, where the outcome is ``broken`` or ``closed``."""
+    """The receiver's error, where the outcome is ``broken`` or ``closed``."""
 
     @property
     def message(self) -> m.Message:
-        """What a control frame says."""
+        """The message of a control frame."""
         return m.parse_message(self.type, self.fields)
 
     def encode(self) -> bytes:
-        """The frame as it arrives."""
+        """The frame as it is received."""
         if self.frame is not None:
             frame = self.frame
         elif self.type is FrameType.DATA:
@@ -113,20 +113,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A conversation. ``sides`` are the halves of the protocol that can be driven with it."""
+    """A conversation. ``sides`` are the halves of the protocol that it can drive."""
 
     name: str
     about: str
     steps: tuple[Step, ...]
     sides: frozenset[str] = frozenset({"client", "server"})
     live: bool = False
-    """It can be played against a server with ordinary settings."""
+    """Whether it can be played against a server with default settings."""
     close: int | None = None
     """The WebSocket close code that follows the last frame."""
 
 
 def read(path: Path) -> Transcript:
-    """Raises :class:`KeyError` and :class:`ValueError` where the file is no transcript."""
+    """Read a transcript. Raises :class:`KeyError` and :class:`ValueError` for an invalid file."""
     raw = json.loads(path.read_text("utf-8"))
     return Transcript(
         name=path.stem,
@@ -139,7 +139,7 @@ def read(path: Path) -> Transcript:
 
 
 def read_all(directory: Path) -> list[Transcript]:
-    """The transcripts of a folder, by name."""
+    """Read the transcripts of a folder, sorted by name."""
     return [read(path) for path in sorted(directory.glob("*.json"))]
 
 
@@ -171,7 +171,7 @@ def _read_step(raw: Mapping[str, Any]) -> Step:
 
 
 def _in_client_order(steps: tuple[Step, ...]) -> Iterator[Step]:
-    """The server's frames where they reach the client, in their own order."""
+    """The steps in the order in which the client sends and receives them."""
     waiting: deque[list[Any]] = deque()
     for step in steps:
         if step.sender == "server":
@@ -195,7 +195,7 @@ def _expect(holds: bool, transcript: Transcript, step: Step, got: object) -> Non
 
 
 def _check_sent(transcript: Transcript, step: Step, frame: bytes) -> None:
-    """The implementation wrote the frame that the transcript has; JSON may be spaced otherwise."""
+    """Check that the implementation sent the transcript's frame; spaces in JSON may differ."""
     header = parse_header(frame)
     place = (header.type, header.stream, header.offset, header.flags)
     _expect(place == (step.type, step.stream, step.offset, step.flags), transcript, step, header)
@@ -210,7 +210,7 @@ def _check_sent(transcript: Transcript, step: Step, frame: bytes) -> None:
 
 
 def run_on_server(transcript: Transcript) -> ServerProtocol:
-    """Be the client of a :class:`ServerProtocol`, and its shell. Raises :class:`TranscriptFailed`."""
+    """Play the client of a :class:`ServerProtocol`, and its shell. Raises :class:`TranscriptFailed`."""
     hello, *steps = transcript.steps
     greeting = hello.message
     assert isinstance(greeting, m.Hello)
@@ -235,7 +235,7 @@ def run_on_server(transcript: Transcript) -> ServerProtocol:
             case Received(stream, message):
                 _expect(message == step.message, transcript, step, event)
                 got = ("taken", None, stream)
-            case None:  # a PONG needs nothing to be done
+            case None:  # PONG needs no handling
                 outcome = "taken" if step.type is FrameType.PONG else "dropped"
                 got = (outcome, None, step.stream)
         _expect(got == (step.outcome, step.code, step.stream), transcript, step, event)
@@ -243,7 +243,7 @@ def run_on_server(transcript: Transcript) -> ServerProtocol:
 
 
 def run_on_client(transcript: Transcript) -> ClientProtocol:
-    """Be the server of a :class:`ClientProtocol`, and its shell. Raises :class:`TranscriptFailed`."""
+    """Play the server of a :class:`ClientProtocol`, and its shell. Raises :class:`TranscriptFailed`."""
     protocol = ClientProtocol(crc32c)
     replies: deque[bytes] = deque()
     for step in _in_client_order(transcript.steps):
@@ -270,7 +270,7 @@ def run_on_client(transcript: Transcript) -> ClientProtocol:
 
 
 def send_as_client(protocol: ClientProtocol, step: Step) -> bytes:
-    """Have a client say what a step of its own says; returns the frame."""
+    """Send a client's step by the protocol; returns the frame."""
     match step.message if step.type is not FrameType.DATA else None:
         case None:
             return protocol.send_data(step.stream, step.payload) + step.payload
@@ -294,13 +294,13 @@ def send_as_client(protocol: ClientProtocol, step: Step) -> bytes:
             return protocol.send_proof(step.stream, durable, received)
         case m.Finish() as finish:
             return protocol.send_finish(step.stream, finish)
-    raise ValueError(f"a client does not say {step.type.name}")
+    raise ValueError(f"a client does not send {step.type.name}")
 
 
-# Against a server that runs -----------------------------------------------------------------------
+# Against a running server -------------------------------------------------------------------------
 
 
-class Connection(Protocol):
+class LiveConnection(Protocol):
     """An open WebSocket, e.g. Channels' ``WebsocketCommunicator``."""
 
     async def send(self, frame: bytes) -> None: ...
@@ -312,15 +312,15 @@ class Connection(Protocol):
 
 
 async def run_on_connection(
-    transcript: Transcript, connection: Connection, texts: Mapping[str, str] | None = None
+    transcript: Transcript, connection: LiveConnection, texts: Mapping[str, str] | None = None
 ) -> list[m.Message]:
-    """Play the client to a live server and compare what it says; returns the messages compared.
+    """Play the client of a live server and compare the server's messages; returns those compared.
 
-    Keys are replaced by random ones, upload ids by the server's, and the ``texts`` (tickets) by others. What the
-    server says at its own pace (ACK, LIMIT, PROGRESS, PAUSE) and figures that depend on its settings are not
+    Keys are replaced by random ones, upload ids by the server's, and the ``texts`` (tickets) by others. Messages that
+    the server sends at any time (ACK, LIMIT, PROGRESS, PAUSE) and figures that depend on its settings are not
     compared.
     """
-    names = dict(texts or {})  # keys, ids and tickets: the transcript's -> the connection's
+    names = dict(texts or {})  # keys, ids and tickets: from the transcript's to the connection's
     heard: defaultdict[int, deque[m.Message]] = defaultdict(deque)
     said: list[m.Message] = []
     for step in _in_client_order(transcript.steps):
@@ -339,7 +339,7 @@ async def run_on_connection(
                 message = m.parse_message(header.type, parse_fields(frame, crc32c))
                 heard[header.stream].append(message)
         if step.type is FrameType.CREATED and isinstance(heard[step.stream][0], m.Completed):
-            continue  # it may be left out then
+            continue  # then the server may omit it
         message = heard[step.stream].popleft()
         _expect(message.frame_type is step.type, transcript, step, message)
         said.append(message)

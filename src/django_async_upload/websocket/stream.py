@@ -207,7 +207,7 @@ class UploadStream:
                     if not await self._peer.hooks.may_discard(session):
                         raise PermissionRefused
                     session = await self._service.discard(session)
-                return ended_message(session)
+                return ended_message(await self._service.answered(session, self._peer.hooks))
         raise AssertionError(opening)
 
     def _claim(self, upload: str) -> Claim:
@@ -250,6 +250,7 @@ def completed_message(session: UploadSession) -> m.Completed:
         stored_as=session.stored_as,
         digests={each: session.digests[each] for each in m.DIGESTS if each in session.digests},
         receipt=receipt_of(session),
+        response=session.response or None,
     )
 
 

@@ -45,14 +45,14 @@ class Command(BaseCommand):
     ) -> None:
         try:
             from django_async_upload.operations.doctor import examine
-            from django_async_upload.operations.probe import Patient
+            from django_async_upload.operations.probe import Target
         except ModuleNotFoundError as error:
             if error.name != "websockets":
                 raise
             raise CommandError(
                 "websockets is missing: pip install 'django-resumable-upload[client]'"
             ) from error
-        findings = examine(Patient(url, ticket, cookie, origin))
+        findings = examine(Target(url, ticket, cookie, origin))
         if not async_to_sync(self._report)(findings):
             sys.exit(1)
 

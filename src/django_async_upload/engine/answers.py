@@ -1,0 +1,98 @@
+"""The app's own answer to a finished upload: asked for once, kept in the row, the same for each who asks again.
+
+It is asked for when the file is published and that is committed, by whoever is about to tell the client: so the hook
+may bind the file, and no process that recovers an upload needs the endpoint. A hook that fails breaks nothing: the
+upload is complete, and its answer is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import uuid
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from django.utils import timezone
+
+from .. import conf
+from ..concurrency.apart import Unfinished, apart
+from ..models import UploadSession
+from ..sessions import answers
+from ..sessions.answers import Answer, Asking
+from .database import Database
+from .verify import Hooks
+
+logger = logging.getLogger("django_async_upload")
+
+GRACE: Final = 10.0
+"""Seconds beyond the hook's own limit for which no other process asks."""
+PATIENCE: Final = 60.0
+"""Seconds for which the answer is tried to be written down."""
+
+
+class Answers:
+    """Those that this process asks for."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._asking: dict[uuid.UUID, asyncio.Task[UploadSession]] = {}
+
+    @property
+    def running(self) -> list[asyncio.Task[UploadSession]]:
+        return list(self._asking.values())
+
+    async def answered(self, session: UploadSession, hooks: Hooks) -> UploadSession:
+        """A finished upload with its answer; one that is not finished comes back as it is.
+
+        Goes on when the caller is cancelled. Raises :class:`Busy` while another process is asking.
+        """
+        if not hooks.responds or not session.is_completed or session.response is not None:
+            return session
+        asking = self._asking.get(session.pk)
+        if asking is None:
+            asking = asyncio.create_task(self._answer(session, hooks))
+            self._asking[session.pk] = asking
+            asking.add_done_callback(partial(self._forget, session.pk))
+        return await asyncio.shield(asking)
+
+    def _forget(self, pk: uuid.UUID, asking: asyncio.Task[UploadSession]) -> None:
+        del self._asking[pk]
+        if not asking.cancelled():
+            asking.exception()  # whoever waits gets it
+
+    async def _answer(self, session: UploadSession, hooks: Hooks) -> UploadSession:
+        seconds = conf.uploads().receiver_timeout
+        owner = session.owner_key
+        asking = Asking(session.pk, _until(seconds + GRACE))
+        session = await self._database.call(answers.ask, asking, owner=owner)
+        if not session.is_completed or session.response is not None:
+            return session
+        answer = Answer(session.pk, await self._ask(session, hooks, seconds))
+        return await self._database.call(answers.save, answer, owner=owner, patience=PATIENCE)
+
+    async def _ask(self, session: UploadSession, hooks: Hooks, seconds: float) -> dict[str, Any]:
+        upload = session.pk  # the hook may do what it likes with the session
+        try:
+            answer = await apart(partial(hooks.respond, session), seconds)
+        except Unfinished as error:
+            logger.error("No answer of the app to upload %s (respond_failed): it %s", upload, error)
+        except Exception as error:
+            logger.error(
+                "No answer of the app to upload %s (respond_failed)", upload, exc_info=error
+            )
+        else:
+            try:
+                return answers.as_json(answer)
+            except ValueError as error:
+                logger.error(
+                    "No answer of the app to upload %s (response_invalid): %s", upload, error
+                )
+        return {}
+
+
+def _until(seconds: float) -> datetime:
+    """So many seconds from now: a time that no other process writes at this moment."""
+    return timezone.now() + timedelta(seconds=seconds, microseconds=secrets.randbelow(1_000_000))

@@ -1,0 +1,108 @@
+"""The app's own answer to a finished upload: what it may be, and which process asks for it.
+
+What the row has is everybody's answer. A process asks for it with the row marked until a time, so that no other one
+asks meanwhile; where it dies, another one may ask afterwards: nobody was answered yet.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from django.db.models import Q
+from django.utils import timezone
+
+from ..exceptions import Busy, NotFound, UploadError
+from ..models import UploadSession
+from .policies import has_nul
+
+MAX_RESPONSE: Final = 16 * 1024
+"""Bytes of the answer as JSON in UTF-8."""
+MAX_DEPTH: Final = 31
+"""Objects and arrays within each other: a frame has 32, the object that the answer is a field of being the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    upload: uuid.UUID
+    until: datetime
+    """A time that no other process writes: by it a second run, after a COMMIT without answer, knows its work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    upload: uuid.UUID
+    response: dict[str, Any]
+
+
+def as_json(answer: object) -> dict[str, Any]:
+    """An app's answer as everybody will read it from the row; None is ``{}``.
+
+    Raises :class:`ValueError` for what is no JSON object, and what a client or a database could not take.
+    """
+    if answer is None:
+        return {}
+    if not isinstance(answer, Mapping):
+        raise ValueError(f"{type(answer).__name__} is no JSON object")
+    try:
+        text = json.dumps(dict(answer), allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except TypeError as error:  # names what it is that JSON does not know
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if size > MAX_RESPONSE:
+        raise ValueError(f"{size} bytes are more than {MAX_RESPONSE}")
+    if has_nul(text):
+        raise ValueError("it holds a NUL")
+    response: dict[str, Any] = json.loads(text)
+    _check_values(response, MAX_DEPTH)
+    return response
+
+
+def _check_values(value: Any, depth: int) -> None:
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_values(each, depth - 1)
+    elif isinstance(value, int):
+        try:
+            float(value)
+        except OverflowError as error:
+            raise ValueError("a number is beyond a double") from error
+
+
+def ask(items: Sequence[Asking]) -> list[UploadSession | UploadError]:
+    """Mark finished uploads without an answer: the caller asks for it where the returned session still has none.
+
+    :class:`Busy` where another process is asking.
+    """
+    now = timezone.now()
+    free = Q(response_due=None) | Q(response_due__lte=now)
+    for item in items:
+        unanswered = UploadSession.objects.completed().filter(pk=item.upload, response__isnull=True)
+        unanswered.filter(free).update(response_due=item.until)
+    sessions = UploadSession.objects.in_bulk([item.upload for item in items])
+    return [_asked(item, sessions.get(item.upload)) for item in items]
+
+
+def _asked(item: Asking, session: UploadSession | None) -> UploadSession | UploadError:
+    if session is None:
+        return NotFound()
+    if session.is_completed and session.response is None and session.response_due != item.until:
+        return Busy(retry_after=1.0)
+    return session
+
+
+def save(items: Sequence[Answer]) -> list[UploadSession | UploadError]:
+    """Write answers down; returns the sessions, with the answer that was there first."""
+    for item in items:
+        unanswered = UploadSession.objects.completed().filter(pk=item.upload, response__isnull=True)
+        unanswered.update(response=item.response, response_due=None)
+    sessions = UploadSession.objects.in_bulk([item.upload for item in items])
+    return [sessions.get(item.upload) or NotFound() for item in items]
