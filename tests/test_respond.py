@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -182,6 +183,32 @@ async def test_the_hook_is_asked_when_the_client_has_gone(connect: Connect) -> N
     assert len(endpoint.asked) == 1
 
 
+@pytest.mark.parametrize("make", [m.Attach, m.Cancel])
+async def test_an_upload_that_was_recovered_without_an_endpoint_is_asked_about_when_its_client_asks(
+    connect: Connect, owner: Owner, make: Any
+) -> None:
+    session = await run(publish, owner)
+    endpoint = answering({"document": 7})
+    async with connect(application(endpoint)) as uploads:
+        done = await ask_again(uploads, make(str(session.pk)))
+    assert done.response == (await row(session.pk)).response == {"document": 7}
+
+
+async def test_a_file_that_its_sender_deletes_is_not_asked_about_and_its_answer_goes(
+    connect: Connect, owner: Owner
+) -> None:
+    session = await run(publish, owner)
+    endpoint = answering({"document": 7})
+    async with connect(application(endpoint)) as uploads:
+        done = await uploads.upload("b.bin", b"hello")
+        for upload in (str(session.pk), done.upload):
+            stream = uploads.new_stream()
+            await uploads.send(m.Cancel(upload, finished=True), stream)
+            await uploads.wait_for(m.Cancelled, stream)
+            assert (await row(upload)).response is None
+    assert [str(each.pk) for each in endpoint.asked] == [done.upload]
+
+
 # What is no answer --------------------------------------------------------------------------------
 
 
@@ -288,10 +315,12 @@ async def test_a_hook_that_fails_breaks_no_upload(
     settings.ASYNC_UPLOAD = {**getattr(settings, "ASYNC_UPLOAD", {}), "RECEIVER_TIMEOUT": 0.3}
     endpoint = answering(hook)
     key = new_key()
+    begun = time.monotonic()
     async with connect(application(endpoint)) as uploads:
         for _ in range(2):
             done = await uploads.upload("a.bin", bytes(size), key=key)
             assert done.response is None
+    assert time.monotonic() - begun < 4
     session = await row(done.upload)
     assert (session.state, session.response, session.error) == (State.COMPLETED, {}, "")
     (problem,) = [each for each in problems(caplog) if "respond_failed" in each]
