@@ -20,12 +20,13 @@ from django.db import transaction
 from django.utils import timezone
 
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine.answers import AT_ONCE_PER_OWNER
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import Busy, DatabaseUnavailable, FileRefused
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import answers
-from django_async_upload.sessions.answers import MAX_DEPTH, MAX_RESPONSE, as_json
+from django_async_upload.sessions.answers import MAX_DEPTH, MAX_RESPONSE, InvalidAnswer, as_json
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
@@ -225,7 +226,7 @@ def circle() -> dict[str, Any]:
     return answer
 
 
-LARGEST = {"text": "ä" * ((MAX_RESPONSE - len('{"text": ""}')) // 2)}
+LARGEST = {"text": "ä" * ((MAX_RESPONSE - len('{"text":""}') - 1) // 2)}
 INVALID = {
     "a list": [1],
     "a text": "done",
@@ -236,6 +237,7 @@ INVALID = {
     "half a character": {"name": "\ud800"},
     "a NUL": {"name": "a\0"},
     "too large": {"text": LARGEST["text"] + "aa"},
+    "too large when it is written out": {"sizes": [1e300] * 60},
     "too deep": nested(MAX_DEPTH + 1),
     "far too deep": nested(100_000),
     "a circle": circle(),
@@ -244,11 +246,13 @@ INVALID = {
 
 @pytest.mark.parametrize("what", INVALID)
 def test_what_a_client_or_a_database_cannot_take_is_no_answer(what: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
+    with pytest.raises(InvalidAnswer, match=r"\w"):
         as_json(INVALID[what])
 
 
-@pytest.mark.parametrize("answer", [LARGEST, nested(MAX_DEPTH), {"": [True, -1, 1e300, None]}])
+@pytest.mark.parametrize(
+    "answer", [LARGEST, nested(MAX_DEPTH), {"": [True, -1, 1.5e-7, 2**60, None]}]
+)
 async def test_the_largest_answer_arrives(connect: Connect, answer: dict[str, Any]) -> None:
     name = "ä" * 120 + ".bin"
     async with connect(application(answering(answer))) as uploads:
@@ -359,6 +363,22 @@ async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect)
 
 
 # Once ---------------------------------------------------------------------------------------------
+
+
+async def test_an_owner_has_some_answers_at_once_and_nobody_else_waits_for_them(
+    uploads: UploadService, owner: Owner, bob: Any
+) -> None:
+    go_on = asyncio.Event()
+    slow, other = Hooks({"document": 7}, go_on), Hooks({"document": 8})
+    sessions = [await run(publish, owner) for _ in range(AT_ONCE_PER_OWNER + 2)]
+    asking = [asyncio.create_task(uploads.answered(each, slow)) for each in sessions]
+    while slow.asked < AT_ONCE_PER_OWNER:
+        await asyncio.sleep(0.01)
+    of_bob = await run(publish, Owner(f"user:{bob.pk}", bob))
+    assert (await uploads.answered(of_bob, other)).response == {"document": 8}
+    assert slow.asked == AT_ONCE_PER_OWNER
+    go_on.set()
+    assert all(each.response == {"document": 7} for each in await asyncio.gather(*asking))
 
 
 class Hooks:

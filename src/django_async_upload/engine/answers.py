@@ -14,6 +14,7 @@ import uuid
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from django.utils import timezone
 
@@ -21,12 +22,14 @@ from .. import conf
 from ..concurrency.apart import Unfinished, apart
 from ..models import UploadSession
 from ..sessions import answers
-from ..sessions.answers import Answer, Asking
+from ..sessions.answers import Answer, Asking, InvalidAnswer
 from .database import Database
 from .verify import Hooks
 
 logger = logging.getLogger("django_async_upload")
 
+AT_ONCE_PER_OWNER: Final = 8
+"""Uploads of one owner whose answers one process asks for at the same time: sync hooks have a thread each."""
 GRACE: Final = 10.0
 """Seconds beyond the hook's own limit for which no other process asks."""
 PATIENCE: Final = 60.0
@@ -39,6 +42,7 @@ class Answers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._asking: dict[uuid.UUID, asyncio.Task[UploadSession]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @property
     def running(self) -> list[asyncio.Task[UploadSession]]:
@@ -53,7 +57,7 @@ class Answers:
             return session
         asking = self._asking.get(session.pk)
         if asking is None:
-            asking = asyncio.create_task(self._answer(session, hooks))
+            asking = asyncio.create_task(self._answer_in_turn(session, hooks))
             self._asking[session.pk] = asking
             asking.add_done_callback(partial(self._forget, session.pk))
         return await asyncio.shield(asking)
@@ -62,6 +66,11 @@ class Answers:
         del self._asking[pk]
         if not asking.cancelled():
             asking.exception()  # whoever waits gets it
+
+    async def _answer_in_turn(self, session: UploadSession, hooks: Hooks) -> UploadSession:
+        turns = self._turns.setdefault(session.owner_key, asyncio.Semaphore(AT_ONCE_PER_OWNER))
+        async with turns:
+            return await self._answer(session, hooks)
 
     async def _answer(self, session: UploadSession, hooks: Hooks) -> UploadSession:
         seconds = conf.uploads().receiver_timeout
@@ -76,20 +85,15 @@ class Answers:
     async def _ask(self, session: UploadSession, hooks: Hooks, seconds: float) -> dict[str, Any]:
         upload = session.pk  # the hook may do what it likes with the session
         try:
-            answer = await apart(partial(hooks.respond, session), seconds)
+            return answers.as_json(await apart(partial(hooks.respond, session), seconds))
         except Unfinished as error:
             logger.error("No answer of the app to upload %s (respond_failed): it %s", upload, error)
+        except InvalidAnswer as error:
+            logger.error("No answer of the app to upload %s (response_invalid): %s", upload, error)
         except Exception as error:
             logger.error(
                 "No answer of the app to upload %s (respond_failed)", upload, exc_info=error
             )
-        else:
-            try:
-                return answers.as_json(answer)
-            except ValueError as error:
-                logger.error(
-                    "No answer of the app to upload %s (response_invalid): %s", upload, error
-                )
         return {}
 
 

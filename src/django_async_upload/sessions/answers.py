@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from django.db.models import Q
@@ -24,6 +25,10 @@ MAX_RESPONSE: Final = 16 * 1024
 """Bytes of the answer as JSON in UTF-8."""
 MAX_DEPTH: Final = 31
 """Objects and arrays within each other: a frame has 32, the object that the answer is a field of being the first."""
+
+
+class InvalidAnswer(ValueError):
+    """An app's answer that a client or a database could not take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,39 +47,47 @@ class Answer:
 def as_json(answer: object) -> dict[str, Any]:
     """An app's answer as everybody will read it from the row; None is ``{}``.
 
-    Raises :class:`ValueError` for what is no JSON object, and what a client or a database could not take.
+    Raises :class:`InvalidAnswer`, which says why.
     """
     if answer is None:
         return {}
     if not isinstance(answer, Mapping):
-        raise ValueError(f"{type(answer).__name__} is no JSON object")
+        raise InvalidAnswer(f"{type(answer).__name__} is no JSON object")
     try:
-        text = json.dumps(dict(answer), allow_nan=False, ensure_ascii=False)
+        text = json.dumps(dict(answer), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         size = len(text.encode())
-    except TypeError as error:  # names what it is that JSON does not know
-        raise ValueError(str(error)) from error
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if size > MAX_RESPONSE:
-        raise ValueError(f"{size} bytes are more than {MAX_RESPONSE}")
+        raise InvalidAnswer("it is nested too deep") from error
+    except (TypeError, ValueError) as error:  # names what JSON does not know
+        raise InvalidAnswer(str(error)) from error
     if has_nul(text):
-        raise ValueError("it holds a NUL")
-    response: dict[str, Any] = json.loads(text)
-    _check_values(response, MAX_DEPTH)
+        raise InvalidAnswer("it contains a NUL")
+    if size <= MAX_RESPONSE:
+        response: dict[str, Any] = json.loads(text)
+        size += _growth(response, MAX_DEPTH)
+    if size > MAX_RESPONSE:
+        raise InvalidAnswer(f"{size} bytes are more than {MAX_RESPONSE}")
     return response
 
 
-def _check_values(value: Any, depth: int) -> None:
+def _growth(value: Any, depth: int) -> int:
+    """How many bytes longer JSON is when it was in a PostgreSQL column, which writes 1e300 out."""
     if isinstance(value, dict | list):
         if not depth:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_values(each, depth - 1)
-    elif isinstance(value, int):
+            raise InvalidAnswer(f"it is nested deeper than {MAX_DEPTH}")
+        return sum(_growth(each, depth - 1) for each in _within(value))
+    if isinstance(value, float):
+        return max(0, len(format(Decimal(repr(value)), "f")) - len(repr(value)))
+    if isinstance(value, int):
         try:
             float(value)
         except OverflowError as error:
-            raise ValueError("a number is beyond a double") from error
+            raise InvalidAnswer("a number is beyond a double") from error
+    return 0
+
+
+def _within(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def ask(items: Sequence[Asking]) -> list[UploadSession | UploadError]:
