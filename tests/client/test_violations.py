@@ -11,8 +11,8 @@ from django_async_upload.client.connection import ClientConnection
 from django_async_upload.client.transport import Buffer, Target, Wire, WireListener
 from django_async_upload.exceptions import UploadError
 from django_async_upload.protocol.frames import FrameType
-from django_async_upload.testing.transcripts import Transcript, send_as_client
 
+from ..protocol.transcripts import Transcript, send_as_client
 from ..protocol.vectors import TRANSCRIPTS, named
 
 BROKEN = [

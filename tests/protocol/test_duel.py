@@ -20,8 +20,8 @@ from django_async_upload.protocol import client as c
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol import server as s
 from django_async_upload.protocol.frames import HEADER_SIZE, FrameType, is_intact
-from django_async_upload.testing.transcripts import pattern
 
+from .transcripts import pattern
 from .vectors import EXAMPLES
 
 WINDOW, STREAM_LIMIT, CONNECTION_LIMIT, MAX_STREAMS = 90, 40, 120, 3

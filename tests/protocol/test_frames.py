@@ -23,8 +23,8 @@ from django_async_upload.protocol.frames import (
     parse_header,
 )
 from django_async_upload.protocol.server import ServerProtocol
-from django_async_upload.testing.transcripts import pattern
 
+from .transcripts import pattern
 from .vectors import FRAMES, frame, named, with_header
 
 

@@ -16,14 +16,14 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType
 from django_async_upload.sessions import owners
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.testing.transcripts import (
+from django_async_upload.tickets import issue_ticket
+
+from .transcripts import (
     Transcript,
     TranscriptFailed,
     pattern,
     run_on_connection,
 )
-from django_async_upload.tickets import issue_ticket
-
 from .vectors import TRANSCRIPTS, named
 
 pytest_plugins = ["tests.fixtures"]

@@ -11,11 +11,11 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.testing.transcripts import pattern
 from django_async_upload.tickets import issue_ticket
 
 from .stranger import Failed, Stranger
 from .test_live import Wire
+from .transcripts import pattern
 
 pytest_plugins = ["tests.fixtures"]
 

@@ -15,7 +15,9 @@ from django_async_upload.exceptions import BY_CODE
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import MAX_DEPTH, FrameType, parse_fields, parse_header
 from django_async_upload.protocol.server import ACCEPTS
-from django_async_upload.testing.transcripts import (
+from django_async_upload.websocket.errors import CLOSE_CODES
+
+from .transcripts import (
     Step,
     Transcript,
     TranscriptFailed,
@@ -23,8 +25,6 @@ from django_async_upload.testing.transcripts import (
     run_on_client,
     run_on_server,
 )
-from django_async_upload.websocket.errors import CLOSE_CODES
-
 from .vectors import ENDINGS, FOLDER, TRANSCRIPTS, named
 
 FOR_SERVERS = [each for each in TRANSCRIPTS if "server" in each.sides]

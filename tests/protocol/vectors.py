@@ -10,7 +10,8 @@ from typing import Any
 from crc32c import crc32c
 
 from django_async_upload.protocol.frames import FrameType, build_header
-from django_async_upload.testing.transcripts import Transcript, pattern, read_all
+
+from .transcripts import Transcript, pattern, read_all
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 FRAMES: dict[str, Any] = json.loads((FOLDER / "frames.json").read_text("utf-8"))

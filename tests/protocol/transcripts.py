@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, Protocol
 
 from crc32c import crc32c
 
-from ..exceptions import UploadError
-from ..protocol import messages as m
-from ..protocol.client import ClientProtocol
-from ..protocol.frames import (
+from django_async_upload.exceptions import UploadError
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.client import ClientProtocol
+from django_async_upload.protocol.frames import (
     HEADER_SIZE,
     FrameType,
     build_control,
@@ -29,7 +29,7 @@ from ..protocol.frames import (
     parse_fields,
     parse_header,
 )
-from ..protocol.server import Broken, Chunk, Received, ServerProtocol
+from django_async_upload.protocol.server import Broken, Chunk, Received, ServerProtocol
 
 Side = Literal["client", "server"]
 
