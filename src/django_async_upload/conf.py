@@ -148,16 +148,10 @@ def problems(configured: object) -> list[str]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    kinds = [get_origin(option) or option for option in get_args(hint) or (hint,)]
+    kinds = tuple(get_origin(option) or option for option in get_args(hint) or (hint,))
     if isinstance(value, bool):
         return bool in kinds
-    if isinstance(value, int) and float in kinds:
-        return True
-    return any(callable(value) if kind is Callable else _is(value, kind) for kind in kinds)
-
-
-def _is(value: object, kind: Any) -> bool:
-    return callable(value) if kind.__name__ == "Callable" else isinstance(value, kind)
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 @cache

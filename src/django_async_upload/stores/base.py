@@ -39,13 +39,6 @@ def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     return _crc32c.crc32c(data, value, HOLD_GIL)
 
 
-def _called(function: Callable[[], T]) -> T:
-    return function()
-
-
-_call = aiofiles.os.wrap(_called)
-
-
 class Seal(NamedTuple):
     """What the sender of a piece vouches for: ``crc32c(payload, start) == crc``."""
 
@@ -134,7 +127,8 @@ class Store(abc.ABC):
         return await self._run(self._slow_executor, partial(function, *args, **kwargs))
 
     async def _run(self, executor: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-        call = asyncio.ensure_future(_call(function, executor=executor))
+        # aiofiles' way to call the file system. Its own files would take a thread hop for each read, write and sync.
+        call = asyncio.ensure_future(aiofiles.os.wrap(function)(executor=executor))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
