@@ -298,11 +298,11 @@ async def _authentication(target: Target) -> Finding:
                 "Clients without a login or a ticket are authenticated.",
                 "Correct only if anonymous uploads are intended (ALLOW_ANONYMOUS).",
             )
-        await connection.send(0, m.Ping())
+        await connection.send(connection.protocol.send_ping())
         without = await connection.refusal()
     async with open_connection(target) as connection:
         await connection.receive(m.Hello)
-        await connection.send(0, m.Auth(ticket="not a ticket"))
+        await connection.send(connection.protocol.send_auth("not a ticket"))
         invented = await connection.refusal()
     good = without == "authentication_required" and invented == "ticket_invalid"
     return Finding(
@@ -336,7 +336,7 @@ async def _upload(target: Target) -> Finding:
     async with open_connection(target, origin=origin, cookie=True) as connection:
         hello = await connection.receive(m.Hello)
         if target.ticket is not None:
-            await connection.send(0, m.Auth(ticket=target.ticket))
+            await connection.send(connection.protocol.send_auth(target.ticket))
             who = await connection.receive(m.Authenticated)
             if isinstance(who, m.Error):
                 return Finding("upload", Verdict.BAD, f"The ticket is refused: {_describe(who)}")
@@ -345,7 +345,7 @@ async def _upload(target: Target) -> Finding:
         seconds_there_and_back = await round_trip(connection)
         assert isinstance(hello, m.Hello)
         started = time.monotonic()
-        refusal = await send_sample(connection, hello)
+        refusal = await send_sample(connection)
         seconds = time.monotonic() - started
     if refusal is not None:
         return Finding("upload", Verdict.BAD, f"The sample is refused: {_describe(refusal)}")

@@ -18,14 +18,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
-from ..protocol import frames
 from ..protocol import messages as m
+from ..protocol.client import ClientProtocol
 from ..protocol.frames import SUBPROTOCOL
 
 TIMEOUT: Final = 10.0
 """Seconds to wait for a handshake, and for an answer."""
 SAMPLE: Final = 1024 * 1024
 """Bytes of the sample, an upload that is created and cancelled."""
+CHUNK: Final = 64 * 1024
 PINGS: Final = 5
 
 
@@ -52,6 +53,7 @@ class ProbeConnection:
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
+        self.protocol = ClientProtocol(crc32c)
         response = connection.response
         name = response.headers.get("Server", "") if response else ""
         self.server = name.partition("/")[0].partition("-")[0].lower()
@@ -66,8 +68,8 @@ class ProbeConnection:
     def compresses(self) -> bool:
         return bool(self.connection.protocol.extensions)
 
-    async def send(self, stream: int, message: m.Message) -> None:
-        await self.connection.send(message.to_frame(stream, crc32c))
+    async def send(self, frame: bytes) -> None:
+        await self.connection.send(frame)
 
     async def receive(self, *kinds: type[m.Message]) -> m.Message:
         """Wait for the next message of one of ``kinds``, or an ERROR, and skip others.
@@ -76,11 +78,11 @@ class ProbeConnection:
         """
         async with asyncio.timeout(TIMEOUT):
             while True:
-                frame = await self.connection.recv(decode=False)
-                kind = frames.parse_header(frame).type
-                message = m.parse_message(kind, frames.parse_fields(frame, crc32c))
-                if isinstance(message, (*kinds, m.Error)):
-                    return message
+                event = self.protocol.receive(await self.connection.recv(decode=False))
+                for reply in self.protocol.replies():
+                    await self.send(reply)
+                if event is not None and isinstance(event.message, (*kinds, m.Error)):
+                    return event.message
 
     async def refusal(self) -> str:
         """Wait for an ERROR or the end of the connection; returns the error's code, else the close code."""
@@ -117,28 +119,26 @@ async def round_trip(connection: ProbeConnection) -> float:
     times = []
     for nonce in range(PINGS):
         started = time.monotonic()
-        await connection.send(0, m.Ping(nonce))
+        await connection.send(connection.protocol.send_ping(nonce))
         await connection.receive(m.Pong)
         times.append(time.monotonic() - started)
     return statistics.median(times)
 
 
-async def send_sample(connection: ProbeConnection, hello: m.Hello) -> m.Error | None:
+async def send_sample(connection: ProbeConnection) -> m.Error | None:
     """Send the sample, wait until it is durable, and cancel it; returns the ERROR if the server sends one."""
+    protocol, sample = connection.protocol, os.urandom(SAMPLE)
     create = m.Create(key=secrets.token_hex(16), name="upload-doctor.bin", size=SAMPLE)
-    await connection.send(1, create)
-    sample, sent, durable, limit = os.urandom(SAMPLE), 0, 0, hello.stream_limit
-    while durable < SAMPLE:
-        while (end := min(limit, SAMPLE, sent + 64 * 1024)) > sent:
-            await connection.connection.send(frames.build_data(1, sent, sample[sent:end], crc32c))
-            sent = end
-        match await connection.receive(m.Created, m.Ack):
-            case m.Created(limit=limit):
-                pass
-            case m.Ack(durable=durable, limit=limit):
-                pass
-            case m.Error() as error:
-                return error
-    await connection.send(1, m.Cancel())
+    stream_id, frame = protocol.send_create(create)
+    await connection.send(frame)
+    stream = protocol.streams[stream_id]
+    while stream.durable < SAMPLE:
+        while size := min(CHUNK, protocol.credit(stream_id), SAMPLE - stream.sent):
+            payload = sample[stream.sent : stream.sent + size]
+            await connection.send(protocol.send_data(stream_id, payload) + payload)
+        answer = await connection.receive(m.Created, m.Ack, m.Rewind, m.Limit)
+        if isinstance(answer, m.Error):
+            return answer
+    await connection.send(protocol.send_cancel(stream_id))
     answer = await connection.receive(m.Cancelled)
     return answer if isinstance(answer, m.Error) else None

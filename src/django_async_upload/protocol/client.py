@@ -170,13 +170,16 @@ class Stream:
 
 
 class ClientProtocol:
-    """One connection, as its client sees it. ``crc`` is CRC-32C (see :data:`frames.CRC`)."""
+    """One connection, as its client sees it. ``crc`` is CRC-32C (see :data:`frames.CRC`).
 
-    def __init__(self, crc: CRC) -> None:
+    ``last_stream`` is the highest stream id that was used on the connection before.
+    """
+
+    def __init__(self, crc: CRC, *, last_stream: int = 0) -> None:
         self._crc = crc
         self._replies: list[bytes] = []
         self._streams: dict[int, Stream] = {}
-        self._last_id = 0
+        self._last_id = last_stream
         self.hello: messages.Hello | None = None
         self.draining = False
         self.sent = 0

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 from asgiref.testing import ApplicationCommunicator
 from crc32c import crc32c
 
-from ..exceptions import ConnectionLost, from_code
+from ..exceptions import ConnectionLost, UploadError, from_code
 from ..protocol import messages as m
-from ..protocol.frames import SUBPROTOCOL, build_data, parse_fields, parse_header
+from ..protocol.client import SENDS, ClientProtocol, Event
+from ..protocol.frames import SUBPROTOCOL, FrameType, build_data, parse_fields, parse_header
 
 M = TypeVar("M", bound=m.Message)
 
@@ -125,13 +126,19 @@ class UploadCommunicator:
 
     async def receive(self) -> ServerMessage:
         """Wait for the next message. Raises :class:`ConnectionLost` when the server closes: see :attr:`close_code`."""
+        frame = await self._receive_frame()
+        header = parse_header(frame)
+        return ServerMessage(
+            header.stream, m.parse_message(header.type, parse_fields(frame, crc32c))
+        )
+
+    async def _receive_frame(self) -> bytes:
         output = await self.socket.receive_output(self.timeout)
         if output["type"] == "websocket.close":
             self.close_code = output.get("code", 1000)
             raise ConnectionLost(f"The server closed with {self.close_code}.")
-        header = parse_header(output["bytes"])
-        fields = parse_fields(output["bytes"], crc32c)
-        return ServerMessage(header.stream, m.parse_message(header.type, fields))
+        frame: bytes = output["bytes"]
+        return frame
 
     async def wait_for(self, kind: type[M], stream: int = 0) -> M:
         """Wait for the next message of a type on a stream, and skip others.
@@ -143,10 +150,7 @@ class UploadCommunicator:
             if number == stream and isinstance(message, kind):
                 return message
             if number in (0, stream) and isinstance(message, m.Error):
-                facts = dict(message.facts)
-                if message.retry_after is not None:
-                    facts["retry_after"] = message.retry_after
-                raise from_code(message.code, message.message, facts)
+                raise _error(message)
 
     async def receives_nothing(self, seconds: float = 0.1) -> bool:
         """Whether the server sends nothing for that long."""
@@ -166,7 +170,8 @@ class UploadCommunicator:
         With the ``key`` of an earlier upload this resumes it. Run one upload at a time: messages on other
         streams are skipped.
         """
-        stream = self.new_stream()
+        protocol = ClientProtocol(crc32c, last_stream=self._highest)
+        protocol.receive(self.hello.to_frame(0, crc32c))
         create = m.Create(
             key or secrets.token_hex(16),
             name,
@@ -174,59 +179,40 @@ class UploadCommunicator:
             content_type,
             metadata=dict(metadata or {}),
         )
-        await self.send(create, stream)
-        return await _Sending(self, stream, data).run()
-
-
-class _Sending:
-    """Sends one file: after every message from the server as much as the credit allows."""
-
-    def __init__(self, uploads: UploadCommunicator, stream: int, data: bytes) -> None:
-        self._uploads = uploads
-        self._stream = stream
-        self._data = data
-        self._offset = 0
-        self._limit = uploads.hello.stream_limit
-        self._restart = False
-        self._is_finished = False
-
-    async def run(self) -> m.Completed:
-        await self._send()
+        stream, frame = protocol.send_create(create)
+        self._highest = stream
+        await self.send_frame(frame)
         while True:
-            message = await self._uploads.wait_for(m.Message, self._stream)
-            match message:
-                case m.Completed():
-                    return message
-                case m.Error():
-                    raise from_code(message.code, message.message, message.facts)
-                case m.Attached():
-                    self._limit, self._is_finished = 0, False
-                    durable = crc32c(self._data[: message.durable])
-                    received = crc32c(self._data[: message.received])
-                    proof = m.Proof(f"{durable:08x}", f"{received:08x}")
-                    await self._uploads.send(proof, self._stream)
-                    continue
-                case m.Ready():
-                    self._offset, self._limit = message.offset, message.limit
-                case m.Rewind():
-                    self._offset, self._limit = message.offset, message.limit
-                    self._restart, self._is_finished = True, False
-                case m.Pause():
-                    self._limit = self._offset
-                    await self._uploads.send(m.Paused(self._offset), self._stream)
-                    continue
-                case m.Created() | m.Ack():
-                    self._limit = max(self._limit, message.limit)
-            await self._send()
+            await self._send_what_may_be_sent(protocol, stream, data)
+            event = protocol.receive(await self._receive_frame())
+            for reply in protocol.replies():
+                await self.send_frame(reply)
+            match event:
+                case Event(message=m.Completed() as completed):
+                    return completed
+                case Event(message=m.Error() as error):
+                    raise _error(error)
+                case Event(message=m.Attached() as attached):
+                    durable = crc32c(data[: attached.durable])
+                    received = crc32c(data[: attached.received])
+                    proof = protocol.send_proof(stream, f"{durable:08x}", f"{received:08x}")
+                    await self.send_frame(proof)
 
-    async def _send(self) -> None:
-        data, most = self._data, self._uploads.hello.max_chunk
-        while (stop := min(len(data), self._limit, self._offset + most)) > self._offset:
-            payload = data[self._offset : stop]
-            await self._uploads.send_data(
-                self._stream, self._offset, payload, restart=self._restart
-            )
-            self._offset, self._restart = stop, False
-        if self._offset == len(data) and not self._is_finished:
-            self._is_finished = True
-            await self._uploads.send(m.Finish(len(data), f"{crc32c(data):08x}"), self._stream)
+    async def _send_what_may_be_sent(
+        self, protocol: ClientProtocol, number: int, data: bytes
+    ) -> None:
+        """Send as much as the credit allows, and FINISH behind the last byte."""
+        stream = protocol.streams[number]
+        while size := min(protocol.credit(number), stream.chunk, len(data) - stream.sent):
+            payload = data[stream.sent : stream.sent + size]
+            await self.send_frame(protocol.send_data(number, payload) + payload)
+        if stream.sent == len(data) and FrameType.FINISH in SENDS[stream.state]:
+            finish = m.Finish(len(data), f"{crc32c(data):08x}")
+            await self.send_frame(protocol.send_finish(number, finish))
+
+
+def _error(message: m.Error) -> UploadError:
+    facts = dict(message.facts)
+    if message.retry_after is not None:
+        facts["retry_after"] = message.retry_after
+    return from_code(message.code, message.message, facts)
