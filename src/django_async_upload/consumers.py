@@ -1,4 +1,4 @@
-"""The WebSocket consumer: use it as it is, or subclass it like a class-based view."""
+"""The WebSocket consumer: use it unchanged, or subclass it like a class-based view."""
 
 from __future__ import annotations
 

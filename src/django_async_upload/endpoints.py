@@ -1,4 +1,4 @@
-"""What a host may say about uploads: limits and hooks, the same for every door."""
+"""Endpoints: the host's limits and hooks for uploads, the same for every door."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .sessions.values import NewUpload
 
 
 class Endpoint(abc.ABC):
-    """One address for uploads. An instance serves one connection, or one request.
+    """One URL for uploads. An instance serves one connection, or one request.
 
-    Class attributes that are None take the setting of the same name. The hooks that are coroutines may be slow: each
-    delays one upload only. Refuse by raising an :class:`~.exceptions.UploadRefused`.
+    Class attributes that are None default to the setting of the same name. Hooks that are coroutines may be slow: each
+    delays only its own upload. A hook refuses by raising an :class:`~.exceptions.UploadRefused`.
     """
 
     endpoint: ClassVar[str] = "default"
-    """Names this endpoint in rows and tickets: an upload belongs to the endpoint that made it."""
+    """The endpoint's name in rows and tickets: an upload belongs to the endpoint that created it."""
     max_size: ClassVar[int | None] = None
     allowed_types: ClassVar[tuple[str, ...] | None] = None
     allowed_extensions: ClassVar[tuple[str, ...] | None] = None
@@ -39,26 +39,26 @@ class Endpoint(abc.ABC):
     upload_to: ClassVar[Any] = None
 
     owner: Owner
-    """Who uploads, once he is authenticated."""
+    """The owner of the uploads, once authenticated."""
     address: IPv4Address | IPv6Address | None
     """The client's."""
 
     # Hooks --------------------------------------------------------------------------------------
 
     async def may_upload(self, user: Any) -> bool:
-        """Whether this user may upload here at all."""
+        """Whether this user may upload here."""
         return True
 
     async def get_max_size(self, user: Any) -> int | None:
-        """Largest file of this user, bytes; None is no limit."""
+        """Largest file of this user, bytes; None: no limit."""
         return self._setting("max_size")  # type: ignore[no-any-return]
 
     async def may_discard(self, session: UploadSession) -> bool:
-        """Whether the sender may delete this finished upload, whose file is not taken yet."""
+        """Whether the client may delete this completed upload, which is not taken yet."""
         return True
 
     async def check(self, session: UploadSession) -> None:
-        """Look at a new session (name, content type, metadata, ...) before it is let in, or change it.
+        """Check a new session (name, content type, metadata, ...) before its row is created; may change it.
 
         The default checks the declared type and the extension against the settings.
         """
@@ -66,11 +66,11 @@ class Endpoint(abc.ABC):
         policies.check_type(session.content_type, self._setting("allowed_types"))
 
     def get_storage(self, session: UploadSession) -> str:
-        """The alias, in ``STORAGES``, of the storage that gets the file. Asked once, when the upload is created."""
+        """The alias in ``STORAGES`` of the storage for the file. Called once, when the upload is created."""
         return self._setting("storage")  # type: ignore[no-any-return]
 
     async def get_name(self, session: UploadSession) -> str:
-        """The name to publish under, as ``upload_to`` has it; it is made free afterwards."""
+        """The name to publish under, by default from ``upload_to``. If it is taken, the storage finds a free one."""
         upload_to = self._setting("upload_to")
         name = policies.storage_name(session.name)
         if isinstance(upload_to, str) and conf.is_dotted_path(upload_to):
@@ -81,51 +81,51 @@ class Endpoint(abc.ABC):
         return f"{directory}/{name}" if directory else name
 
     def taps(self, session: UploadSession) -> Sequence[Tap]:
-        """Who sees the file's bytes on their way, beside the digest that the client asked for; new ones each time.
+        """New taps for the upload's bytes, in addition to the digest that the client asked for.
 
         An upload that is resumed gets new taps. See :class:`~.engine.taps.Tap`.
         """
         return ()
 
     async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027
-        """Look at the whole file before it is published (a scanner's place). ``file`` blocks: read it in a
+        """Check the whole file before it is published, for example by a scanner. ``file`` blocks: read it in a
         thread. Called only where a subclass overrides it."""
 
     async def respond(self, session: UploadSession) -> Mapping[str, Any] | None:
         """The app's own answer to the client: a JSON object of at most 16 KiB, sent with COMPLETED and saved as
         ``session.response``.
 
-        Asked once, when the upload is completed: the file can be read and bound. An exception is logged, and the
+        Called once, after the upload has completed: the file can be read and bound. An exception is logged, and the
         answer is empty. Called only where a subclass overrides it.
         """
         return None
 
-    # What a door provides -------------------------------------------------------------------------
+    # Implemented by doors -------------------------------------------------------------------------
 
     @abc.abstractmethod
     async def authenticated(self) -> Owner:
-        """Wait until it is known who uploads. Raises :class:`ConnectionRefused`."""
+        """Wait until the owner is authenticated. Raises :class:`ConnectionRefused`."""
 
     @abc.abstractmethod
     async def reload_owner(self) -> Owner:
         """The owner, read again from the database. Raises :class:`ConnectionRefused`."""
 
-    # What the use cases ask -----------------------------------------------------------------------
+    # For the use cases ----------------------------------------------------------------------------
 
     @property
     def _asks_about_users(self) -> bool:
-        """Whether a hook of the host may look at the user when an upload is created."""
+        """Whether a hook of the host may use the user when an upload is created."""
         hooks = ("may_upload", "get_max_size", "check", "get_storage")
         return any(getattr(type(self), each) is not getattr(Endpoint, each) for each in hooks)
 
     @property
     def inspects(self) -> bool:
-        """Whether :meth:`inspect` wants to see whole files."""
+        """Whether the host overrides :meth:`inspect`."""
         return type(self).inspect is not Endpoint.inspect
 
     @property
     def responds(self) -> bool:
-        """Whether :meth:`respond` has anything to say."""
+        """Whether the host overrides :meth:`respond`."""
         return type(self).respond is not Endpoint.respond
 
     def get_taps(self, session: UploadSession) -> Sequence[Tap]:
@@ -134,10 +134,10 @@ class Endpoint(abc.ABC):
         return (Digest(session.digest), *taps) if session.digest else taps
 
     async def admit(self) -> int | None:
-        """The largest file of this owner, bytes: the hook's word, and the ticket's.
+        """Check the owner's permission; returns the largest file, bytes, by the hook and the ticket.
 
-        The hooks are asked about the user as he is in the database now. Raises :class:`PermissionRefused` for
-        one who may not upload here, and :class:`ConnectionRefused`.
+        The hooks get the user as now in the database. Raises :class:`PermissionRefused` where the user
+        may not upload here, and :class:`ConnectionRefused`.
         """
         return await self._admit(await self.reload_owner())
 
@@ -149,10 +149,10 @@ class Endpoint(abc.ABC):
         )
 
     async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
-        """The row for a new upload that the host allows, and its largest size. Raises :class:`UploadRefused`."""
+        """Check a new upload; returns its unsaved row and largest size. Raises :class:`UploadRefused`."""
         if self._asks_about_users:
             max_size = await self.admit()
-        else:  # the transaction that makes the row reads the owner, too: once is enough
+        else:  # not reloaded here, since the transaction that creates the row reloads the owner
             max_size = await self._admit(await self.authenticated())
         owner = self.owner
         policies.check_size(new.size, max_size)

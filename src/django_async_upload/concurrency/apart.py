@@ -1,4 +1,4 @@
-"""A host's code, kept apart: in a task and a thread of its own, with a limit of time."""
+"""Isolation of a host's code: in a task and a thread of its own, with a time limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unfinished(Exception):
 
 
 async def apart(work: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
-    """Call and await ``work``; the sync code that it calls has a thread that nothing else uses.
+    """Call and await ``work``; sync code that it calls runs in a thread that nothing else uses.
 
     Raises what ``work`` raises, and :class:`Unfinished`. After ``seconds`` async code is cancelled; sync code cannot be
     stopped, and blocks only its own thread.

@@ -1,4 +1,4 @@
-"""An upload that this process holds: one task takes its chunks from the queue to the disk."""
+"""An upload that this process writes: a task that takes its pieces from a queue to the store."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from .taps import Tap, Taps
 logger = logging.getLogger("django_async_upload")
 
 CHECKPOINT_BYTES: Final = 8 * WINDOW
-"""A checkpoint is due after this many bytes. A resume reads again what is above it: some hundredths of a second."""
+"""Bytes after which a checkpoint is due. A resume reads the bytes above it again: some hundredths of a second."""
 UNDURABLE_BYTES: Final = WINDOW // 2
-"""And when so many are not durable: at half a window, so that the sender never waits for it."""
+"""Bytes that are not durable, half a window, at which a checkpoint is due, so that the sender never waits for one."""
 CHECKPOINT_SECONDS: Final = 1.0
 SLOW_BYTES: Final = 256 * 1024
-"""An upload that brought less since its last checkpoint waits four times as long for the next one."""
+"""An upload that received fewer bytes since its last checkpoint waits four times as long for the next one."""
 SLOWEST_SECONDS: Final = 32.0
 MAX_QUEUED: Final = 4096
-"""Pieces that wait to be written. Credit counts payload: a flood of one-byte chunks is held by this."""
+"""Limit of queued pieces: credit limits only payload, and this a flood of one-byte chunks."""
 EVICTED_SECONDS: Final = 5.0
-"""When a client may come back whose upload had to make room for others."""
+"""Seconds after which a client whose upload was evicted may retry."""
 MAX_REWRITES: Final = 3
-"""How often a failing disk is given a new file before the upload is interrupted."""
+"""Number of rewrites into a new part after failed syncs, before the upload is interrupted."""
 
 
 class Listener(Protocol):
-    """What a door does when something happens to an upload. Must not block, and must not raise unless stated."""
+    """Callbacks of an upload to its door. They must not block, and must not raise unless stated."""
 
     def acked(self) -> None:
         """``received``, ``durable``, ``limit`` or ``chunk`` of the upload changed."""
 
     def rewound(self, offset: int, durable: int, limit: int, code: str) -> None:
-        """Data from ``offset`` on must come again. Raises :class:`CorruptChunks` after too many."""
+        """The client must send again from ``offset``. Raises :class:`CorruptChunks` after too many rewinds."""
 
     def pause(self) -> None:
-        """The client should give back the credit that it does not use."""
+        """The client should pause and return unused credit."""
 
 
 class ActiveUpload:
-    """The queue of one upload, the task that empties it, and what is known of its bytes.
+    """The queue of one upload, the task that writes it, and the state of its bytes.
 
-    The shell calls :meth:`append`, :meth:`finish`, :meth:`cancel`, :meth:`release` and :meth:`lose`, which return
-    at once; :meth:`write` is the task. It ends when all bytes are there and FINISH came, or with an error.
+    The door calls :meth:`append`, :meth:`finish`, :meth:`cancel`, :meth:`release` and :meth:`lose`, which return
+    at once; :meth:`write` is the task. It ends when all bytes and FINISH were received, or with an error.
     """
 
     account: Account
@@ -74,11 +74,11 @@ class ActiveUpload:
         self.chunk = FLOOR
         self.taps = Taps(runtime.store, (), self._tap_failed)
         self.closed = asyncio.Event()
-        """Set when the part is let go of."""
+        """Set when the part is closed."""
         self.name = ""
-        """To publish under, once the endpoint was asked: a small file's before it turned out to be unusual."""
+        """The name to publish under, where the endpoint was asked before the normal path."""
         self.progress: Progress | None = None
-        """After FINISH: how far the checks and the publication are."""
+        """Progress of the checks and the publication, after FINISH."""
         self._pieces: list[Piece] = []
         self._wake = asyncio.Event()
         self._proof: Proof | None = None
@@ -88,7 +88,7 @@ class ActiveUpload:
         self._checkpoint = Checkpoint("")
         self._checkpointing: asyncio.Task[None] | None = None
         self._awaits_turn = False
-        """The checkpoint that was begun waits for others of its owner."""
+        """Whether the current checkpoint waits for other uploads of the owner."""
         self._checkpoint_due = 0.0
         self._checkpoint_seconds = CHECKPOINT_SECONDS
         self._timer: asyncio.TimerHandle | None = None
@@ -99,13 +99,13 @@ class ActiveUpload:
     def store(self) -> Store:
         return self.runtime.store
 
-    # What the shell says ------------------------------------------------------------------------
+    # For the door -------------------------------------------------------------------------------
 
     def append(self, piece: Piece) -> None:
         """Queue the next bytes."""
         if len(self._pieces) >= MAX_QUEUED:
             self.lose(Busy(retry_after=1.0))
-        if self._lost is not None:  # its credit may be another upload's already
+        if self._lost is not None:  # its credit may be granted to another upload already
             return
         self._pieces.append(piece)
         self._wake.set()
@@ -120,22 +120,22 @@ class ActiveUpload:
         self._wake.set()
 
     def release(self) -> None:
-        """Leave the upload as it is: the client asked for it, or its connection is gone."""
+        """Stop writing; the upload stays unfinished: the client asked for that, or its connection was lost."""
         self._wish = self._wish or Wish.RELEASE
         self._wake.set()
 
     def lose(self, error: UploadError) -> None:
-        """Stop at once: the upload has another holder, or has ended."""
+        """Stop at once with ``error``: the upload has another holder, or has ended."""
         self._lost = self._lost or error
         self._wake.set()
 
     def raise_if_lost(self) -> None:
-        """Raise the reason for which this upload has to stop, if there is one."""
+        """Raise the error with which this upload has to stop, if there is one."""
         if self._lost is not None:
             raise self._lost
 
     def evict(self) -> None:
-        """Others need the memory that is kept for the upload: it can be attached again."""
+        """Stop, because another upload needs the credit. The upload can be attached again."""
         self.lose(Busy(retry_after=EVICTED_SECONDS))
 
     def prove(self, proof: Proof) -> None:
@@ -143,11 +143,11 @@ class ActiveUpload:
         self._wake.set()
 
     def report(self, progress: Progress) -> None:
-        """How far the checks and the publication are; may be called from any thread."""
+        """Update :attr:`progress`. Thread-safe."""
         self.progress = progress
 
     def paused(self, offset: int) -> None:
-        """The client stopped at ``offset`` and gave the credit above it back."""
+        """The client paused at ``offset`` and returned the credit above it."""
         self.account.paused()
         self.limit = offset
         self._grant()
@@ -157,23 +157,23 @@ class ActiveUpload:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The last one that was written down."""
+        """The last checkpoint saved in the row."""
         return self._checkpoint
 
     @property
     def durable_crc(self) -> int:
-        """CRC-32C of the first ``durable`` bytes of an upload that was attached."""
+        """CRC-32C of the first ``durable`` bytes of a resumed upload."""
         assert self.writer is not None
         return self.writer.crc if self.durable == self.received else self._checkpoint.crc
 
     @property
     def queued(self) -> list[Piece]:
-        """The pieces that wait to be written."""
+        """The queued pieces."""
         return self._pieces
 
     @property
     def facts(self) -> Facts | None:
-        """What the client said of the whole file, once it has sent all of it."""
+        """The client's facts about the whole file, once FINISH was received."""
         return self._facts
 
     @property
@@ -181,7 +181,7 @@ class ActiveUpload:
         return self._wish is Wish.CANCEL
 
     def begin(self, session: UploadSession, max_size: int | None, taps: Sequence[Tap] = ()) -> None:
-        """A new upload: the part is made with the first bytes, or by :meth:`reserve`."""
+        """Start a new upload. Its part is created with the first bytes, or by :meth:`reserve`."""
         self.session = session
         self.max_size = max_size
         self.taps = Taps(self.store, taps, self._tap_failed)
@@ -194,32 +194,32 @@ class ActiveUpload:
         writer: Writer,
         taps: Sequence[Tap] = (),
     ) -> None:
-        """An upload that was begun before. Call :meth:`forget_queued` when the client is notified."""
+        """Continue an existing upload. Call :meth:`forget_queued` when the client is notified."""
         self.begin(session, smallest(max_size, session.field_max_size), taps)
-        self.taps.miss()  # their state cannot be saved: the file is read again at the end
+        self.taps.miss()  # the state of taps is not saved: they read the file again at the end
         self.writer = writer
         self._checkpoint = session.checkpoint
         self.received = writer.received
-        # Less than the row says only where durability "os" met a crash of the machine, which it does not outlive.
+        # Less than in the row only after a crash of the machine with durability "os".
         self.durable = min(session.durable, writer.received)
         self._settle_written()
         self.limit = self.received
         self._grant()
 
     def forget_queued(self) -> None:
-        """Data and FINISH that came before the client knew where to go on are void."""
+        """Discard data and FINISH that were received before the client knew the offset to continue at."""
         self._pieces.clear()
         self._facts = None
 
     async def reserve(self) -> None:
-        """Make the part now, so that a full disk is an error before any byte is sent.
+        """Create the part now, so that a full disk is an error before any byte is sent.
 
-        Its name is written down at once: nothing may come for long, and the purge takes what no row names.
+        The row names it at once: the first byte may take long, and the purge deletes parts that no row names.
         """
         try:
             self.writer = await self.store.run(self.store.create, self.session.size)
         except UploadError:
-            # The client has had no answer: neither the upload nor its size shall count against its owner.
+            # The client has no answer yet: the upload must not count against its owner's quotas.
             await self.runtime.database.call(
                 rows.forget, self.session.pk, owner=self.session.owner_key
             )
@@ -227,7 +227,7 @@ class ActiveUpload:
         await self.save(Checkpoint(self.writer.part, token=self.writer.token), State.UPLOADING)
 
     async def proof(self) -> Proof | Wish:
-        """The client's proof, or what it wants instead. Raises what ended the upload meanwhile."""
+        """Wait for the client's proof, or its wish to stop. Raises the error that ended the upload in the meantime."""
         while True:
             self.raise_if_lost()
             if self._wish is not None:
@@ -238,7 +238,7 @@ class ActiveUpload:
             await self._wake.wait()
 
     async def go_back_to_checkpoint(self) -> None:
-        """Only what is durable was proved: throw away what is above."""
+        """Discard the bytes above the checkpoint, since the client proved only the durable ones."""
         assert self.writer is not None
         await self.store.run(self.writer.truncate, self._checkpoint)
         self.received = self.writer.received
@@ -246,9 +246,9 @@ class ActiveUpload:
         self._grant()
 
     async def write(self) -> Facts | Wish:
-        """Write what comes until the client has sent all bytes or wishes otherwise, and return which.
+        """Write pieces until the client has sent FINISH, or stops; returns the facts, or how it stops.
 
-        Everything that came before is written then, unless it wishes to cancel. Raises :class:`TakenOver` and other
+        All pieces received before are written then, unless the client cancels. Raises :class:`TakenOver` and other
         :class:`UploadError`; call :meth:`close` in any case.
         """
         while True:
@@ -346,7 +346,7 @@ class ActiveUpload:
             self.lose(InternalError())
         finally:
             self._checkpointing = None
-            # A thousand uploads of a byte a second must not keep the disk from syncing what others sent.
+            # A thousand uploads of a byte per second must not keep the disk busy with their syncs.
             self._checkpoint_seconds = (
                 min(4 * self._checkpoint_seconds, SLOWEST_SECONDS)
                 if is_slow
@@ -368,7 +368,7 @@ class ActiveUpload:
             return await self.store.run(self.writer.sync)
 
     async def save(self, checkpoint: Checkpoint, state: State) -> None:
-        """Write a checkpoint down; from then on it is durable. Raises what ended the lease."""
+        """Save a checkpoint in the row, which makes its bytes durable. Raises the error that ended the upload."""
         values = rows.checkpoint_values(checkpoint)
         growth = None
         if self.session.size is None and state is State.UPLOADING:
@@ -387,40 +387,40 @@ class ActiveUpload:
         self.listener.acked()
 
     def _settle_written(self) -> None:
-        """What was written may be durable already, now that the row names the part."""
+        """Advance ``durable`` to the bytes that are durable without a checkpoint, now that the row names the part."""
         assert self.writer is not None
         if self._checkpoint.part == self.writer.part:
-            # A write that is still under way may have settled more than anybody was told of.
+            # A running write may have made more bytes durable than were acked.
             self.durable = max(self.durable, min(self.received, self.writer.settled))
 
     async def flush(self) -> None:
-        """Have everything received written down now, and acked."""
+        """Make a checkpoint of all received bytes now, and ack it."""
         await self.settle()
         if self.writer is not None and self.received > self._checkpoint.offset:
             self._checkpointing = asyncio.create_task(self._run_checkpoint(rests=False))
             await self.settle()
 
     async def check_quota(self) -> None:
-        """Count everything received. Raises what refuses an upload that turned out larger than was declared."""
+        """Count all received bytes against the quotas. Raises the refusal of an upload of unknown size."""
         if self.session.size is None:
             await self.flush()
             self.raise_if_lost()
 
     async def settle(self) -> None:
-        """Wait for the checkpoint that runs; one that waits for its turn is given up."""
+        """Wait for a running checkpoint; cancel one that waits for its turn."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if (checkpointing := self._checkpointing) is not None:
-            if self._awaits_turn:  # what follows makes more durable
+            if self._awaits_turn:  # the caller makes a later checkpoint
                 self._awaits_turn = False
                 checkpointing.cancel()
             await asyncio.wait({checkpointing})
-            if self._checkpointing is checkpointing:  # it was cancelled before it ran
+            if self._checkpointing is checkpointing:  # cancelled before it ran
                 self._checkpointing = None
 
     async def _go_back(self) -> None:
-        """After a failed sync nothing above the last checkpoint counts: begin there, in a new file.
+        """After a failed sync, go back to the last checkpoint in a new part.
 
         A failed fdatasync must never be tried again: https://wiki.postgresql.org/wiki/Fsync_Errors
         """
@@ -441,11 +441,10 @@ class ActiveUpload:
     # The end ------------------------------------------------------------------------------------
 
     async def interrupt(self) -> int:
-        """Make durable what was received, for whoever resumes; returns ``durable``.
+        """Make the received bytes durable, for the next holder; returns ``durable``.
 
-        Used when the client leaves, or a newer connection wants the upload: the row is this one's until the newer
-        one has claimed it, and the epoch refuses what comes later. Raises nothing: what could not be
-        saved is proved again at the resume.
+        Called when the client leaves, or a newer connection takes the upload over: this holder may change the row until
+        the newer one raises the epoch. Raises nothing: the resume proves bytes again that could not be saved.
         """
         await self.settle()
         holds = not isinstance(self._lost, UploadFailed)
@@ -454,13 +453,13 @@ class ActiveUpload:
                 await self.save(await self._sync(rests=False), State.INTERRUPTED)
             except UploadError as error:
                 self.lose(error)
-            except Exception:  # of the database's, say: the resume proves the bytes again
+            except Exception:  # for example of the database: the resume proves the bytes again
                 logger.exception("Upload %s could not be saved", self.session.pk)
                 self.lose(InternalError())
         return self.durable
 
     async def close(self) -> None:
-        """Let go of the part and of the credit, also where it is cancelled."""
+        """Close the part and free the credit, even if the task is cancelled."""
         try:
             await self.settle()
             self.taps.miss()

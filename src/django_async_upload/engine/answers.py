@@ -1,8 +1,8 @@
-"""The app's own answer to a finished upload: asked for once, kept in the row, the same for each who asks again.
+"""The app's own answer to a completed upload: the hook runs once, and the row keeps the answer for later requests.
 
-It is asked for when the file is published and that is committed, by whoever is about to tell the client: so the hook
-may bind the file, and no process that recovers an upload needs the endpoint. A hook that fails breaks nothing: the
-upload is complete, and its answer is empty.
+The hook runs after the completion is committed, before the client is notified: so it can bind the file, and a process
+that recovers an upload needs no endpoint. If the hook fails, the upload is complete all the same, and its answer is
+empty.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ logger = logging.getLogger("django_async_upload")
 AT_ONCE_PER_OWNER: Final = 8
 """Uploads of one owner whose answers one process asks for at the same time: sync hooks have a thread each."""
 GRACE: Final = 10.0
-"""Seconds beyond the hook's own limit for which no other process asks."""
+"""Seconds beyond the hook's time limit before another process may call it."""
 PATIENCE: Final = 60.0
-"""Seconds for which the answer is tried to be written down."""
+"""Seconds for which saving the answer is retried."""
 
 
 class Answers:
-    """Those that this process asks for."""
+    """The answers that this process obtains."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -49,9 +49,9 @@ class Answers:
         return list(self._asking.values())
 
     async def answered(self, session: UploadSession, hooks: Hooks) -> UploadSession:
-        """A finished upload with its answer; one that is not finished comes back as it is.
+        """Return a completed upload with its answer; another one is returned unchanged.
 
-        Goes on when the caller is cancelled. Raises :class:`Busy` while another process is asking.
+        The hook continues if the caller is cancelled. Raises :class:`Busy` while another process calls the hook.
         """
         if not hooks.responds or not session.is_completed or session.response is not None:
             return session
@@ -65,7 +65,7 @@ class Answers:
     def _forget(self, pk: uuid.UUID, asking: asyncio.Task[UploadSession]) -> None:
         del self._asking[pk]
         if not asking.cancelled():
-            asking.exception()  # whoever waits gets it
+            asking.exception()  # retrieved: callers that wait get it
 
     async def _answer_in_turn(self, session: UploadSession, hooks: Hooks) -> UploadSession:
         turns = self._turns.setdefault(session.owner_key, asyncio.Semaphore(AT_ONCE_PER_OWNER))
@@ -83,7 +83,7 @@ class Answers:
         return await self._database.call(answers.save, answer, owner=owner, patience=PATIENCE)
 
     async def _ask(self, session: UploadSession, hooks: Hooks, seconds: float) -> dict[str, Any]:
-        upload = session.pk  # the hook may do what it likes with the session
+        upload = session.pk  # a copy, since the hook may change the session
         try:
             return answers.as_json(await apart(partial(hooks.respond, session), seconds))
         except Unfinished as error:
@@ -98,5 +98,5 @@ class Answers:
 
 
 def _until(seconds: float) -> datetime:
-    """So many seconds from now: a time that no other process writes at this moment."""
+    """The time in that many seconds, with a random fraction, so that no other process writes the same time."""
     return timezone.now() + timedelta(seconds=seconds, microseconds=secrets.randbelow(1_000_000))

@@ -1,4 +1,4 @@
-"""One writer of one upload, as a door sees it: from CREATE or ATTACH to the answer that ends it."""
+"""Attachments: one client's work on one upload, from its creation or resumption to the answer that ends it."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from .small import SmallFile
 from .verify import Hooks
 
 PROGRESS_SECONDS: Final = 1.0
-"""Between two reports of the progress after the last byte."""
+"""Seconds between reports of progress after the last byte."""
 
 
 class Door(Listener, Protocol):
-    """What a door does when something happens to an attachment. Must not block, and must not raise unless stated."""
+    """Callbacks of an attachment to its door. They must not block, and must not raise unless stated."""
 
     def created(self, session: UploadSession, upload: ActiveUpload) -> None:
-        """The upload was made: bytes may come up to its limit."""
+        """The upload was created: the client may send up to its limit."""
 
     def attached(self, session: UploadSession, upload: ActiveUpload) -> None:
-        """The upload was taken over; the client has to prove that its file is the one that was begun."""
+        """The upload was attached: the client has to prove that its file is the same."""
 
     def ready(self, upload: ActiveUpload) -> None:
-        """The proof holds: bytes may come from ``upload.received`` on."""
+        """The proof is correct: the client may send from ``upload.received`` on."""
 
     def progressed(self, progress: Progress) -> None:
-        """How far the checks and the publication are, once a second."""
+        """Progress of the checks and the publication, once a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The writer has left the upload as it is."""
+    """The client released the upload, which stays unfinished."""
 
     durable: int
-    """Bytes from which it can be resumed."""
+    """The offset at which it can be resumed."""
 
 
 Outcome = UploadSession | Released
-"""What ended an attachment. A session is published, or cancelled."""
+"""The result of an attachment. A session is completed, or cancelled."""
 
 
 class Attachment:
-    """Carries an upload through its life on behalf of one client. A door decides nothing: it tells ``upload`` what the
-    client sends, and the client what comes back."""
+    """Runs an upload on behalf of one client. A door decides nothing: it passes the client's data to ``upload``, and
+    sends the client the callbacks and the result."""
 
     def __init__(
         self, service: UploadService, door: Door, hooks: Hooks, *, owner: str, held: int = 0
@@ -66,18 +66,18 @@ class Attachment:
         self._hooks = hooks
         self.upload = service.open(door, owner, held=held)
         self.session: UploadSession | None = None
-        """Once its row is known to be there."""
+        """The upload's row, once it exists."""
 
     async def leave(self) -> None:
-        """Let go of the upload in whatever state it is. Cannot fail; to be called in any case."""
+        """Leave the upload in any state. Raises nothing; to be called in any case."""
         await self._service.leave(self.upload)
 
     async def create(self, new: NewUpload, endpoint: str) -> Outcome:
-        """Begin an upload, or take up the one that the key names already. Raises an :class:`UploadError`."""
+        """Create an upload, or attach to the existing one with its key. Raises an :class:`UploadError`."""
         return await self._answered(await self._create(new, endpoint))
 
     async def attach(self, claim: Claim) -> Outcome:
-        """Take an upload over from whoever holds it, and resume it. Raises an :class:`UploadError`."""
+        """Take an upload over from its holder, and resume it. Raises an :class:`UploadError`."""
         return await self._answered(await self._attach(claim))
 
     async def _create(self, new: NewUpload, endpoint: str) -> Outcome:
@@ -120,7 +120,7 @@ class Attachment:
         return await self._write()
 
     async def _check(self, proof: Proof) -> None:
-        """The file that is resumed is the one that was begun. Raises :class:`FileChanged`."""
+        """Check the client's proof that its file is the same. Raises :class:`FileChanged`."""
         upload = self.upload
         assert upload.writer is not None
         if proof.received_crc32c == f"{upload.writer.crc:08x}":
@@ -149,20 +149,20 @@ class Attachment:
         assert not isinstance(end, Wish)
         try:
             return await self._reporting(service.complete(upload, end, self._hooks))
-        except Exception as error:  # a hook's, too: the upload can be attached again
+        except Exception as error:  # also of a hook: the upload can be attached again
             if not (isinstance(error, UploadError) and error.is_final):
                 await upload.interrupt()
             raise
 
     async def _answered(self, outcome: Outcome) -> Outcome:
-        """A published upload with the app's own answer."""
+        """Add the app's own answer to a completed upload."""
         if isinstance(outcome, Released) or not self._hooks.responds:
             return outcome
         self.upload.report(Progress("finalizing", outcome.size or 0, outcome.size or 0))
         return await self._reporting(self._service.answered(outcome, self._hooks))
 
     async def _reporting(self, work: Coroutine[Any, Any, UploadSession]) -> UploadSession:
-        """Report how far the work is until it is done."""
+        """Report progress until the work is done."""
         task = asyncio.create_task(work)
         while not (await asyncio.wait({task}, timeout=PROGRESS_SECONDS))[0]:
             if self.upload.progress is not None:

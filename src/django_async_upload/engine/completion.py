@@ -1,4 +1,4 @@
-"""Completing an upload, once: whoever asks again waits for the result, or resumes a publication after a crash."""
+"""Completion of uploads, once each: later requests wait for the result, or resume a publication after a crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .verify import Hooks, verify
 
 
 class Completions:
-    """The uploads that this process verifies and publishes."""
+    """Verifies and publishes uploads in this process."""
 
     def __init__(self, runtime: Runtime, endings: Endings) -> None:
         self._runtime = runtime
@@ -30,30 +30,30 @@ class Completions:
         self._publisher = Publisher(runtime)
         self._running: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
         self._resumed: set[uuid.UUID] = set()
-        """Publications whose writer ended with its process, and that this one has taken up."""
+        """Publications of crashed processes that this process resumes."""
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def publishing(self) -> list[uuid.UUID]:
-        """The uploads that this process is at work on."""
+        """Ids of the uploads that this process verifies or publishes."""
         return [*self._running, *self._resumed]
 
     def is_running(self, upload: uuid.UUID) -> bool:
-        """Whether this process verifies or publishes the upload that it has received."""
+        """Whether this process verifies or publishes an upload whose bytes it has received."""
         return upload in self._running
 
     async def wait(self, upload: uuid.UUID) -> UploadSession:
-        """The result of an upload that :meth:`is_running`; raises what made it fail."""
+        """Wait for the result of an upload that :meth:`is_running`; raises its error."""
         return await asyncio.shield(self._running[upload])
 
     def turn(self, upload: uuid.UUID) -> asyncio.Lock:
-        """One at a time takes an upload over. The lock lives as long as it is held or awaited."""
+        """A lock for taking an upload over, which exists as long as it is locked or awaited."""
         return self._turns.setdefault(upload, asyncio.Lock())
 
     async def complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> UploadSession:
-        """Check and publish what was written. It happens once, and continues when the client is gone.
+        """Verify and publish a written upload, once. This continues after the client has disconnected.
 
-        With an error that ``is_final`` the upload is over and its part deleted; after another one
+        An error that ``is_final`` ends the upload and deletes its part; after another one
         (:class:`SizeMismatch`, a quota of the host's) it can be attached again.
         """
         pk = upload.session.pk
@@ -75,10 +75,10 @@ class Completions:
         session = upload.session
         runtime = self._runtime
         try:
-            check_size(facts.size, await hooks.admit())  # before hashing costs anything
+            check_size(facts.size, await hooks.admit())  # before the cost of hashing
             await upload.check_quota()
             digests = await verify(upload, facts, hooks)
-            await hooks.admit()  # an inspection may have taken long
+            await hooks.admit()  # again, since an inspection may have taken long
             name = upload.name or await hooks.get_name(session)
         except UploadError as error:
             if error.is_final:
@@ -95,16 +95,16 @@ class Completions:
         runtime.outbox.deliver(await self._publisher.publish_one(item))
         runtime.telemetry.time("publication.seconds", asyncio.get_running_loop().time() - began)
         runtime.telemetry.count("uploads.completed")
-        if stale not in ("", upload.writer.part):  # rewritten since: no row names it any more
+        if stale not in ("", upload.writer.part):  # rewritten: no row names the old part any more
             await runtime.store.run(runtime.store.delete, stale)
         return session
 
     async def result(
         self, session: UploadSession, report: Callable[[Progress], None]
     ) -> UploadSession:
-        """The published session of an upload that is past writing: wait, or resume its publication after a crash.
+        """The completed session of an upload that is past writing: wait, or resume its publication after a crash.
 
-        Raises what made it fail, and :class:`Busy` while another process is at it.
+        Raises the error that failed it, and :class:`Busy` while another process publishes it.
         """
         if session.state in PUBLISHED:
             return session
@@ -112,11 +112,11 @@ class Completions:
             return await self.wait(session.pk)
         async with self.turn(session.pk):
             session = await self._runtime.database.call(rows.read, session.pk)
-            if session.state in PUBLISHED:  # by whoever had the turn before
+            if session.state in PUBLISHED:  # completed by the last holder of the lock
                 return session
             if session.state in OVER:
                 raise rows.error_of(session)
-            if session.state != State.FINALIZING:  # what ran was interrupted
+            if session.state != State.FINALIZING:  # the running completion was interrupted
                 raise Busy(retry_after=1.0)
             self._resumed.add(session.pk)
             try:
@@ -132,7 +132,7 @@ class Completions:
             writer = await runtime.store.run_slow(self._open_whole, session)
         except DataLost as error:
             ended = await self._endings.end(session, State.FAILED, error=error)
-            if ended.state in PUBLISHED:  # by another process, a moment ago
+            if ended.state in PUBLISHED:  # completed by another process in the meantime
                 return ended
             raise
         item = Finalization(session, writer, digests=session.digests, report=report)
@@ -144,12 +144,12 @@ class Completions:
         return session
 
     def _open_whole(self, session: UploadSession) -> Writer:
-        """The part of an upload in ``finalizing``, which was whole when that was written down."""
+        """Open the part of an upload in ``finalizing``, which was complete when its row was changed to that state."""
         store = self._runtime.store
         writer = store.open(session.checkpoint, size=session.size, steal=False)
         if writer.position != (session.size, session.crc):
             writer.close()
-            if writer.part != session.part:  # a new one in place of one that is gone
+            if writer.part != session.part:  # the store created a new part for a missing one
                 store.delete(writer.part)
             raise DataLost(durable=session.durable, proved=writer.received)
         return writer

@@ -1,10 +1,10 @@
-"""Credit: how far ahead each upload of a process may be sent, so that all of them fit its memory.
+"""Credit: how far ahead the client of each upload may send, so that all uploads fit into a process's memory.
 
-Every open upload has the credit of a floor. Above that it is promised what it consumed in the last second, at most the
-largest window and its fair share of the budget: owners whose uploads moved lately share alike, then each one's uploads.
-No owner has more than :data:`OWNER_PART`; the rest is for others. Promises are absolute offsets and cannot be taken
-back silently: a stream that holds far more than it uses is asked to pause, and closed if it does not answer. Where no
-floor is left, an owner with few uploads gets the floor of an upload of the owner with the most.
+Every open upload has the credit of a floor. Above that it gets what it consumed in the last second, at most the
+largest window and its fair share of the budget: owners with recently active uploads share equally, then each owner's
+uploads. No owner has more than :data:`OWNER_PART`; the rest is for others. Credit is granted as absolute offsets and
+cannot be taken back silently: a stream with far more than it uses is asked to pause, and closed if it does not answer.
+Where no floor is left, an owner with few uploads gets the floor of an upload of the owner with the most.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ Value = TypeVar("Value")
 
 FLOOR: Final = 16 * 1024
 WINDOW: Final = 8 * 1024 * 1024
-"""Bytes that every client may be ahead of ``durable``; HELLO announces it."""
+"""Bytes beyond ``durable`` that every client may send; HELLO announces it."""
 LARGEST_WINDOW: Final = 4 * WINDOW
-"""Bytes that it may be ahead where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
+"""Bytes beyond ``durable`` where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
 LARGEST_CHUNK: Final = 512 * 1024 - 4096
-"""Advised, bytes. A frame may be twice as long, but an ASGI server assembles a message by copying what it has of it."""
+"""Largest advised chunk, bytes. A frame may be twice as long, but ASGI servers copy what they assemble."""
 CHUNK_SECONDS: Final = 0.2
-"""A chunk should take about this long at the measured rate."""
+"""Seconds that a chunk should take at the measured rate."""
 OWNER_PART: Final = Fraction(3, 4)
-"""Of the budget and of the places: what one owner may have, however idle the others are."""
+"""The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
 MOVING_SECONDS: Final = 2.0
-"""An upload without a byte for so long leaves its share of the credit to the others."""
+"""Seconds without a byte after which an upload no longer counts for the shares of credit."""
 IDLE_SECONDS: Final = 10.0
-"""After so long without a byte an upload loses its floor where its owner needs it for another upload."""
+"""Seconds without a byte after which an upload may lose its floor to another upload of its owner."""
 PAUSE_SECONDS: Final = 5.0
-"""How long a client may take to answer PAUSE."""
+"""Seconds that a client may take to answer PAUSE."""
 
 _PAGE: Final = 4096
 _RECLAIM_SECONDS: Final = 0.1
 _SLACK: Final = 4
-"""Credit for so many seconds, at the stream's rate, is not called back."""
+"""Seconds of credit, at the stream's rate, that the stream may keep unused."""
 
 
 def keep_freed_memory() -> None:
-    """Have malloc reuse the memory of the last messages for the next ones.
+    """Raise glibc's mmap threshold, so that malloc reuses the memory of messages.
 
-    glibc gives a freed block of more than 128 KiB back to the kernel, and each message pays for fresh ones. The largest
-    block that was ever freed raises that threshold, and what is kept to twice as much (mallopt(3), M_MMAP_THRESHOLD).
-    So one is freed, whose pages were never touched. Elsewhere this does nothing.
+    glibc returns freed blocks of more than 128 KiB to the kernel, and each message pays for new pages. Freeing a larger
+    block raises this threshold to its size, and the trim threshold to twice that (mallopt(3), M_MMAP_THRESHOLD). So
+    this frees a block whose pages were never touched. With another libc it does nothing.
     """
     bytearray(2 * WINDOW)
 
@@ -74,17 +74,17 @@ class Budget:
         evict: Callable[[], None],
         held: int = 0,
     ) -> Account:
-        """A new account of ``owner``: it takes the floor, and ``held`` bytes for as long as it is open.
+        """Open an account for an upload of ``owner``: it takes the floor, and ``held`` bytes while it is open.
 
-        ``pause`` is called when the stream should give its unused credit back, ``evict`` when it must end: its
-        account is closed already. Raises :class:`Busy` where not even the floor is left.
+        ``pause`` is called when the client should return unused credit, ``evict`` when the stream must end, after
+        its account was closed. Raises :class:`Busy` where not even the floor is left.
         """
         account = Account(self, pause, evict)
         account.enter(owner, FLOOR, held)
         return account
 
     def make_room(self, owner: str, size: int) -> Share:
-        """The share of an owner, in which one more account and ``size`` bytes have room. Raises :class:`Busy`."""
+        """Make room for one more account and ``size`` bytes; returns the owner's share. Raises :class:`Busy`."""
         share = self._shares.get(owner) or Share(self, owner)
         while not self._fits(share, size):
             self.reclaim()
@@ -97,16 +97,16 @@ class Budget:
         return self._shares.setdefault(owner, share)
 
     def forget(self, share: Share) -> None:
-        """The last account of an owner is closed."""
+        """Remove the share of an owner whose last account was closed."""
         self._moving.pop(share, None)
         del self._shares[share.owner]
 
     def fair_share(self, account: Account, now: float) -> int:
-        """What an account may be promised, bytes: shared by owners first, then by uploads; only moving ones count."""
+        """The fair share of an account, bytes: divided among owners first, then among uploads, of active ones only."""
         share = account.share
         owners = _count_moving(self._moving, now, share)
         uploads = _count_moving(share.moving, now, account)
-        # Of half the budget: what is on its way may take as much again in the server, whose buffers do not shrink.
+        # Half of the budget is shared: the ASGI server buffers bytes in flight once more, and keeps its buffers.
         return max(FLOOR, self.total // 2 // owners // uploads)
 
     def moved(self, account: Account, now: float) -> None:
@@ -114,11 +114,11 @@ class Budget:
         _note(self._moving, account.share, now)
 
     def room(self, share: Share) -> int:
-        """Bytes that may still be promised to an owner."""
+        """Bytes that an owner may still get."""
         return min(self.total - self.promised, int(self.total * OWNER_PART) - share.promised)
 
     def reclaim(self) -> None:
-        """Ask streams that hold far more credit than they use to pause, and end those that did not answer in time."""
+        """Ask streams with far more credit than they use to pause, and end those that did not answer in time."""
         now = time.monotonic()
         if now - self._reclaimed < _RECLAIM_SECONDS:
             return
@@ -133,7 +133,7 @@ class Budget:
             account.pause()
 
     def answered(self, account: Account) -> None:
-        """The stream paused or has ended."""
+        """Note that the stream has paused or ended."""
         account.is_pausing = False
         self._pausing.pop(account, None)
 
@@ -146,7 +146,7 @@ class Budget:
         )
 
     def _idlest(self, share: Share) -> Account | None:
-        """The account whose floor this owner may have: one of the owner with the most, or an idle one of his own."""
+        """The account whose floor this owner may get: one of the owner with the most, or an idle one of its own."""
         shares = [*self._shares.values(), share]
         richest = max(shares, key=lambda each: len(each.accounts))
         if len(richest.accounts) > len(share.accounts) + 1:
@@ -158,19 +158,19 @@ class Budget:
 
 
 class Share:
-    """What the uploads of one owner have of the budget."""
+    """The part of the budget that the uploads of one owner have."""
 
     def __init__(self, budget: Budget, owner: str) -> None:
         self.budget = budget
         self.owner = owner
         self.promised = 0
         self.accounts: dict[Account, None] = {}
-        """Ordered by when they last moved, the latest last."""
+        """Ordered by the time of their last bytes, the latest last."""
         self.moving: dict[Account, float] = {}
 
     @property
     def idlest(self) -> Account | None:
-        """The one that has not moved for the longest time, of those that still take bytes."""
+        """The account without a byte for the longest time, of those that still expect bytes."""
         return next((each for each in self.accounts if not each.is_complete), None)
 
 
@@ -186,7 +186,7 @@ class Account:
         self.pause = pause
         self.is_pausing = False
         self.is_complete = False
-        """All bytes came: it takes no more of them."""
+        """Whether all bytes were received."""
         self.promised = 0
         self.moved_at = time.monotonic()
         self._evict = evict
@@ -201,7 +201,7 @@ class Account:
         return self in self.budget.accounts
 
     def enter(self, owner: str, credit: int, held: int) -> None:
-        """Take part in an owner's share. Raises :class:`Busy`."""
+        """Join an owner's share. Raises :class:`Busy`."""
         self.share = self.budget.make_room(owner, credit + held)
         self.share.accounts[self] = None
         self.budget.accounts.add(self)
@@ -209,7 +209,7 @@ class Account:
         self._promise(credit)
 
     def rate(self, now: float) -> int:
-        """Bytes consumed in a second: the better of this one, so far, and the last."""
+        """Bytes consumed per second: the larger of the current second's, so far, and the last second's."""
         age = now - self._second
         if age >= 1.0:
             self._previous = self._current if age < 2.0 else 0
@@ -218,12 +218,12 @@ class Account:
         return max(self._previous, self._current)
 
     def is_wasting(self, now: float) -> bool:
-        """Whether it holds much more credit than it uses, and was not asked to pause yet."""
+        """Whether it has much more credit than it uses, and was not asked to pause yet."""
         credit = self.promised - self._held
         return not self.is_pausing and credit > max(FLOOR, _SLACK * self.rate(now))
 
     def consume(self, size: int) -> None:
-        """``size`` promised bytes came and were written."""
+        """Count ``size`` bytes that were received and written."""
         now = time.monotonic()
         self.rate(now)
         self._current += size
@@ -231,15 +231,15 @@ class Account:
         self._consumed += size
         if self.is_open:
             _note(self.share.accounts, self, None)
-            # What fits the floor takes no part of what is above it: small files do not slow a large one down.
+            # An upload within its floor has no share above it: small files do not slow down a large one.
             if self._consumed > FLOOR:
                 self.budget.moved(self, now)
         self._promise(max(FLOOR, self.promised - self._held - size))
 
     def grant(self, unused: int) -> int:
-        """How far the limit may be beyond the bytes received, in bytes.
+        """Grant credit: returns the bytes by which the limit may exceed the bytes received.
 
-        ``unused`` is how far it is already; the result is never less.
+        ``unused`` are those by which it exceeds them now; the result is never less.
         """
         if self.is_pausing or not self.is_open:
             return unused
@@ -254,30 +254,30 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: a fifth of a second's worth, and several to a grant."""
+        """The advised chunk size, bytes: a fifth of a second at the measured rate, and several chunks to a grant."""
         size = min(int(self.rate(time.monotonic()) * CHUNK_SECONDS), granted // 4, LARGEST_CHUNK)
         return max(FLOOR, size // _PAGE * _PAGE)
 
     def paused(self) -> None:
-        """The stream gave its unused credit back."""
+        """Count the unused credit as returned by the client."""
         self.budget.answered(self)
         self._promise(FLOOR)
 
     def move(self, owner: str) -> None:
-        """Move to the share of the owner, now that it is known. Raises :class:`Busy` where he has his part already."""
+        """Move to the share of the owner, once authenticated. Raises :class:`Busy` where that has no room."""
         if self.is_open and owner != self.share.owner:
             credit, held = self.promised - self._held, self._held
             self.close()
             self.enter(owner, credit, held)
 
     def complete(self) -> None:
-        """No more bytes come: the account takes only its ``held`` bytes until it closes."""
+        """All bytes were received: until it closes, the account takes only its ``held`` bytes."""
         self.is_complete = True
         self.budget.answered(self)
         self._promise(0)
 
     def evict(self) -> None:
-        """End the stream, whose floor another needs or which did not pause. Its credit is free at once."""
+        """End a stream whose floor another upload needs, or that did not pause. Its credit is free at once."""
         self.close()
         self._evict()
 
@@ -302,13 +302,13 @@ class Account:
 
 
 def _note(ordered: dict[Key, Value], key: Key, value: Value) -> None:
-    """Put a key to the end."""
+    """Set a key, and move it to the end."""
     ordered.pop(key, None)
     ordered[key] = value
 
 
 def _count_moving(moving: dict[Key, float], now: float, own: Key) -> int:
-    """How many moved lately, ``own`` included in any case; removes the others."""
+    """Count those with recent bytes, ``own`` in any case; removes the others."""
     while moving:
         oldest = next(iter(moving))
         if now - moving[oldest] < MOVING_SECONDS:

@@ -1,11 +1,11 @@
-"""All database work of the consumers goes through this module.
+"""The database access of the engine: a thread that runs calls in groups, one transaction for each group.
 
-A thread of its own keeps the connections, tests them, and commits in groups: calls that come while a
+The thread keeps the database connections, tests them, and commits in groups: calls made while a
 transaction runs share the next one. (Measured: 1,390 rows/s in transactions of their own, 50,000
 with 100 rows each; and a receiver that blocked Django's shared thread delayed an UPDATE by a second.)
 
-No call waits without limit. A call that meets a lock is tried again on a second thread, one call at a time,
-beside the others; a thread that gets no answer is abandoned, and another one takes its place.
+No call waits without a limit. A call that meets a lock is retried on a second thread, one call at a time,
+while others run on the first; a thread that gets no answer is abandoned and replaced.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ logger = logging.getLogger("django_async_upload")
 
 MAX_GROUP = 256
 HEALTH_CHECK_AFTER = 15.0
-"""Seconds without use after which a connection is tested before it is used again."""
+"""Seconds without use after which a database connection is tested before it is used again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 ANSWER_SECONDS = 5.0
-"""For how long an answer is waited for at least, whatever the caller's patience."""
+"""Seconds that a call waits for an answer at least, whatever its ``patience``."""
 LOCK_SECONDS, STATEMENT_SECONDS = 2.0, 10.0
-"""PostgreSQL gives up waiting for a lock after the first, and working on a statement after the second."""
+"""PostgreSQL's lock_timeout and statement_timeout in these transactions, seconds."""
 STALLED_SECONDS = 30.0
-"""A thread that has no answer after so long is abandoned: its connection may be dead, and no error says so."""
+"""Seconds without an answer after which a thread is abandoned: its database connection may be dead without an error."""
 MAX_STALLED = 4
 CLOSE_SECONDS = 5.0
-"""For how long :meth:`Database.close` waits for a call that runs."""
+"""Seconds that :meth:`Database.close` waits for a running call."""
 
 _LIMITS: Final = """
 SELECT CASE WHEN current_setting('lock_timeout') = '0' THEN set_config('lock_timeout', %s, true) END,
        CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, true) END
 """
-"""Set for one transaction: a pool in front of the database may give the connection to another client afterwards."""
+"""Set for one transaction, since a connection pool may give the database connection to another client afterwards."""
 _ABOUT_ONE: Final = {"55P03", "57014", "40P01"}
 """Errors that concern one call (PostgreSQL): lock_not_available, query_canceled, deadlock_detected."""
 _NO_TABLES: Final = {"42P01", "42703"}
@@ -87,7 +87,7 @@ class _Lane:
         return self._thread
 
     def let_go(self) -> DaemonExecutor | None:
-        """After its current call the thread closes its connections and ends."""
+        """Replace the thread: after its current call it closes its database connections and ends."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.submit(connections.close_all)
@@ -115,16 +115,16 @@ class Database:
     ) -> Result:
         """Run ``function([item, ...])`` in a transaction shared with others and return the item's result.
 
-        The function gets the items of all callers that wait, and returns a result for each, in order; a
-        result that is an :class:`UploadError` is raised to its caller. When the function itself raises, the
-        group is rolled back and each call is run again in a transaction of its own: a function may run
+        The function gets the items of all waiting callers, and returns a result for each, in order; a
+        result that is an :class:`UploadError` is raised to its caller. If the function itself raises, the
+        group is rolled back and each call runs again in a transaction of its own: a function may run
         more than once.
 
         Owners are served in turn; ``owner`` is the key of the call's owner, "" for the server's own calls.
 
-        While the database cannot be reached, is locked or gives no answer, it is tried again for ``patience``
-        seconds; then :class:`DatabaseUnavailable` is raised, though the work may be done later. Raises
-        :class:`DatabaseNotMigrated` where its tables are missing.
+        While the database cannot be reached, is locked or does not answer, the call is retried for ``patience``
+        seconds; then :class:`DatabaseUnavailable` is raised, although the work may be done later. Raises
+        :class:`DatabaseNotMigrated` where tables of this app are missing.
         """
         outcome = (await self.call_many(function, [item], owner=owner, patience=patience))[0]
         if isinstance(outcome, UploadError):
@@ -139,7 +139,7 @@ class Database:
         owner: str = "",
         patience: float = 10.0,
     ) -> list[Result | UploadError]:
-        """As :meth:`call`, for several items of one caller: a result or an error for each."""
+        """:meth:`call` for several items of one caller: a result or an error for each."""
         if not items:
             return []
         deadline = time.monotonic() + patience
@@ -151,7 +151,7 @@ class Database:
                 async with asyncio.timeout(limit) as answer:
                     return await self._ask(lane, owner, function, items)
             except TimeoutError as error:
-                if not answer.expired():  # the function's own
+                if not answer.expired():  # returned by the function
                     raise
                 raise DatabaseUnavailable(retry_after=1.0) from error
             except (OperationalError, InterfaceError) as error:
@@ -178,11 +178,11 @@ class Database:
                 group = [call for call in taken if not call.future.done()]  # the caller still waits
                 try:
                     outcomes = await self._run(lane, group) if group else []
-                except Exception as error:  # of whatever kind: the callers must get it
+                except Exception as error:  # any exception: the callers must get it
                     logger.exception("The database thread failed")
                     outcomes = [error] * len(group)
                 for call, outcome in zip(group, outcomes, strict=True):
-                    if call.future.done():  # its caller was cancelled meanwhile
+                    if call.future.done():  # its caller was cancelled
                         continue
                     if isinstance(outcome, Exception):
                         call.future.set_exception(outcome)
@@ -192,7 +192,7 @@ class Database:
             lane.draining = None
 
     async def _run(self, lane: _Lane, group: list[_Call]) -> Sequence[list[Any] | Exception]:
-        """Run a group on the lane's thread; one that gives no answer is replaced by another."""
+        """Run a group on the lane's thread, and replace the thread if it gets no answer."""
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(lane.thread, self._run_group, lane, group)
         running.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -200,11 +200,11 @@ class Database:
             self._stalled = [thread for thread in self._stalled if thread.is_alive]
             if len(self._stalled) < MAX_STALLED and (thread := lane.let_go()) is not None:
                 logger.error(
-                    "The database gave no answer for %.0f s: going on over another connection",
+                    "The database did not answer for %.0f s: continuing on another database connection",
                     STALLED_SECONDS,
                 )
                 self._stalled.append(thread)
-                return [OperationalError("The database gave no answer.")] * len(group)
+                return [OperationalError("The database did not answer.")] * len(group)
         return running.result()
 
     def _run_group(self, lane: _Lane, group: list[_Call]) -> Sequence[list[Any] | Exception]:
@@ -212,7 +212,7 @@ class Database:
         try:
             return self._transact(group)
         except (OperationalError, InterfaceError) as error:
-            # It concerns all of them, or an unknown one: each alone would wait as long.
+            # The error concerns all calls, or an unknown one, and each alone would wait as long.
             return [self._seen(error)] * len(group)
         except Exception as error:
             seen = self._seen(error)
@@ -222,12 +222,12 @@ class Database:
         for call in group:
             try:
                 outcomes += self._transact([call])
-            except Exception as error:  # each goes to its caller
+            except Exception as error:  # each error is raised to its caller
                 outcomes.append(self._seen(error))
         return outcomes
 
     def _transact(self, group: list[_Call]) -> Sequence[list[Any]]:
-        """One transaction; calls of one function become one call of it."""
+        """Run a group in one transaction, with one call per function."""
         together: dict[Any, list[_Call]] = {}
         for call in group:
             together.setdefault(call.function, []).append(call)
@@ -241,16 +241,16 @@ class Database:
         return [outcomes[id(call)] for call in group]
 
     def _limit(self) -> None:
-        """Bound what this transaction waits for, where the site itself has not. SQLite has ``timeout``."""
+        """Set time limits for this transaction, where the site has none. SQLite has its ``timeout``."""
         connection = connections[self.alias]
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
                 cursor.execute(_LIMITS, [f"{LOCK_SECONDS}s", f"{STATEMENT_SECONDS}s"])
 
     def _care(self, lane: _Lane) -> None:
-        """Close broken connections, of every database: users may be in another one than uploads.
+        """Close broken connections of every database, since users may be in another one than uploads.
 
-        Seen: after a restart of PostgreSQL a kept connection never healed by itself.
+        Seen: after a restart of PostgreSQL a kept database connection never recovered by itself.
         """
         now = time.monotonic()
         rested = now - lane.used_at > HEALTH_CHECK_AFTER
@@ -261,7 +261,7 @@ class Database:
             if connection.is_usable():
                 connection.errors_occurred = False
             else:
-                # Drivers may raise when they close what is broken; Django has forgotten it even so.
+                # Drivers may raise when they close a broken connection; Django has dropped it even so.
                 with suppress(Exception):
                     connection.close()
 
@@ -274,18 +274,20 @@ class Database:
             return error
         if time.monotonic() - self._complained_at > 60.0:
             self._complained_at = time.monotonic()
-            logger.error("The database lacks tables of this app: run manage.py migrate (%s)", error)
+            logger.error(
+                "Tables of this app are missing in the database: run manage.py migrate (%s)", error
+            )
         return DatabaseNotMigrated()
 
     def close(self) -> None:
-        """Close the connections and end the threads; waits :data:`CLOSE_SECONDS` for a call that hangs."""
+        """Close the database connections and end the threads; waits :data:`CLOSE_SECONDS` for a running call."""
         for lane in (self._lane, self._slow_lane):
             if (thread := lane.let_go()) is not None and not thread.join(CLOSE_SECONDS):
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
 
 
 def _sqlstate(error: Exception) -> str | None:
-    """PostgreSQL's code of an error, of psycopg 3 or 2."""
+    """PostgreSQL's code of an error, by psycopg 3 or 2."""
     cause = error.__cause__
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 

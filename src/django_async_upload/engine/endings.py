@@ -1,4 +1,4 @@
-"""How uploads end without a file: failed, cancelled, expired; and how a finished one is thrown away."""
+"""Ending uploads without a file (failed, cancelled, expired), and discarding completed ones."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Endings:
     ) -> UploadSession:
         """End an upload and delete its part; returns it as it is now.
 
-        Published uploads and those in publication stay as they are. With ``epoch`` raises :class:`TakenOver` for a
-        holder of an older one.
+        Published uploads and those in publication are unchanged. With ``epoch`` raises :class:`TakenOver` for a
+        holder with an older epoch.
         """
         ending = Ending(session.pk, to, error=error, epoch=epoch)
         ended, changed = await self._runtime.database.call(
@@ -51,7 +51,7 @@ class Endings:
         if ended.state in OVER:
             self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
             if holder is not None and holder.writer is not None:
-                parts.add(holder.writer.part)  # the row may not name it yet
+                parts.add(holder.writer.part)  # the row may not name the part yet
         for part in parts - {""}:
             await self._runtime.store.run(self._runtime.store.delete, part)
         if not changed:
@@ -64,21 +64,20 @@ class Endings:
         return ended
 
     async def fail(self, session: UploadSession, error: UploadError) -> None:
-        """The holder of the upload gives it up for good."""
+        """Fail an upload with an error, on behalf of its holder."""
         await self.end(session, State.FAILED, error=error, epoch=session.epoch)
 
     async def note(self, session: UploadSession, error: UploadError) -> None:
-        """Have the row say what the server could not do, for the admin. Raises nothing."""
+        """Store an error in the row, for the admin, although the upload has not ended. Raises nothing."""
         if isinstance(error, StorageFailed | StorageFull | InternalError):
             with suppress(UploadError):
                 trouble = Trouble(session.pk, session.epoch, error)
                 await self._runtime.database.call(rows.note, trouble, owner=session.owner_key)
 
     async def discard(self, session: UploadSession) -> UploadSession:
-        """Throw a finished upload away, with its file.
+        """Cancel a completed upload, and delete its file.
 
-        One that the host has bound, or that a request is saving at this moment, comes back as it is. Raises
-        :class:`NotFound`.
+        An upload that is bound, or that a request holds, is returned unchanged. Raises :class:`NotFound`.
         """
         discarded, changed = await self._runtime.database.call(
             rows.discard, session.pk, owner=session.owner_key
@@ -96,5 +95,5 @@ class Endings:
             await runtime.database.call(rows.withdrawn, session.pk, owner=session.owner_key)
             if aside is not None:
                 await runtime.store.run(os.unlink, aside)
-        except Exception:  # of the host's storage: the purge tries again
+        except Exception:  # of the host's storage: the purge retries
             logger.exception("The file of upload %s could not be deleted", session.pk)

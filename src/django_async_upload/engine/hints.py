@@ -1,7 +1,7 @@
-"""Hints between processes: they make things faster, and nothing depends on their arrival.
+"""Hints between processes, which only save time: nothing depends on their arrival.
 
-The truth is in the database and in the store. A hint that is lost costs time: a holder that was not asked to let go of
-an upload finds its epoch gone when it next writes a checkpoint.
+The truth is in the database and in the store. If a hint is lost, a holder that was not asked to stop finds at its next
+checkpoint that its epoch is outdated.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ..exceptions import UploadError
 
 
 class Hints(Protocol):
-    """How the holders of uploads hear of each other. Must not block, must not raise."""
+    """Messages to the holders of uploads. Methods must not block, and must not raise."""
 
     def hold(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
-        """This process holds the upload from now on; ``lose`` is called with the reason when it is to let go."""
+        """Register this process as holder of an upload; ``lose`` is called with the reason when it has to stop."""
 
     def let_go(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
-        """The holder with this ``lose`` no longer holds the upload."""
+        """Unregister the holder with this ``lose``."""
 
     def tell_holder(self, upload: uuid.UUID, reason: UploadError) -> None:
-        """Ask whoever holds the upload to let go of it: it was taken over, or has ended."""
+        """Ask the holder of an upload to stop: it was taken over, or has ended."""
 
 
 class LocalHints:

@@ -1,4 +1,4 @@
-"""Delivery of ``upload_completed``: after the commit, at least once, until it succeeds or is given up loudly."""
+"""Delivery of ``upload_completed``: after the commit, at least once, until it succeeds or the attempts are used up."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ logger = logging.getLogger("django_async_upload")
 AT_ONCE: Final = 16
 """Deliveries that run at the same time in one process."""
 AT_ONCE_PER_OWNER: Final = 8
-"""At most so many of them are for the uploads of one owner: other owners have the rest."""
+"""The most of these deliveries for uploads of one owner: the rest is for other owners."""
 MOST_WAITING: Final = 1000
-"""Events of one owner that a process holds at most. A process that has room takes up the others."""
+"""The most events of one owner that a process claims. Another process can deliver the others."""
 BATCH: Final = 100
 
 ATTEMPTS: Final = 20
-"""After so many attempts an event is given up; with the pauses below that takes some eleven hours."""
+"""Number of attempts after which an event is given up; with the pauses below this takes some eleven hours."""
 FIRST_PAUSE: Final = timedelta(seconds=10)
-"""After the first attempt that failed; each pause is twice as long as the one before."""
+"""Pause after the first failed attempt; each further pause is twice as long."""
 LONGEST_PAUSE: Final = timedelta(hours=1)
 MOST_ERROR: Final = 500
-"""Characters of what receivers raised that the row keeps."""
+"""Characters of the receivers' errors that the row keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an attempt."""
+    """The outcome of an attempt."""
 
     event: uuid.UUID
     attempts: int
@@ -56,22 +56,22 @@ class Outcome:
 
 
 class Outbox:
-    """Sends the events that this process has claimed, and takes up those that no process delivered."""
+    """Delivers the events that this process has claimed, and claims those that no process delivered."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: dict[uuid.UUID, asyncio.Future[bool]] = {}
-        """What this process has claimed, waiting or running. The result says whether it was delivered."""
+        """The claimed events, queued or running. The future's result is whether the event was delivered."""
         self._waiting: Turns[CompletionEvent] = Turns()
         self._running: set[asyncio.Task[bool]] = set()
         self._owners: Counter[str] = Counter()
         self._renewing: asyncio.Task[None] | None = None
 
     def deliver(self, event: CompletionEvent) -> asyncio.Future[bool] | None:
-        """Call the receivers soon; the caller has claimed the event, and need not wait.
+        """Schedule delivery of an event. The caller must have its claim.
 
-        The result says whether all of them succeeded. None where there is nothing to do, or too much: then the claim
-        lapses, and a process that has room takes the event up.
+        The future's result is whether all receivers succeeded. Returns None where there are no receivers, or too many
+        events: then the claim expires, and another process can deliver the event.
         """
         if event.delivered_at is not None:  # by another process, or there are no receivers
             return None
@@ -88,7 +88,7 @@ class Outbox:
         return future
 
     async def take_up(self) -> None:
-        """Begin to deliver what processes that died left behind, and what is due after a failure."""
+        """Claim events that crashed processes left, and those due after a failure, and start their delivery."""
         while (room := BATCH - len(self._held)) > 0:
             events = await self._database.call(claim_due, room)
             for event in events:
@@ -97,16 +97,16 @@ class Outbox:
                 return
 
     async def deliver_due(self) -> int:
-        """Deliver all that is due, and wait for it; returns how many deliveries succeeded."""
+        """Deliver all due events, and wait; returns the number of successful deliveries."""
         count = 0
         while events := await self._database.call(claim_due, BATCH):
             count += sum(await self._finish(events))
         return count
 
     async def send_again(self, uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        """Deliver the completions of these uploads once more, under the same ids; returns the uploads that succeeded.
+        """Deliver the completions of these uploads again, with the same ids; returns the uploads that succeeded.
 
-        Left out are uploads that have not completed, and completions that are being delivered.
+        Uploads that have not completed, and completions that are being delivered, are skipped.
         """
         sent: set[uuid.UUID] = set()
         for start in range(0, len(uploads), BATCH):
@@ -120,12 +120,12 @@ class Outbox:
         return [future is not None and await future for future in futures]
 
     async def join(self) -> None:
-        """Wait for what is being delivered, and for what waits for that."""
+        """Wait for all running and queued deliveries."""
         while self._held:
             await asyncio.wait(list(self._held.values()))
 
     async def close(self, seconds: float) -> None:
-        """Deliver what is held, within ``seconds``; other processes take up what is left."""
+        """Deliver the claimed events within ``seconds``; other processes deliver the rest."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.join()
@@ -133,10 +133,10 @@ class Outbox:
         while (event := self._waiting.next()) is not None:
             left.append(event.pk)
         if left:
-            with suppress(UploadError):  # then their claims lapse
+            with suppress(UploadError):  # then their claims expire
                 await self._database.call_many(let_go, left, patience=0.0)
         if self._held:
-            logger.warning("Completions that were not delivered at the end: %d", len(self._held))
+            logger.warning("Completions not delivered at shutdown: %d", len(self._held))
         for task in self._running:
             task.cancel()
         if self._renewing is not None:
@@ -145,7 +145,7 @@ class Outbox:
     # One event ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Begin as many deliveries as may run at once, owners in turn."""
+        """Start as many deliveries as may run at once, owners in turn."""
         while len(self._running) < AT_ONCE:
             busy = {owner for owner, count in self._owners.items() if count >= AT_ONCE_PER_OWNER}
             event = self._waiting.next(skip=busy)
@@ -174,7 +174,7 @@ class Outbox:
         self._begin()
 
     async def _deliver(self, event: CompletionEvent) -> bool:
-        """Whether all receivers succeeded and the row says so."""
+        """Deliver an event; returns whether all receivers succeeded and the row records it."""
         try:
             failures = await signals.send(
                 signals.upload_completed, event.session, event_id=event.pk
@@ -182,37 +182,41 @@ class Outbox:
             outcome = Outcome(event.pk, event.attempts, "; ".join(failures)[:MOST_ERROR])
             if await self._database.call(note, outcome, patience=60.0):
                 logger.error(
-                    "Completion %s of upload %s is given up after %d attempts, until it is sent again: %s",
+                    "Completion %s of upload %s was given up after %d attempts, until it is sent again: %s",
                     event.pk,
                     event.session_id,
                     event.attempts,
                     outcome.error,
                 )
         except UploadError as error:  # it will be delivered again
-            logger.error("Completion %s was delivered, but not noted: %s", event.pk, error)
+            logger.error(
+                "Completion %s was delivered, but the row could not be updated: %s", event.pk, error
+            )
             return False
-        except Exception:  # a bug: the other events are delivered nevertheless, and this one again
+        except Exception:  # a bug: other events are still delivered, and this one again
             logger.exception("Completion %s could not be delivered", event.pk)
             return False
         return not failures
 
     async def _renew(self) -> None:
-        """Keep claimed what waits and what runs."""
+        """Renew the claims of queued and running events."""
         while True:
             await asyncio.sleep(CLAIM.total_seconds() / 3)
             try:
                 await self._database.call_many(renew, list(self._held))
-            except UploadError as error:  # the database is away: others may deliver these
+            except (
+                UploadError
+            ) as error:  # the database is unavailable: other processes may deliver these
                 logger.warning("Claims of completions could not be renewed: %s", error)
 
 
 def send_again(uploads: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """As :meth:`Outbox.send_again`, from synchronous code outside of a transaction."""
+    """:meth:`Outbox.send_again` for synchronous code outside of a transaction."""
     return _run(lambda outbox: outbox.send_again(uploads))
 
 
 def deliver_due(*, given_up: bool = False) -> int:
-    """As :meth:`Outbox.deliver_due`, from synchronous code. ``given_up``: also what was given up."""
+    """:meth:`Outbox.deliver_due` for synchronous code. ``given_up``: also events that were given up."""
 
     async def deliver(outbox: Outbox) -> int:
         if given_up:
@@ -234,7 +238,7 @@ def _run(work: Callable[[Outbox], Coroutine[Any, Any, Result]]) -> Result:
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
-    """Claim up to that many events that are due for each caller: owners in turn, the oldest first."""
+    """Claim due events, up to that many for each caller: owners in turn, the oldest first."""
     now = timezone.now()
     claimed = []
     for count in items:
@@ -246,7 +250,7 @@ def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
 
 
 def claim_again(items: Sequence[Sequence[uuid.UUID]]) -> list[list[CompletionEvent]]:
-    """Claim the events of these uploads, delivered, given up or resting, for each caller; attempts are counted anew."""
+    """Claim the events of these uploads, also delivered and given-up ones; attempts are counted from zero."""
     now = timezone.now()
     claimed = []
     for uploads in items:
@@ -262,13 +266,13 @@ _ANEW: Final = {"delivered_at": None, "given_up_at": None, "attempts": 0, "error
 
 
 def revive(items: Sequence[None]) -> list[None]:
-    """Have all events that were given up delivered again."""
+    """Make all given-up events due again."""
     CompletionEvent.objects.given_up().update(**_ANEW, due_at=timezone.now())
     return [None] * len(items)
 
 
 def renew(items: Sequence[uuid.UUID]) -> list[None]:
-    """Keep claimed what is still being delivered."""
+    """Renew the claims of events."""
     until = timezone.now() + CLAIM
     held = CompletionEvent.objects.filter(pk__in=items, delivered_at=None, due_at__lt=until)
     held.update(due_at=until)
@@ -276,14 +280,14 @@ def renew(items: Sequence[uuid.UUID]) -> list[None]:
 
 
 def let_go(items: Sequence[uuid.UUID]) -> list[None]:
-    """Give back what was claimed and not begun: it is due for any process, and no attempt is counted."""
+    """Release the claims of events whose delivery has not started: they are due again, and no attempt is counted."""
     held = CompletionEvent.objects.filter(pk__in=items, delivered_at=None, attempts__gt=0)
     held.update(due_at=timezone.now(), attempts=F("attempts") - 1)
     return [None] * len(items)
 
 
 def note(items: Sequence[Outcome]) -> list[bool]:
-    """Record what became of attempts; returns for each whether it failed and was the last one."""
+    """Record the outcomes of attempts; returns for each whether it failed and was the last one."""
     now = timezone.now()
     return [_note(item, now) for item in items]
 

@@ -1,7 +1,7 @@
-"""From a verified part to a file of a storage: ``finalizing -> completed``, once, for any number of uploads together.
+"""Publication of verified parts as files of a storage: ``finalizing -> completed``, for lists of uploads.
 
-Each step takes a list; a list of one is the ordinary case, and small files that arrived whole come in groups: what
-they share (a thread hop, a transaction, the sync of a folder) is done once.
+Each step takes a list. A list of one is the ordinary case; small files that were received whole are published in
+groups, which share thread hops, transactions and the sync of a folder.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ PATIENCE = 60.0
 
 
 class KnownKey(Exception):
-    """The client's key has named an upload before."""
+    """The client's key belongs to an existing upload."""
 
 
 @dataclass(slots=True, eq=False)
 class Finalization:
-    """One upload on its way from its part into its storage. In the end it has an ``event`` or an ``error``."""
+    """The publication of one upload. At the end it has an ``event`` or an ``error``."""
 
     session: UploadSession
     writer: Writer
     name: str = ""
-    """To publish under, where it is free."""
+    """The name to publish under, if it is free."""
     owner: Owner | None = None
-    """Checked once more when the name is committed."""
+    """The owner, checked again when the name is committed."""
     digests: dict[str, str] = field(default_factory=dict)
     is_new: bool = False
-    """No row was made yet, and no client was answered: it is inserted in ``finalizing``."""
+    """Whether there is no row yet, and no answer to the client: the row is inserted in ``finalizing``."""
     is_begun: bool = False
-    """An earlier attempt may have published the file."""
+    """Whether an earlier attempt may have published the file."""
     report: Callable[[Progress], None] = lambda progress: None
-    """Called with the progress, from any thread."""
+    """Called with the progress, in any thread."""
     way: Publication | None = None
-    """How it is published."""
+    """The publication that suits it."""
     error: Exception | None = None
     event: CompletionEvent | None = None
 
@@ -75,7 +75,7 @@ class Finalization:
 
 
 class Publisher:
-    """Brings verified parts into their storages, and their rows to ``completed``."""
+    """Publishes verified parts in their storages, and changes their rows to ``completed``."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -84,25 +84,25 @@ class Publisher:
             LinkPublication(runtime.store),
             CopyPublication(runtime.store),
         ]
-        """The first that suits publishes a part."""
+        """The first one that suits a part publishes it."""
 
     async def publish_one(self, item: Finalization) -> CompletionEvent:
-        """:meth:`publish` of one upload. Raises its error: :class:`TakenOver`, :class:`StorageFailed`, what
-        :meth:`Owner.check` raises, and :class:`NotFound` where the row was deleted meanwhile."""
+        """:meth:`publish` one upload. Raises its error: :class:`TakenOver`, :class:`StorageFailed`, those of
+        :meth:`Owner.check`, and :class:`NotFound` where the row was deleted in the meantime."""
         await self.publish([item])
         return _event(item)
 
     async def resume_one(self, item: Finalization) -> CompletionEvent:
-        """Continue in ``finalizing``, after a crash in the middle. Raises as :meth:`publish_one`."""
+        """Resume the publication of an upload in ``finalizing``, after a crash. Raises as :meth:`publish_one`."""
         item.is_begun = True
         item.progressed(0)
         await self._go_on([item])
         return _event(item)
 
     async def publish(self, items: Sequence[Finalization]) -> None:
-        """Commit ``finalizing``, publish each under its name or one like it, commit ``completed``.
+        """Commit ``finalizing``, publish each under its name or a similar one, commit ``completed``.
 
-        ``finalizing`` names the file before it is there, so that a crash leaves no file that no row knows.
+        In ``finalizing`` the row names the file before it exists, so that a crash leaves no file without a row.
         """
         for item in items:
             item.progressed(0)
@@ -112,12 +112,12 @@ class Publisher:
         await self._go_on(_good(items))
 
     async def _go_on(self, items: Sequence[Finalization]) -> None:
-        """From ``finalizing`` on."""
+        """Continue with uploads in ``finalizing``."""
         if undecided := [item for item in items if item.way is None]:
             await self._store.run(self._choose_ways, undecided)
             again = [item for item in _good(undecided) if item.way and item.way.copies]
             await self._store.run(self._rename, again)
-            await self._commit(_good(again))  # fails where another process has completed it
+            await self._commit(_good(again))  # fails if another process has completed it
         await self._place(_good(items))
         await self._complete(_good(items))
 
@@ -140,25 +140,27 @@ class Publisher:
             try:
                 part = item.part
                 item.session.stored_as = part.name = checked_name(part.storage, item.name)
-                # Where the part is no longer this writer's, the commit says who has taken the upload over.
+                # If the part has another writer now, the commit raises the reason.
                 with suppress(StorageFailed):
                     item.way = self._way(part)
                     item.session.stored_as = item.way.first_name(part)
-            except Exception as error:  # a name that leaves the storage; a storage of the host's
+            except (
+                Exception
+            ) as error:  # a name that leaves the storage, or an error of the host's storage
                 item.error = error
 
     def _choose_ways(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
                 item.way = self._way(item.part)
-            except Exception as error:  # the part is not what it was
+            except Exception as error:  # the part was changed
                 item.error = error
 
     def _way(self, part: Finished) -> Publication:
         return next(way for way in self._ways if way.suits(part))
 
     async def _commit(self, items: Sequence[Finalization]) -> None:
-        """Have the rows name their files, in ``finalizing``."""
+        """Commit the names of the files, and ``finalizing``, in the rows."""
         new = [item for item in items if item.is_new]
         old = [item for item in items if not item.is_new]
         for item in new:
@@ -169,7 +171,7 @@ class Publisher:
                 item.error = made
             elif made.pk != item.session.pk:
                 item.error = KnownKey()
-            else:  # this row, or another object of it after a COMMIT without an answer
+            else:  # this row, or the same row read again after a COMMIT without an answer
                 item.is_new = False
         changes = [self._change(item) for item in old]
         for item, error in zip(old, await self._call(rows.change, changes, old), strict=True):
@@ -191,7 +193,7 @@ class Publisher:
     # The file in its storage --------------------------------------------------------------------
 
     async def _place(self, items: Sequence[Finalization]) -> None:
-        """Make each part a file: each round those that still have none, under another name or in another way."""
+        """Publish the parts: in each round those without a file yet, under another name or by another publication."""
         while items:
             results = await self._publish_parts(items)
             renamed, again = [], []
@@ -203,7 +205,7 @@ class Publisher:
                     again.append(item)
                 elif isinstance(result, Exception):
                     item.error = result
-                elif result != item.session.stored_as:  # the storage names in its own way
+                elif result != item.session.stored_as:  # the storage chose another name
                     item.session.stored_as = result
                     renamed.append(item)
             await self._commit(renamed)
@@ -215,7 +217,7 @@ class Publisher:
             items = _good(again)
 
     async def _publish_parts(self, items: Sequence[Finalization]) -> list[str | Exception]:
-        """Copies each in a thread of their own pool, the others in shares."""
+        """Publish parts: copies one per thread of their own pool, the others in shares."""
         found: dict[Finalization, str | Exception] = {}
 
         def publish(share: Sequence[Finalization]) -> None:
@@ -238,7 +240,7 @@ class Publisher:
             except Exception as error:  # no room for a longer name
                 item.error = error
 
-    # After it -----------------------------------------------------------------------------------
+    # After publication --------------------------------------------------------------------------
 
     async def _complete(self, items: Sequence[Finalization]) -> None:
         sessions = [item.session for item in items]
@@ -269,7 +271,7 @@ class Publisher:
             item.writer.close()
             try:
                 self._store.delete(item.writer.part)
-            except UploadError:  # no row names it: the purge deletes it
+            except UploadError:  # no row names the part: the purge deletes it
                 logger.exception("A part of upload %s could not be deleted", item.session.pk)
 
     # Sharing ------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ class Publisher:
     async def _call(
         self, function: Any, arguments: Sequence[Any], items: Sequence[Finalization]
     ) -> list[Any]:
-        """Ask the database, in the turn of the owner where there is only one."""
+        """Call the database, in the owner's turn if all items have the same owner."""
         owners = {item.session.owner_key for item in items}
         owner = owners.pop() if len(owners) == 1 else ""
         return await self._runtime.database.call_many(
@@ -287,7 +289,7 @@ class Publisher:
     async def _in_shares(
         self, work: Callable[[Sequence[Finalization]], None], items: Sequence[Finalization]
     ) -> None:
-        """Where the work waits for the disk, have half of the store's threads wait together."""
+        """Divide work that waits for the disk among half of the store's threads."""
         threads = max(1, self._store.threads // 2) if self._store.durability == "fsync" else 1
         shares = [items[first::threads] for first in range(min(threads, len(items)))]
         if len(shares) == 1:

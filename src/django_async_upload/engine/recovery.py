@@ -1,4 +1,4 @@
-"""What crashed processes left behind: publications in ``finalizing``, and completions that were not delivered."""
+"""Recovery of what crashed processes left: publications in ``finalizing``, and completions not delivered."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .runtime import Runtime
 logger = logging.getLogger("django_async_upload")
 
 STUCK_SECONDS: Final = 60.0
-"""After so long in ``finalizing`` without a sign of life an upload is taken up: its process may have died."""
+"""Seconds of inactivity in ``finalizing`` after which an upload is recovered: its process may have crashed."""
 RECOVERIES: Final = 4
 """Publications of crashed processes that one process resumes at the same time."""
 LONGEST_REST: Final = 3600.0
-"""Seconds until an upload whose publication fails again and again is tried once more."""
+"""Longest pause, in seconds, between attempts to publish an upload that fails repeatedly."""
 
 
 class Recovery:
@@ -39,22 +39,22 @@ class Recovery:
         self._taking_up: asyncio.Task[None] | None = None
         self._recovering: dict[uuid.UUID, asyncio.Task[Any]] = {}
         self._resting: dict[uuid.UUID, tuple[float, int]] = {}
-        """Uploads whose publication failed: until when (monotonic) they rest, and how often that was."""
+        """Uploads whose publication failed: the (monotonic) time of the next attempt, and the number of failures."""
 
     def start(self) -> None:
-        """Begin, unless it runs already."""
+        """Start, unless it is running."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
 
     def stop(self) -> list[asyncio.Task[Any]]:
-        """Take up nothing more; returns the tasks that still publish."""
+        """Recover nothing more; returns the tasks that still publish."""
         for task in (self._watching, self._taking_up):
             if task is not None:
                 task.cancel()
         return list(self._recovering.values())
 
     async def _watch(self) -> None:
-        """Waits for no delivery and no publication: one that is slow delays only itself."""
+        """Look for work regularly, without waiting for deliveries or publications: a slow one delays only itself."""
         while True:
             await self._survive(self._runtime.outbox.take_up)
             await self._survive(self._give_sign_of_life)
@@ -66,17 +66,22 @@ class Recovery:
         try:
             await look()
         except UploadError as error:
-            notice("recovery", logging.WARNING, "What was left could not be read: %s", error)
-        except Exception:  # a bug, or the database's: the next look is another matter
+            notice(
+                "recovery",
+                logging.WARNING,
+                "Uploads and completions of crashed processes could not be read: %s",
+                error,
+            )
+        except Exception:  # a bug, or an error of the database: the next look may succeed
             logger.exception("The recovery of what crashed processes left failed")
 
     async def _give_sign_of_life(self) -> None:
-        """Have other processes leave alone what this one publishes."""
+        """Mark the uploads that this process publishes as active, so that other processes leave them alone."""
         if busy := self._completions.publishing:
             await self._runtime.database.call_many(rows.touch, busy)
 
     async def _take_up(self) -> None:
-        old = time.monotonic() - 2 * LONGEST_REST  # tried long ago and not again: no longer there
+        old = time.monotonic() - 2 * LONGEST_REST  # not retried for long: the upload is gone
         self._resting = {pk: rest for pk, rest in self._resting.items() if rest[0] > old}
         while True:
             while (room := RECOVERIES - len(self._recovering)) <= 0:
@@ -92,19 +97,19 @@ class Recovery:
                 return
 
     async def _recover(self, session: UploadSession) -> None:
-        """Resume a publication; after a failure the upload rests, each time twice as long."""
+        """Resume a publication; after a failure the upload is retried, each time after twice as long."""
         try:
             await self._completions.result(session, lambda progress: None)
-        except Busy:  # another process lives, and is at it
+        except Busy:  # another process is publishing it
             logger.debug("Upload %s is published by another process", session.pk)
         except UploadFailed as error:
             logger.error("Upload %s has failed: %s", session.pk, error)
-        except Exception as error:  # of the host's storage, too: the others are another matter
+        except Exception as error:  # also of the host's storage: other uploads may succeed
             failures = self._resting.get(session.pk, (0.0, 0))[1] + 1
             rest = min(STUCK_SECONDS * 2**failures, LONGEST_REST)
             self._resting[session.pk] = (time.monotonic() + rest, failures)
             logger.error(
-                "Upload %s could not be published, and is tried again in %.0f s: %r",
+                "Upload %s could not be published; retrying in %.0f s: %r",
                 session.pk,
                 rest,
                 error.__cause__ or error,

@@ -1,4 +1,4 @@
-"""What the uploads of one process share: store, database thread, credit, outbox, and turns at what is scarce."""
+"""The parts that the uploads of one process share: store, database thread, credit, outbox, and turns of owners."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .outbox import Outbox
 from .telemetry import Telemetry, configured_telemetry
 
 SLOW_SYNC_REST: Final = 9
-"""Times as long as a sync of little took, until its owner has the next one: he keeps the disk a tenth of the time."""
+"""Pause after a slow upload's sync, in multiples of its duration: such an owner uses the disk a tenth of the time."""
 
 
 class Runtime:
@@ -46,7 +46,7 @@ class Runtime:
         keep_freed_memory()
 
     def _places(self) -> int | None:
-        """Uploads at once: half of the descriptors are for their files, the rest for sockets and the site."""
+        """The limit of open uploads: half of the descriptors are for their files, the rest for sockets and the site."""
         descriptors = most_descriptors() if self.store.supports_path else None
         return None if descriptors is None else descriptors // 2
 
@@ -54,11 +54,11 @@ class Runtime:
     async def sync_turn(
         self, owner: str, *, is_slow: bool, rests: bool = True
     ) -> AsyncIterator[None]:
-        """An owner's turn at syncing a part: half of the store's threads, so that others find one, too.
+        """Wait for an owner's turn to sync a part: an owner may use half of the store's threads.
 
-        Those of his uploads that bring little share a single one, which ``rests`` afterwards: a disk syncs a file of
-        one byte no faster than one of megabytes, and all that it does meanwhile waits. What ends an upload has a turn
-        of its own and does not rest.
+        The owner's slow uploads share one turn, which ``rests`` afterwards: the disk syncs a file with one new byte no
+        faster than one with megabytes, and other writes wait meanwhile. A sync that ends an upload has a turn of its
+        own and does not rest.
         """
         most = 1 if is_slow else max(1, self.store.threads // 2)
         turns = self._syncs.setdefault((owner, is_slow, rests), asyncio.Semaphore(most))
@@ -74,24 +74,24 @@ class Runtime:
                 turns.release()
 
     def slow_turns(self, owner: str) -> asyncio.Semaphore:
-        """An owner's turns at what may take long: half of the threads for that."""
+        """An owner's turns for slow work: half of the threads for it."""
         most = max(1, self.store.threads // 2)
         return self._slow_turns.setdefault(owner, asyncio.Semaphore(most))
 
     def pace(self, owner: str) -> Pace:
-        """How fast the connections of an owner are read."""
+        """The limit on the rate at which an owner's connections are read."""
         return self._paces.setdefault(owner, Pace())
 
     @cached_property
     def copies(self) -> DaemonExecutor:
-        """Threads for copies into storages that cannot be linked into: never the chunks' threads.
+        """Threads for copies into storages that cannot be linked into, apart from the threads of chunks.
 
-        One that hangs does not keep the process from ending: another one resumes what it published.
+        A copy that hangs does not keep the process from exiting: another process resumes the publication.
         """
         return DaemonExecutor(conf.uploads().threads, "async-upload-publication")
 
     async def close(self, seconds: float) -> None:
-        """Deliver what was claimed and end the threads; what hangs is waited for ``seconds`` seconds at most."""
+        """Deliver the claimed events and end the threads; waits at most ``seconds`` seconds for calls that hang."""
         await self.outbox.close(seconds)
         if "copies" in self.__dict__:
             self.copies.shutdown(wait=False, cancel_futures=True)

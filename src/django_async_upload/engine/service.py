@@ -1,4 +1,4 @@
-"""The use cases: create, attach, look at, finish, cancel and discard an upload. No transport in here.
+"""The use cases: create, attach, find, cancel and end uploads, for any transport.
 
 One :class:`UploadService` serves an event loop.
 """
@@ -38,9 +38,9 @@ from .taps import Tap
 logger = logging.getLogger("django_async_upload")
 
 CLOSE_SECONDS: Final = 10.0
-"""For how long :meth:`UploadService.close` waits for uploads, and then for receivers."""
+"""Seconds that :meth:`UploadService.close` waits for uploads, and then for receivers."""
 EVICTION_SECONDS: Final = 0.4
-"""How long the newest connection waits for an older one of this process to close the part."""
+"""Seconds that the newest connection waits for an older one of this process to close the part."""
 
 
 class UploadService(Runtime):
@@ -49,7 +49,7 @@ class UploadService(Runtime):
     def __init__(self, store: Store | None = None) -> None:
         super().__init__(store)
         self.active: dict[uuid.UUID, ActiveUpload] = {}
-        """Those that a client is connected to."""
+        """The uploads that clients are connected to."""
         self.small_files = SmallFiles(self)
         endings = Endings(self, self.active)
         self._completions = Completions(self, endings)
@@ -64,11 +64,11 @@ class UploadService(Runtime):
         self.answered = self._answers.answered
 
     def start(self) -> None:
-        """Recover what crashed processes left; at the first connection or by lifespan."""
+        """Start the recovery; called at the first connection or by lifespan."""
         self._recovery.start()
 
     async def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Let go of every upload, deliver what was claimed, end the threads; what hangs is not waited for long."""
+        """Release every upload, deliver the claimed events, end the threads; waits only for a limited time."""
         held = list(self.active.values())
         for upload in held:
             upload.release()
@@ -80,15 +80,15 @@ class UploadService(Runtime):
         if ending:
             _ended, late = await asyncio.wait(ending, timeout=CLOSE_SECONDS)
             if late:
-                logger.warning("Uploads that were still at work at the end: %d", len(late))
+                logger.warning("Uploads still running at shutdown: %d", len(late))
             for task in late:
                 task.cancel()
         await super().close(seconds)
 
     def open(self, listener: Listener, owner: str, *, held: int = 0) -> ActiveUpload:
-        """A queue for an upload that is about to be created or attached; ``owner`` is whose credit it uses.
+        """Open the queue of an upload that will be created or attached; ``owner`` is the key whose credit it uses.
 
-        ``held`` bytes of memory go with it beside its queue. Raises :class:`Busy`.
+        The request takes ``held`` bytes of memory in addition. Raises :class:`Busy`.
         """
         upload = ActiveUpload(self, listener)
         upload.account = self.budget.open(
@@ -104,20 +104,20 @@ class UploadService(Runtime):
         max_size: int | None = None,
         taps: Sequence[Tap] = (),
     ) -> UploadSession:
-        """Insert the session and begin its upload; the session of an earlier create comes back as it is.
+        """Insert the session and start its upload; the session of an earlier create is returned unchanged.
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
         outcome = await self.database.call(rows.create, Creation(session, owner), owner=owner.key)
         if outcome.pk != session.pk or outcome.state != State.CREATED:
             return outcome
-        # Also where another object came back: the COMMIT before a lost connection went through.
+        # Also for another object of the same row: an earlier COMMIT, whose answer was lost, succeeded.
         upload.begin(session, max_size, taps)
         self._hold(upload, session)
         return session
 
     async def find(self, claim: Claim) -> UploadSession:
-        """Raises :class:`NotFound`, for another owner's upload too."""
+        """Read an upload. Raises :class:`NotFound`, also for another owner's."""
         return await self.database.call(rows.find, claim, owner=claim.owner.key)
 
     async def attach(
@@ -127,10 +127,10 @@ class UploadService(Runtime):
         max_size: int | None = None,
         get_taps: Callable[[UploadSession], Sequence[Tap]] = lambda session: (),
     ) -> UploadSession:
-        """Take an upload over from whoever holds it.
+        """Take an upload over from its holder.
 
-        Afterwards ``upload`` has a writer and can be resumed; without one the upload is past that, and
-        :meth:`result` has the answer. Raises what :func:`rows.claim` returns, :class:`DataLost` and
+        Afterwards ``upload`` has a writer and can be resumed; without one the upload is past writing, and
+        :meth:`Completions.result` has the answer. Raises what :func:`rows.claim` returns, :class:`DataLost` and
         :class:`StorageFailed`.
         """
         async with self._completions.turn(claim.upload):
@@ -164,7 +164,7 @@ class UploadService(Runtime):
         upload.resume(session, max_size, writer, taps)
         self._hold(upload, session)
         if writer.part != session.part or writer.received < session.durable:
-            # Its bytes went to a new part, or are gone: write that down first.
+            # Its bytes are in a new part, or lost: save that first.
             await upload.save(await self.store.run(writer.sync), State.UPLOADING)
 
     async def _open_part(self, session: UploadSession) -> Writer:
@@ -174,7 +174,7 @@ class UploadService(Runtime):
             return await self.store.run_slow(self.store.open, session.checkpoint, size=session.size)
 
     async def _evict(self, pk: uuid.UUID) -> None:
-        """The newest wins: an older connection of this process stops, and closes the part."""
+        """Stop an older connection of this process, since the newest wins, and wait until it has closed the part."""
         self.hints.tell_holder(pk, TakenOver())
         holder = self.active.get(pk)
         if holder is not None:
@@ -188,7 +188,7 @@ class UploadService(Runtime):
         self.hints.hold(session.pk, upload.lose)
 
     async def leave(self, upload: ActiveUpload) -> None:
-        """Let go of an upload in whatever state it is. Cannot fail."""
+        """Leave an upload in any state. Raises nothing."""
         await upload.close()
         session = getattr(upload, "session", None)
         if session is not None:
@@ -197,7 +197,7 @@ class UploadService(Runtime):
                 del self.active[session.pk]
 
     async def cancel(self, claim: Claim) -> UploadSession:
-        """Throw an upload away, whoever holds it; one that is published comes back as it is."""
+        """Cancel an upload, whoever its holder is; a published one is returned unchanged."""
         session = await self.find(claim)
         if self._completions.is_running(session.pk):
             if holder := self.active.get(session.pk):
@@ -205,7 +205,7 @@ class UploadService(Runtime):
             with suppress(UploadError):
                 return await self._completions.wait(session.pk)
         ended = await self.end(session, State.CANCELLED)
-        if ended.state == State.FINALIZING:  # its process died: too late to stop it
+        if ended.state == State.FINALIZING:  # its process crashed: too late to cancel
             return await self.result(ended, lambda progress: None)
         return ended
 
@@ -214,7 +214,7 @@ _services: WeakKeyDictionary[asyncio.AbstractEventLoop, UploadService] = WeakKey
 
 
 def get_service() -> UploadService:
-    """The service of the running event loop, made at first use."""
+    """The service of the running event loop, created on first use."""
     loop = asyncio.get_running_loop()
     service = _services.get(loop)
     if service is None:
@@ -223,11 +223,11 @@ def get_service() -> UploadService:
 
 
 def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
-    """Cancel or expire uploads on behalf of the host, whoever holds them. Synchronous; returns those it ended.
+    """Cancel or expire uploads on behalf of the host, whoever their holders are. Synchronous; returns those it ended.
 
-    Uploads that are published, in publication or over stay as they are. After the commit of the caller's
-    transaction parts are deleted, signals sent, and holders notified: in this process at once, in another one
-    when they next save a checkpoint and find their epoch gone.
+    Uploads that are published, in publication or ended are unchanged. After the commit of the caller's
+    transaction parts are deleted, signals sent, and holders notified: those in this process at once, those in another
+    one at their next checkpoint, since their epoch is outdated.
     """
     using = router.db_for_write(UploadSession)
     with transaction.atomic(using=using):
@@ -240,7 +240,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
 def _after_end(ended: Sequence[UploadSession]) -> None:
     for loop, service in list(_services.items()):
         for session in ended:
-            with suppress(RuntimeError):  # the loop is closed
+            with suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(
                     service.hints.tell_holder, session.pk, rows.error_of(session)
                 )

@@ -1,8 +1,8 @@
-"""Small files whose CREATE, bytes and end came together: they are written, and published, in groups.
+"""Small files whose CREATE, bytes and FINISH were received together: they are written and published in groups.
 
-Thousands of small files would spend their time in transactions and thread hops of their own. (Rule: transitions that
-no client was answered for may share one transaction.) The steps are those of every publication; only the row is made
-as the first of them. What is unusual about a file, or fails, takes the ordinary way, from where it stands.
+Separate transactions and thread hops would dominate the cost of thousands of small files. (Rule: transitions that
+no answer to a client has named may share one transaction.) The steps are those of every publication; only the row is
+created in the first of them. A file that is unusual, or fails, falls back to the normal path.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ MAX_GROUP: Final = 256
 
 @dataclass(slots=True, eq=False)
 class SmallFile:
-    """A file that is here as a whole."""
+    """A file that was received as a whole."""
 
     session: UploadSession
     owner: Owner
     pieces: Sequence[Piece]
     crc32c: str
-    """As the client says."""
+    """The CRC that the client sent."""
     name: str
     """To publish under, where it is free."""
     finalization: Finalization | None = None
-    """Once it was written, and is what its sender says it is."""
+    """Set once the file was written and matches the client's CRC."""
     published: asyncio.Future[bool] = field(default_factory=asyncio.Future)
 
 
 class SmallFiles:
-    """Collects small files while others are on their way to the disk, and publishes them together."""
+    """Collects small files while earlier ones are written, and publishes them together."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -61,7 +61,7 @@ class SmallFiles:
         self._draining: asyncio.Task[None] | None = None
 
     def takes(self, session: UploadSession, upload: ActiveUpload, hooks: Hooks) -> bool:
-        """Whether the file is here as a whole, and nothing about it asks for the ordinary way."""
+        """Whether the file was received as a whole, and needs nothing that only the normal path does."""
         return (
             upload.facts is not None
             and upload.facts.size == session.size
@@ -74,9 +74,9 @@ class SmallFiles:
         )
 
     async def publish(self, file: SmallFile) -> bool:
-        """True when the session is completed; False when nothing happened and the ordinary way is to go.
+        """Publish a file in the next group; returns whether it completed.
 
-        Raises what refuses the upload.
+        If not, nothing happened, and the caller takes the normal path. Raises the error that refuses the upload.
         """
         self._waiting.add(file.owner.key, file)
         if self._draining is None:
@@ -89,13 +89,15 @@ class SmallFiles:
                 group = self._waiting.take(MAX_GROUP)
                 try:
                     await self._publish(group)
-                except Exception as error:  # the ordinary way meets it again, one by one
-                    logger.warning("Small files are published one by one: %r", error)
+                except Exception as error:  # the normal path reports it for each file
+                    logger.warning(
+                        "Small files are published one by one, because a group failed: %r", error
+                    )
                 for file in group:
                     if not file.published.done():
                         file.published.set_result(False)
         finally:
-            # Not in a callback of the task: a file that came before it ran would wait for ever.
+            # Not in a callback of the task, since a file added before it ran would wait for ever.
             self._draining = None
 
     async def _publish(self, group: Sequence[SmallFile]) -> None:
@@ -119,9 +121,9 @@ class SmallFiles:
                 file.published.set_exception(item.error)
 
     def _write(self, group: Sequence[SmallFile]) -> None:
-        """A part for each file that is what its sender says it is."""
+        """Write a part for each file that matches the client's CRC."""
         for file in group:
-            # The ordinary way meets it again, and reports it.
+            # The normal path gets the same error, and reports it.
             with contextlib.suppress(UploadError, SuspiciousFileOperation):
                 self._write_one(file)
 
@@ -145,7 +147,7 @@ class SmallFiles:
                 self._runtime.store.delete(writer.part)
 
     def _close(self, group: Sequence[SmallFile]) -> None:
-        """Close the parts, and delete those that no row names: the ordinary way begins from nothing."""
+        """Close the parts, and delete those that no row names: the normal path creates new ones."""
         for file in group:
             item = file.finalization
             if item is None:

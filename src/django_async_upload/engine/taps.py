@@ -1,4 +1,4 @@
-"""Taps: who sees the verified bytes of an upload on their way, beside the writing.
+"""Taps, which see the verified bytes of an upload while they are written.
 
 A digest is a tap, and so is a scanner, or a sniffer that refuses a file after its first bytes.
 """
@@ -14,31 +14,31 @@ from ..stores.base import Piece, Store, Writer
 
 SHA256: Final = "sha-256"
 MAX_BEHIND: Final = 8
-"""Pieces that the taps may be behind the writing; then the writing waits for them."""
+"""Number of pieces that taps may lag behind writing; beyond that writing waits for them."""
 READ_BYTES: Final = 4 * 1024 * 1024
 
 
 class Tap(Protocol):
-    """Sees the bytes of one upload, verified, in order and once. All methods run in a thread and may block.
+    """Sees the verified bytes of one upload, in order and once. All methods run in a thread and may block.
 
     :meth:`feed` and :meth:`restart` may raise an :class:`~django_async_upload.exceptions.UploadRefused`: the upload
-    fails at once, and its client is told before it sends the rest.
+    fails at once, before the client sends the rest.
     """
 
     def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
-        """The next bytes, from ``offset`` on. Do not keep the pieces: their memory is counted as free afterwards."""
+        """Process the next bytes, from ``offset`` on. Do not keep the pieces, whose memory is reused."""
 
     def restart(self, prefix: Iterable[bytes]) -> None:
-        """Begin again: ``prefix`` is all of the file so far, from its first byte on.
+        """Start over: ``prefix`` are all bytes of the file so far, from the first on.
 
-        Called where bytes were missed: an upload that was resumed in another process, or had to be rewritten. Then
+        Called where the tap missed bytes, since the upload was resumed or rewritten. Then
         no more is fed, and ``prefix`` is the whole file.
         """
 
     def end(self) -> Mapping[str, str]:
-        """After the last byte: digests by the name of their algorithm, in hexadecimal digits.
+        """Called after the last byte; returns hexadecimal digests by the name of their algorithm.
 
-        They are compared with those that the client gives, and saved as ``session.digests``. A door passes on those
+        They are compared with the client's, and saved as ``session.digests``. A door sends the client those
         that its protocol knows.
         """
 
@@ -64,7 +64,7 @@ class Digest:
 
 
 class Taps:
-    """The taps of one upload: fed beside the next write, never in front of one."""
+    """The taps of one upload, which are fed during the next write, so that no write waits for them."""
 
     def __init__(
         self, store: Store, taps: Sequence[Tap], fail: Callable[[Exception], None]
@@ -75,16 +75,16 @@ class Taps:
         self._fail = fail
         self._waiting: list[Piece] = []
         self._offset = 0
-        """Of the first piece that waits."""
+        """Offset of the first waiting piece."""
         self._feeding: asyncio.Task[None] | None = None
         self.has_missed = False
-        """Bytes were not seen: :meth:`end` needs the file again."""
+        """Whether the taps missed bytes, so that :meth:`end` reads the file again."""
 
     def __bool__(self) -> bool:
         return bool(self._taps)
 
     async def feed(self, pieces: Sequence[Piece]) -> None:
-        """Pieces were written. Waits only where the taps are far behind."""
+        """Feed written pieces. Waits only if the taps lag too far behind."""
         if not self._taps or self.has_missed:
             return
         if len(self._waiting) > MAX_BEHIND:
@@ -94,7 +94,7 @@ class Taps:
             self._feeding = asyncio.create_task(self._feed_waiting())
 
     async def caught_up(self) -> None:
-        """Wait until the taps saw all that was written."""
+        """Wait until the taps have seen all written bytes."""
         if self._feeding is not None:
             await asyncio.wait({self._feeding})
 
@@ -104,7 +104,7 @@ class Taps:
                 pieces, self._waiting = self._waiting, []
                 await self._store.run(self._feed, self._offset, pieces)
                 self._offset += sum(len(piece.payload) for piece in pieces)
-        except Exception as error:  # what refuses the file, or a mistake in a tap
+        except Exception as error:  # a refusal, or a bug in a tap
             self._fail(error)
         finally:
             self._feeding = None
@@ -114,12 +114,12 @@ class Taps:
             tap.feed(offset, pieces)
 
     def miss(self) -> None:
-        """The state of the taps is of no more use: bytes were written that they do not see, or were taken back."""
+        """Discard the state of the taps: they missed written bytes, or bytes were rewritten."""
         self.has_missed = True
         self._waiting.clear()
 
     def end(self, writer: Writer, report: Callable[[int], None]) -> dict[str, str]:
-        """What the taps found; blocks, and reads the whole file again where they have missed bytes.
+        """The digests of the taps. Blocks, and reads the whole file again where they missed bytes.
 
         ``report`` is called with the number of bytes read so far. Raises what the taps raise, and
         :class:`StorageFailed`.

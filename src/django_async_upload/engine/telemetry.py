@@ -1,4 +1,4 @@
-"""Measurements for whoever operates the server: counts and durations under stable names."""
+"""Measurements for operators: counts and durations under stable names."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ logger = logging.getLogger("django_async_upload.telemetry")
 
 
 class Telemetry(Protocol):
-    """Where measurements go. Called on the event loop: must not block. What it raises is logged.
+    """Receives measurements. Called on the event loop: must not block. Exceptions are logged.
 
     Names and labels are listed in docs/reference/telemetry.md; labels have few values each.
     """
 
     def count(self, name: str, by: int = 1, **labels: str) -> None:
-        """Something happened ``by`` times."""
+        """Count ``by`` events."""
 
     def time(self, name: str, seconds: float, **labels: str) -> None:
-        """Something took so long."""
+        """Record a duration."""
 
 
 class NoTelemetry:
@@ -48,7 +48,7 @@ def _shown(labels: dict[str, str]) -> str:
 
 
 class SafeTelemetry:
-    """Passes measurements on, and logs what that raises: no upload fails of it."""
+    """Passes measurements on and logs exceptions, so that no upload fails because of them."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -67,5 +67,5 @@ class SafeTelemetry:
 
 
 def configured_telemetry() -> Telemetry:
-    """An instance of the class that the setting ``TELEMETRY`` names."""
+    """Create an instance of the class in the setting ``TELEMETRY``."""
     return SafeTelemetry(import_string(conf.uploads().telemetry)())

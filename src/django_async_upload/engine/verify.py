@@ -1,4 +1,4 @@
-"""From the last byte to a verified part: size, CRC, digests, and the endpoint's inspection of the whole file."""
+"""Verification of an upload after its last byte: size, CRC, digests, and the endpoint's inspection."""
 
 from __future__ import annotations
 
@@ -24,49 +24,49 @@ PIECE: Final = 4 * 1024 * 1024
 
 
 class Hooks(Protocol):
-    """What the use cases ask the endpoint of an upload; :class:`~django_async_upload.endpoints.Endpoint` answers."""
+    """The hooks that the use cases call; :class:`~django_async_upload.endpoints.Endpoint` implements them."""
 
     owner: Owner
 
     async def admit(self) -> int | None:
-        """The largest file of the owner, bytes. Raises :class:`PermissionRefused` where he may upload no longer."""
+        """Check the owner's permission; returns the largest file, bytes. Raises :class:`PermissionRefused`."""
 
     async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
-        """The row for a new upload that the host allows, and its largest size. Raises :class:`UploadRefused`."""
+        """Check a new upload; returns its unsaved row and largest size. Raises :class:`UploadRefused`."""
 
     async def get_name(self, session: UploadSession) -> str:
-        """The name to publish under, before it is made free."""
+        """The name to publish under, which may be taken."""
 
     def get_taps(self, session: UploadSession) -> Sequence[Tap]:
-        """Who sees the upload's bytes on their way."""
+        """New taps for the upload."""
 
     @property
     def inspects(self) -> bool:
-        """Whether :meth:`inspect` wants to see whole files."""
+        """Whether the host overrides :meth:`inspect`."""
 
     async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
         """Refuse the whole file by raising an :class:`UploadRefused`."""
 
     @property
     def responds(self) -> bool:
-        """Whether :meth:`respond` has anything to say."""
+        """Whether the host overrides :meth:`respond`."""
 
     async def respond(self, session: UploadSession) -> Mapping[str, Any] | None:
-        """The app's own answer to a client whose upload is completed."""
+        """The app's own answer to the client of a completed upload."""
 
 
 async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, str]:
     """Check size, CRC, digests and the endpoint's inspection; returns the digests.
 
-    Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and what a tap or the inspection
-    raises (it has failed).
+    Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and errors of taps and the
+    inspection (the upload fails).
     """
     await upload.settle()
     session = upload.session
     expected_size = facts.size if session.size is None else session.size
     if not upload.received == facts.size == expected_size:
         raise SizeMismatch(size=facts.size, received=upload.received, declared=session.size)
-    if upload.writer is None:  # no byte came: an empty file
+    if upload.writer is None:  # an empty file
         upload.writer = await upload.store.run(upload.store.create, 0)
     actual = f"{upload.writer.crc:08x}"
     if actual != facts.crc32c:
@@ -79,7 +79,7 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, 
 
 
 async def _digests(upload: ActiveUpload, facts: Facts) -> dict[str, str]:
-    """What the taps found, compared with what the client says."""
+    """The digests of the taps, compared with the client's."""
     promised = upload.session.digest
     if not upload.taps:
         return {}
@@ -100,7 +100,7 @@ async def _digests(upload: ActiveUpload, facts: Facts) -> dict[str, str]:
     for algorithm, actual in found.items():
         expected = facts.digests.get(algorithm)
         if expected is None and algorithm == promised:
-            missing = f"The client gave no {algorithm}, which it had promised."
+            missing = f"The client did not send the {algorithm} that it had promised."
             raise DigestMismatch(missing, algorithm=algorithm, actual=actual)
         if expected is not None and actual != expected:
             raise DigestMismatch(algorithm=algorithm, actual=actual, expected=expected)
@@ -116,5 +116,5 @@ async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
 
 
 def part_file(writer: Writer, name: str) -> File[bytes]:
-    """A part as a read-only Django file, for the inspection hook: read it in a thread."""
+    """A part as a read-only Django file for the ``inspect`` hook, to be read in a thread."""
     return File(BufferedReader(PartReader(writer), PIECE), name)

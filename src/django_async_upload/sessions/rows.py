@@ -1,8 +1,8 @@
-"""One writer per upload: the functions that read and change rows.
+"""Functions that read and change rows. The epoch in a row makes sure that an upload has one writer.
 
-Each takes and returns one item per caller, as :meth:`Database.call` wants it; a refusal is returned, not
-raised, so that it does not undo the work of others. The epoch in the row fences a holder that was
-taken over; every change is one compare-and-set.
+Each function takes and returns one item per caller, for :meth:`Database.call`; a refusal is returned, not
+raised, so that it does not roll back the work of others. Every change is one compare-and-set: it fails for a holder
+with an older epoch, whose upload was taken over.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .values import CLAIM, Change, Claim, Creation, Ending, TakeUp, Trouble
 
 
 def expiry() -> Any:
-    """When an upload that gives a sign of life now will have expired."""
+    """The time at which an upload that is active now expires."""
     return timezone.now() + timedelta(seconds=conf.uploads().expire_after)
 
 
@@ -51,13 +51,13 @@ def checkpoint_values(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def error_values(error: UploadError | None) -> dict[str, Any]:
-    """An error as the row keeps it, so that a later answer repeats it with its figures."""
+    """The values of a row for an error, so that later answers repeat it with its facts."""
     if error is None:
         return {"error": "", "error_message": "", "error_facts": {}}
     facts = {name: fact for name, fact in error.facts.items() if name != "retry_after"}
     return {
         "error": error.code,
-        # What PostgreSQL cannot hold: a NUL, half a character. A text of a host's may have any length.
+        # PostgreSQL cannot store a NUL or half a character, and a host's text may have any length.
         "error_message": _storable(error.message)[:MAX_ERROR_MESSAGE],
         "error_facts": json.loads(_storable(json.dumps(facts, ensure_ascii=False))),
     }
@@ -68,15 +68,15 @@ def _storable(text: str) -> str:
 
 
 def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
-    """Insert new uploads; a key that the owner used before gives that upload instead.
+    """Insert new uploads. For a key that the owner has used, return the existing upload instead.
 
-    Whoever gets back another session than the one given must claim it.
+    A caller that gets another session than its own has to take it over.
     """
     outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
     known = {
         (session.endpoint, session.owner_key, session.key): session
         for session in UploadSession.objects.filter(
-            # All columns of the unique index: without the first it cannot serve.
+            # All columns of the unique index, so that the database can use it.
             endpoint__in={item.session.endpoint for item in items},
             owner_key__in={item.owner.key for item in items},
             key__in=[item.session.key for item in items],
@@ -102,7 +102,7 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
 
 def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | UploadError:
     for fact in ("name", "content_type", "digest", "size"):
-        # A size that was not known is in the row once the upload is finished.
+        # An unknown size is in the row once the upload is finished.
         expected = getattr(asked, fact)
         if getattr(found, fact) != expected and expected is not None:
             return KeyReused(field=fact)
@@ -110,15 +110,15 @@ def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | U
 
 
 def forget(items: Sequence[uuid.UUID]) -> list[None]:
-    """Delete sessions that were created and have no part yet."""
+    """Delete sessions that are created and have no part yet."""
     UploadSession.objects.filter(pk__in=items, state=State.CREATED, part="").delete()
     return [None for _ in items]
 
 
 def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
-    """Take uploads over: the newest wins, and older holders lose their epoch.
+    """Take uploads over for writing: the newest holder wins, since the epoch rises.
 
-    A published upload, and one in ``finalizing``, comes back unclaimed: its result is the answer.
+    A published upload, and one in ``finalizing``, is returned unchanged: its result is the answer.
     """
     found = find(items)
     return [_claim(item, session) for item, session in zip(items, found, strict=True)]
@@ -126,7 +126,8 @@ def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
 
 def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | UploadError:
     session = found
-    for _attempt in range(3):  # another connection may claim it between the SELECT and the UPDATE
+    # Again, where another connection takes it over between the SELECT and the UPDATE.
+    for _attempt in range(3):
         if isinstance(session, UploadError):
             return session
         if session.state in OVER:
@@ -149,7 +150,7 @@ def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | U
 
 
 def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
-    """Look without taking, all in one query. A missing upload and another owner's give the same answer."""
+    """Read uploads for their owners, all in one query. A missing upload and another owner's get the same answer."""
     refusals = _checked_owners(items)
     sessions = UploadSession.objects.in_bulk({item.upload for item in items})
     outcomes: list[UploadSession | UploadError] = []
@@ -168,13 +169,13 @@ def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
 
 
 def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
-    """Uploads as they are now, on behalf of the server itself."""
+    """Read uploads again, for the server itself."""
     found = UploadSession.objects.in_bulk(items)
     return [found.get(pk) or NotFound() for pk in items]
 
 
 def error_of(session: UploadSession) -> UploadError:
-    """The error that an upload which is over answers with."""
+    """The error with which an ended upload is answered."""
     failure = BY_CODE.get(session.error)
     if failure is None:
         return UploadOver(state=str(session.state))
@@ -182,7 +183,7 @@ def error_of(session: UploadSession) -> UploadError:
 
 
 def change(items: Sequence[Change]) -> list[UploadError | None]:
-    """Carry out state changes; :class:`TakenOver` or the upload's end for a holder whose epoch is gone."""
+    """Change states; :class:`TakenOver`, or the error that ended the upload, for a holder with an older epoch."""
     refusals = _checked_owners(items)
     quota = Quota(item.growth for item in items if item.growth is not None)
     return [
@@ -200,14 +201,14 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
     if session is None:
         return NotFound()
     if session.epoch == item.epoch and session.state == item.to:
-        return None  # the commit before a lost connection went through after all
+        return None  # an earlier COMMIT, whose answer was lost, succeeded
     return error_of(session) if session.state in OVER else TakenOver()
 
 
 def take_up(items: Sequence[TakeUp]) -> list[list[UploadSession]]:
-    """Uploads in ``finalizing`` whose process gives no sign of life, for each caller: those that waited longest.
+    """Uploads in ``finalizing`` whose process seems to have crashed, the oldest first, for each caller.
 
-    What is given to one caller is not given to another one for ``seconds``.
+    An upload returned to one caller is not returned to another one for ``seconds``.
     """
     return [_take_up(item) for item in items]
 
@@ -225,16 +226,16 @@ def _take_up(item: TakeUp) -> list[UploadSession]:
 
 
 def touch(items: Sequence[uuid.UUID]) -> list[None]:
-    """A sign of life for uploads that are being published."""
+    """Mark uploads that this process publishes as active, so that no other process adopts them."""
     finalizing = UploadSession.objects.filter(pk__in=items, state=State.FINALIZING)
     finalizing.update(updated_at=timezone.now())
     return [None] * len(items)
 
 
 def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadError]:
-    """``finalizing`` -> ``completed``, with the outbox row in the same transaction; it happens once.
+    """``finalizing`` -> ``completed``, once, with the outbox row in the same transaction.
 
-    The event is claimed by the caller, who delivers it after the commit.
+    The caller has the claim on the event, and delivers it after the commit.
     """
     now = timezone.now()
     pks = [session.pk for session in items]
@@ -255,7 +256,7 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
     if changed == len(items):
         CompletionEvent.objects.bulk_create(events.values())
         return [events[session.pk] for session in items]
-    # Some were completed before, by this very call or by whoever recovered them; others are over.
+    # Some were completed before, by this call or by another process; others have ended.
     known = UploadSession.objects.select_related("completion").in_bulk(pks)
     found = {pk: _event_or_error(known.get(pk), events[pk]) for pk in events}
     CompletionEvent.objects.bulk_create(
@@ -275,9 +276,9 @@ def _event_or_error(
 
 
 def end(items: Sequence[Ending]) -> list[tuple[UploadSession, bool] | UploadError]:
-    """Cancel, fail or expire uploads; returns each as it is now, and whether that was this call's work.
+    """Cancel, fail or expire uploads; returns each as it is now, and whether this call ended it.
 
-    The epoch rises, so that no holder goes on. The caller deletes the part that the returned
+    The epoch rises, so that no holder continues. The caller deletes the part that the returned
     session names.
     """
     return [_end(item) for item in items]
@@ -291,7 +292,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         if (session.state, session.epoch) == (item.to, before.epoch + 1):
             session.part, session.metadata = before.part, before.metadata
             return session, True
-    # An upload that gave a sign of life since the purge looked does not expire.
+    # An upload that was active after the purge read its row does not expire.
     is_purge = item.to is State.EXPIRED and item.epoch is not None
     rows = UploadSession.objects.expired() if is_purge else UploadSession.objects.active()
     changed = rows.transition(
@@ -300,7 +301,7 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
         holder=item.epoch,
         epoch=F("epoch") + 1,
         part="",
-        metadata={},  # no reader needs it any longer
+        metadata={},  # nothing reads it any longer
         **error_values(item.error),
     )
     if changed:
@@ -314,9 +315,9 @@ def _end(item: Ending) -> tuple[UploadSession, bool] | UploadError:
 
 
 def discard(items: Sequence[uuid.UUID]) -> list[tuple[UploadSession, bool] | UploadError]:
-    """Cancel finished uploads that are not taken; returns each as it is now, and whether this call cancelled it.
+    """Cancel completed uploads that are not taken; returns each as it is now, and whether this call cancelled it.
 
-    An upload that a request is saving at this moment stays. ``expires_at`` stays until its file is gone: see
+    An upload that a request holds stays. ``expires_at`` stays until the file is deleted: see
     :func:`withdrawn`.
     """
     return [_discard(pk) for pk in items]
@@ -336,19 +337,19 @@ def _discard(pk: uuid.UUID) -> tuple[UploadSession, bool] | UploadError:
     if changed:
         CompletionEvent.objects.filter(
             session=pk
-        ).delete()  # there is nothing to be told of any more
+        ).delete()  # receivers need not be notified any more
     session = UploadSession.objects.filter(pk=pk).first()
     return (session, bool(changed)) if session is not None else NotFound()
 
 
 def withdrawn(items: Sequence[uuid.UUID]) -> list[None]:
-    """The published files of cancelled uploads are gone."""
+    """Record that the published files of cancelled uploads were deleted."""
     UploadSession.objects.filter(pk__in=items, state=State.CANCELLED).update(expires_at=None)
     return [None for _ in items]
 
 
 def note(items: Sequence[Trouble]) -> list[None]:
-    """Have rows say why their uploads do not go on, until they do."""
+    """Store errors in rows whose uploads did not end, until they continue."""
     for item in items:
         UploadSession.objects.active().filter(pk=item.upload, epoch=item.epoch).update(
             **error_values(item.error)
@@ -359,7 +360,7 @@ def note(items: Sequence[Trouble]) -> list[None]:
 def _checked_owners(
     items: Sequence[Creation | Claim | Change],
 ) -> list[Any]:
-    """None for each item whose owner still is who they were; each owner is looked at once."""
+    """Check the owners of items again, each once: None or an error for each item."""
     refusals: dict[Hashable, ConnectionRefused | None] = {None: None}
     credentials = [None if item.owner is None else item.owner.credential for item in items]
     for item, credential in zip(items, credentials, strict=True):

@@ -1,4 +1,4 @@
-"""What the use cases and the rows hand each other: plain values, without a wire format and without a query."""
+"""Plain values that the use cases and the rows exchange, without wire format or queries."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from .quotas import Growth
 from .state import State
 
 CLAIM: Final = timedelta(seconds=10)
-"""For how long a process keeps a completion event to itself, unless it renews the claim."""
+"""How long a process has the claim on a completion event, unless it renews the claim."""
 
 
-# What a client says --------------------------------------------------------------------------------
+# From the client -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """An upload that a client wants to begin."""
+    """An upload that a client wants to create."""
 
     key: str
-    """Chosen by the client: with it the same request finds the same upload again. 32 hexadecimal digits."""
+    """Random, chosen by the client: the same request finds the same upload by it. 32 hexadecimal digits."""
     name: str
     size: int | None = None
-    """Bytes; None where the client does not know yet."""
+    """Bytes; None where it is unknown."""
     content_type: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
-    """The algorithm whose digest the client promises for the end."""
+    """The algorithm whose digest the client promises to send at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a client says of the whole file when it has sent all of it."""
+    """Size and checksums of the whole file, which the client sends at the end."""
 
     size: int
     crc32c: str
     """Eight hexadecimal digits."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Algorithm -> hexadecimal digits."""
+    """Hexadecimal digests by algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """That the file which is resumed is the one that was begun: CRC-32C of its beginning, eight digits each."""
+    """The client's proof that it resumes the same file: CRC-32C of its prefixes, eight hexadecimal digits each."""
 
     durable_crc32c: str
-    """Of the bytes below ``durable``."""
+    """CRC of the bytes below ``durable``."""
     received_crc32c: str | None = None
-    """Of those below ``received``."""
+    """CRC of the bytes below ``received``; None where the client has fewer bytes."""
 
 
 class Wish(Enum):
-    """What else ends the writing of an upload."""
+    """How a client stops writing before the end of the file."""
 
     CANCEL = auto()
     RELEASE = auto()
-    """Leave it as it is: the client asked for that, or its connection is gone."""
+    """The upload stays unfinished: the client asked for that, or its connection was lost."""
 
 
 class Progress(NamedTuple):
-    """After the last byte: how far the checks and the publication are."""
+    """Progress of the checks and the publication, after the last byte."""
 
     phase: str
     """``verifying``, ``inspecting`` or ``finalizing``."""
@@ -76,7 +76,7 @@ class Progress(NamedTuple):
     """Bytes."""
 
 
-# What the rows are asked for -----------------------------------------------------------------------
+# For the rows --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +101,28 @@ class Change:
     to: State
     values: dict[str, Any] = field(default_factory=dict)
     owner: Owner | None = None
-    """Checked again where the change depends on it."""
+    """The owner, where the change requires checking the owner again."""
     growth: Growth | None = None
-    """Of an upload of unknown size: refused where a quota is exceeded."""
+    """The growth of an upload of unknown size, which a quota may refuse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An upload is to be cancelled, to fail or to expire."""
+    """A request to cancel, fail or expire an upload."""
 
     upload: uuid.UUID
     to: State
     error: UploadError | None = None
     epoch: int | None = None
-    """The holder's; None is by right of ownership, whoever holds it, and expires what is not due yet."""
+    """Epoch of the holder that asks. None: asked by the owner or the host, so any holder is overruled, and EXPIRED is
+    allowed early."""
     ended: list[UploadSession] = field(default_factory=list, compare=False)
-    """The row before it was ended: a second run, after a COMMIT without answer, knows its work by it."""
+    """The row before it was ended, by which a second run, after a COMMIT without an answer, recognizes its work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """The server could not go on with an upload, which is not over."""
+    """An error for which the server could not continue an upload that has not ended."""
 
     upload: uuid.UUID
     epoch: int
@@ -130,8 +131,8 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class TakeUp:
-    """Publications that a process which died left behind are wanted."""
+    """A request for publications that a crashed process left."""
 
     seconds: float
-    """For so long there was no sign of life."""
+    """Seconds of inactivity after which a publication counts as left by a crashed process."""
     most: int

@@ -1,10 +1,10 @@
-"""What a store is: where the bytes of an unfinished upload are kept.
+"""The interface of stores, which keep the bytes of unfinished uploads.
 
-A :class:`Store` makes, opens, lists and deletes *parts*; a :class:`Writer` is one open part. All
-methods are synchronous and may block: the caller runs them in the store's own pool with
-:meth:`Store.run`, never on the event loop. One writer is used by one caller; only
-:meth:`Writer.sync` may run beside :meth:`Writer.append`, and :meth:`Writer.close` waits for a write
-that is running.
+A :class:`Store` creates, opens, lists and deletes *parts*; a :class:`Writer` is one open part. All
+methods are synchronous and may block: the caller runs them in the store's own pool by
+:meth:`Store.run`, never on the event loop. A writer has one caller; only
+:meth:`Writer.sync` may run concurrently with :meth:`Writer.append`, and :meth:`Writer.close` waits for a
+running write.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HOLD_GIL: Final = 0
-"""For ``crc32c``: a chunk takes 40 microseconds, and to let go of the GIL and get it back takes longer."""
+"""For ``crc32c``: a chunk takes 40 microseconds, and releasing and acquiring the GIL takes longer."""
 
 DURABILITIES: Final = ("fsync", "os")
-"""What a checkpoint survives: ``fsync`` a crash of the machine, ``os`` a crash of the process."""
+"""What checkpoints survive: with ``fsync`` a crash of the machine, with ``os`` only a crash of the process."""
 
 
 def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
@@ -40,19 +40,19 @@ def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
 
 
 class Seal(NamedTuple):
-    """What the sender of a piece vouches for: ``crc32c(payload, start) == crc``."""
+    """The sender's checksum of a piece: ``crc32c(payload, start) == crc``."""
 
     start: int
-    """CRC-32C of what the sender put before the payload."""
+    """CRC-32C of the bytes that the sender put before the payload."""
     crc: int
 
 
 class Piece(NamedTuple):
-    """Bytes of a file, in order; a door cuts them out of what it receives."""
+    """Consecutive bytes of a file, as a door received them."""
 
     payload: bytes | memoryview
     seal: Seal | None = None
-    """None where nothing vouches for this piece alone: the CRC of the whole file stands for it at the end."""
+    """None where the piece has no checksum of its own: the CRC of the whole file covers it at the end."""
 
     @property
     def is_intact(self) -> bool:
@@ -60,7 +60,7 @@ class Piece(NamedTuple):
 
 
 class Position(NamedTuple):
-    """An offset and the CRC of all below it: one value, so that no thread sees half of a move."""
+    """An offset and the CRC of the bytes below it, as one value, so that threads see both or neither change."""
 
     offset: int = 0
     crc: int = 0
@@ -68,22 +68,22 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What the upload's row knows about its part: all that a restart can build on."""
+    """The facts about a part that the upload's row stores, from which the store opens the part again."""
 
     part: str
     """The part's name in the store."""
     offset: int = 0
-    """Bytes that were durable when this was written down."""
+    """Bytes that were durable when the checkpoint was made."""
     crc: int = 0
     """CRC-32C of those bytes."""
     token: str = ""
-    """What the store needs to know to open the part again. Of files: the machine's run in which the bytes were
-    written, see :func:`.disk.boot_id`."""
+    """Store-specific text for opening the part again. For files, the boot in which the bytes were written:
+    see :func:`.disk.boot_id`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part as :meth:`Store.parts` lists it."""
+    """A part in the list of :meth:`Store.parts`."""
 
     name: str
     modified: datetime
@@ -92,13 +92,13 @@ class Part:
 
 
 class Store(abc.ABC):
-    """Where parts live. One instance serves a process; it is thread-safe."""
+    """Keeps parts. One instance serves a process; it is thread-safe."""
 
     supports_path: ClassVar[bool] = False
-    """A part is a local file, and :meth:`Writer.path` may be linked into a storage beside it."""
+    """Whether parts are local files, so that :meth:`Writer.path` can be linked into a storage on the same disk."""
 
     supports_reserve: ClassVar[bool] = False
-    """:meth:`create` asks for room for ``size`` bytes: a full disk is an error at creation."""
+    """Whether :meth:`create` reserves space for ``size`` bytes, so that a full disk is an error at creation."""
 
     def __init__(self, *, durability: str = "fsync", threads: int = 8) -> None:
         if durability not in DURABILITIES:
@@ -115,15 +115,15 @@ class Store(abc.ABC):
         return ThreadPoolExecutor(self.threads, thread_name_prefix="async-upload-store-slow")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking call in the store's pool and return what it returns.
+        """Run a blocking call in the store's pool and return its result.
 
-        The call is never abandoned half way: a cancelled caller gets its cancellation after the
-        call has ended, so that nothing is written behind its back.
+        A cancelled caller gets the cancellation only after the call has ended, so that nothing is written
+        afterwards.
         """
         return await self._run(self._executor, partial(function, *args, **kwargs))
 
     async def run_slow(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As :meth:`run`, for what waits for a lock or reads a whole file: in threads that chunks do not need."""
+        """:meth:`run` for calls that wait for a lock or read a whole file, in threads that chunks do not need."""
         return await self._run(self._slow_executor, partial(function, *args, **kwargs))
 
     async def _run(self, executor: ThreadPoolExecutor, function: Callable[[], T]) -> T:
@@ -133,58 +133,58 @@ class Store(abc.ABC):
             return await asyncio.shield(call)
         except asyncio.CancelledError:
             while not call.done():
-                with suppress(asyncio.CancelledError):  # a second one: still not before the end
+                with suppress(asyncio.CancelledError):  # cancelled again: still wait for the end
                     await asyncio.wait({call})
             if not call.cancelled():
-                call.exception()  # seen; the caller is no longer there to hear of it
+                call.exception()  # retrieved: the cancelled caller does not need it
             raise
 
     @abc.abstractmethod
     def create(self, size: int | None) -> Writer:
-        """A new, empty part. Raises :class:`StorageFull`, :class:`StorageFailed`."""
+        """Create an empty part. Raises :class:`StorageFull`, :class:`StorageFailed`."""
 
     @abc.abstractmethod
     def open(
         self, checkpoint: Checkpoint, *, size: int | None = None, steal: bool = True
     ) -> Writer:
-        """Open a part again and prove what is in it (rule 4 of the design).
+        """Open an existing part and prove its bytes by the checkpoint's CRC.
 
-        The writer's ``received`` is what can be proved, at least ``checkpoint.offset``. The writer
-        is the only one from then on: where another process may still have the part open, its bytes
-        are copied into a part of another name, and ``writer.part`` says so. Then, as after
-        :meth:`Writer.rewrite`, the part of the old name stays: the caller writes the new name down
-        first and deletes the old part afterwards, or a crash in between would leave a row that
-        names nothing.
+        The writer's ``received`` is the number of proved bytes, at least ``checkpoint.offset``. It is
+        the only writer: where another process may still have the part open, its bytes
+        are copied into a part of another name, which ``writer.part`` returns. Then, as after
+        :meth:`Writer.rewrite`, the old part stays: the caller first saves the new name in the row
+        and then deletes the old part, since a crash in between must not leave a row without
+        a part.
 
-        Without ``steal`` such a part is left alone, and :class:`Busy` raised.
+        Without ``steal`` such a part is left alone, and :class:`Busy` is raised.
 
-        A part that is gone is opened as a new, empty one where nothing was promised (offset 0).
+        Where the part is missing and the checkpoint's offset is 0, a new, empty part is created.
 
-        Raises :class:`DataLost` when less than ``checkpoint.offset`` can be proved,
-        :class:`StorageFull`, and :class:`StorageFailed`, also for a name that no store gave.
+        Raises :class:`DataLost` where less than ``checkpoint.offset`` can be proved,
+        :class:`StorageFull`, and :class:`StorageFailed`, also for a name that is not a store's.
         """
 
     @abc.abstractmethod
     def delete(self, part: str) -> None:
-        """Forget a part. It is no error when it is not there. Raises :class:`StorageFailed`."""
+        """Delete a part; does nothing where it does not exist. Raises :class:`StorageFailed`."""
 
     @abc.abstractmethod
     def parts(self) -> Iterator[Part]:
-        """All parts, also those that no row knows: the purge compares."""
+        """List all parts, for the purge, which deletes those that no row names."""
 
     def path(self, part: str) -> str:
         """The local path of a part, where the store ``supports_path``."""
         raise NotImplementedError(f"{type(self).__name__} has no local files")
 
     def is_held(self, part: str) -> bool:
-        """Whether a writer, of this process or another one, has the part open; False where that cannot be known.
+        """Whether a writer of any process has the part open; False where the store cannot know.
 
-        The purge asks: no clock, however wrong, ends an upload that a process is writing.
+        The purge uses it, so that a wrong clock does not expire an upload that a process is writing.
         """
         return False
 
     def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
-        """:meth:`Writer.sync` of each: what they have in common needs to be synced only once."""
+        """Call :meth:`Writer.sync` of each writer. A store may sync what they share only once."""
         return [writer.sync() for writer in writers]
 
     def check(self, **kwargs: Any) -> list[CheckMessage]:
@@ -192,18 +192,18 @@ class Store(abc.ABC):
         return []
 
     def close(self) -> None:
-        """End the pool's threads; running calls are waited for."""
+        """Wait for running calls and end the pool's threads."""
         for name in ("_executor", "_slow_executor"):
             if (executor := self.__dict__.pop(name, None)) is not None:
                 executor.shutdown(wait=True)
 
 
 class Writer(abc.ABC):
-    """One open part. Bytes go in order from :attr:`received` on; there are no holes."""
+    """One open part. Bytes are written in order from :attr:`received` on, without holes."""
 
     part: str
     position: Position = Position()
-    """What was verified and written, as one value: for whoever runs beside :meth:`append`."""
+    """End and CRC of the verified and written bytes, for threads that run concurrently with :meth:`append`."""
 
     @property
     def received(self) -> int:
@@ -212,28 +212,28 @@ class Writer(abc.ABC):
 
     @property
     def crc(self) -> int:
-        """CRC-32C of them."""
+        """CRC-32C of the received bytes."""
         return self.position.crc
 
     @property
     def token(self) -> str:
-        """:attr:`Checkpoint.token` of a checkpoint that is made now."""
+        """The :attr:`Checkpoint.token` of a checkpoint made now."""
         return ""
 
     @property
     def settled(self) -> int:
-        """Bytes that outlive what the store's durability names as soon as a row names the part.
+        """Bytes that are durable without a checkpoint once the row names the part.
 
         0 where only a checkpoint makes bytes durable.
         """
         return 0
 
     def append(self, pieces: Sequence[Piece]) -> int:
-        """Verify pieces that follow each other and write them at :attr:`received`.
+        """Verify consecutive pieces and write them at :attr:`received`.
 
-        Returns how many were good, from the first on; the one after them is damaged, and neither it
+        Returns the number of intact pieces, from the first on; the next one is damaged, and neither it
         nor any later one was written. Raises :class:`StorageFull` and :class:`StorageFailed`: then
-        nothing of the batch counts.
+        no piece of the batch counts as received.
         """
         payloads = []
         offset, crc = self.position
@@ -251,31 +251,31 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def write(self, payloads: Sequence[memoryview]) -> None:
-        """Write at :attr:`received`, all or an error. :meth:`append` moves it afterwards."""
+        """Write all payloads at :attr:`received`, or raise. :meth:`append` advances it afterwards."""
 
     @abc.abstractmethod
     def sync(self) -> Checkpoint:
-        """Make what was received durable, as far as the store's durability goes.
+        """Make the received bytes durable, according to the store's durability.
 
-        May run beside :meth:`append`. The checkpoint covers what was received when the call began,
-        or less (parts of S3). Raises :class:`StorageFailed` or :class:`StorageFull`: then the
-        writer takes and syncs nothing more, and the caller goes back with :meth:`rewrite` or closes
+        May run concurrently with :meth:`append`. The checkpoint covers the bytes received when the call began,
+        or fewer (parts of S3). Raises :class:`StorageFailed` or :class:`StorageFull`: then the
+        writer accepts and syncs nothing more, and the caller goes back by :meth:`rewrite` or closes
         it (a failed fdatasync drops the error and the pages:
         https://wiki.postgresql.org/wiki/Fsync_Errors).
         """
 
     @abc.abstractmethod
     def rewrite(self, checkpoint: Checkpoint) -> None:
-        """Go back to a durable checkpoint, in a new part; :attr:`part` and :attr:`received` change.
+        """Go back to a durable checkpoint in a new part; :attr:`part` and :attr:`received` change.
 
-        The old part stays until the caller has written the new name down and deletes it. Raises
-        :class:`DataLost` when the bytes below the checkpoint cannot be read back with the right
+        The old part stays until the caller has saved the new name in the row and deletes it. Raises
+        :class:`DataLost` where the bytes below the checkpoint cannot be read back with the right
         CRC, :class:`StorageFull` and :class:`StorageFailed`.
         """
 
     @abc.abstractmethod
     def truncate(self, checkpoint: Checkpoint) -> None:
-        """Throw away what is above a checkpoint of this part: :attr:`received` goes back to it.
+        """Discard the bytes above a checkpoint of this part: :attr:`received` goes back to it.
 
         Raises :class:`StorageFull` and :class:`StorageFailed`.
         """
@@ -284,19 +284,18 @@ class Writer(abc.ABC):
     def read(
         self, start: int = 0, stop: int | None = None, *, size: int = 1 << 20
     ) -> Iterator[bytes]:
-        """The bytes received from ``start`` up to ``stop``, in pieces of ``size`` bytes.
+        """Iterate over the received bytes from ``start`` to ``stop``, in pieces of ``size`` bytes.
 
-        Raises :class:`StorageFailed`, in the iteration.
+        The iteration raises :class:`StorageFailed`.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of the part, which stays. Closing twice is no error."""
+        """Close the part, which stays in the store. A second call does nothing."""
 
     def path(self) -> str:
-        """The part's local path, where the store ``supports_path``; the writer is still open.
+        """The local path of the part, which is still open, where the store ``supports_path``.
 
-        Raises :class:`StorageFailed` when the file there is not the writer's own, whole and no
-        longer.
+        Raises :class:`StorageFailed` where the file there is not the writer's, or its length is not :attr:`received`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no local files")

@@ -69,7 +69,7 @@ class FileSystemStore(Store):
         return writer
 
     def _take(self, found: PartFile, evidence: _Evidence, *, steal: bool) -> PartFile:
-        """A file that only this process has: the one found, or a copy of it where another process keeps the lock."""
+        """Return a file of which this process is the only writer: a copy where another one keeps the lock."""
         if found.is_locked:
             return found
         with closing(found):
@@ -139,7 +139,7 @@ class FileSystemStore(Store):
 
 
 class _Evidence:
-    """What a checkpoint still proves, after what the machine has been through since."""
+    """What a checkpoint proves, given the durability and whether the machine was rebooted since."""
 
     def __init__(self, checkpoint: Checkpoint, size: int | None, durability: str) -> None:
         self.size = size
@@ -150,7 +150,7 @@ class _Evidence:
         self._promised = checkpoint.offset if survives else 0
 
     def believed(self, file: PartFile) -> int:
-        """How many of a file's bytes may be the upload's."""
+        """The number of a file's bytes that may be the upload's."""
         length = file.length
         if self.size is not None:
             length = min(length, self.size)
@@ -160,13 +160,13 @@ class _Evidence:
         return length
 
     def prove(self, file: PartFile) -> Position:
-        """The end of the bytes that are proved. Raises :class:`DataLost`, :class:`OSError`."""
+        """The end of the proved bytes. Raises :class:`DataLost`, :class:`OSError`."""
         whole = self._rebooted or file.is_new
         position = file.prove(self._checkpoint, self.believed(file), whole=whole)
         return self.begin_again() if position is None else position
 
     def begin_again(self) -> Position:
-        """The start of the file. Raises :class:`DataLost` where bytes of it were promised."""
+        """The start of the file. Raises :class:`DataLost` where bytes were acknowledged as durable."""
         if self._promised:
             raise DataLost(durable=self._promised, proved=0)
         return Position()

@@ -25,7 +25,7 @@ class FileWriter(Writer):
     """Writes one locked file, in place."""
 
     def __init__(self, folder: Folder, file: PartFile, size: int | None) -> None:
-        """From here on the writer closes the file."""
+        """The writer owns ``file``, and closes it."""
         self.part = file.name
         self._folder = folder
         self._file = file
@@ -64,8 +64,8 @@ class FileWriter(Writer):
                 self._make_room(self.received + sum(map(len, payloads)))
                 disk.write_at(self._file.fd, payloads, self.received)
             except OSError as error:
-                # The part of the batch that was written counts for nothing, after a restart
-                # neither.
+                # Bytes of the batch that were written do not count as received, not even after a
+                # restart.
                 with suppress(OSError):
                     self._cut(self.received)
                 raise translate(error) from error

@@ -1,4 +1,4 @@
-"""The staging folder: the files of parts under random names."""
+"""The staging folder, which contains the files of parts under random names."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Folder:
 
     @staticmethod
     def has_name_for(part: str) -> bool:
-        """Whether a part may have that name."""
+        """Whether a text is a valid name of a part."""
         return _NAME.fullmatch(part) is not None
 
     def path(self, part: str) -> str:
         return os.path.join(self.root, part)
 
     def create(self, size: int | None) -> PartFile:
-        """A locked, empty file; raises ``ENOSPC`` where the disk has no room for ``size`` bytes."""
+        """Create a locked, empty file; raises ``ENOSPC`` where the disk has no space for ``size`` bytes."""
         if not os.path.isdir(self.root):
             self._make_root()
         name = secrets.token_hex(16)
@@ -53,7 +53,7 @@ class Folder:
         return file
 
     def find(self, part: str) -> PartFile | None:
-        """Open a file, and lock it where no other process keeps its lock; None where there is no such part."""
+        """Open a file, and lock it unless another process keeps its lock; None where there is no such part."""
         try:
             file = PartFile(part, self._open(part))
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Folder:
         return None
 
     def copy(self, source: PartFile, length: int, size: int | None) -> PartFile:
-        """A new file with the first ``length`` bytes of another one.
+        """Create a file with the first ``length`` bytes of another one.
 
         It is synced at once, because a row may name it before the next checkpoint.
         """
@@ -85,7 +85,7 @@ class Folder:
 
     @contextmanager
     def keeping(self, file: PartFile) -> Iterator[None]:
-        """The file stays open, unless the block fails: then it is closed and, if it is new, deleted."""
+        """Close the file if the block fails and, if it is new, delete it; otherwise it stays open."""
         try:
             yield
         except BaseException:
@@ -95,7 +95,7 @@ class Folder:
             raise
 
     def has(self, file: PartFile) -> bool:
-        """Whether the file's name still stands for this file."""
+        """Whether the file's name still refers to this file."""
         with suppress(FileNotFoundError), self.directory() as root:
             return file.is_file(os.stat(file.name, dir_fd=root, follow_symlinks=False))
         return False
@@ -128,13 +128,13 @@ class Folder:
         disk.sync_directory(self.root)
 
     def try_locks(self) -> None:
-        """Raises where the file system has no locks."""
+        """Test the locks of the file system; raises where it has none."""
         with self.directory() as root:
             fcntl.flock(root, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     @contextmanager
     def directory(self) -> Iterator[int]:
-        """A descriptor of the folder."""
+        """Open a descriptor of the folder."""
         fd = os.open(self.root, _DIRECTORY)
         try:
             yield fd

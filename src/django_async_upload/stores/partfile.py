@@ -1,4 +1,4 @@
-"""The open file of one part: its descriptor, its lock, and what can be proved of its bytes."""
+"""The open file of one part: its descriptor, its lock, and the proof of its bytes."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from . import disk
 from .base import Checkpoint, Position
 
 LOCK_WAIT: Final = 0.5
-"""Seconds that a file is waited for which an earlier writer has still locked."""
+"""Seconds to wait for a file that an earlier writer still locks."""
 
 _LOCK_POLL: Final = 0.02
 
 
 class PartFile:
-    """Owns a descriptor, which nobody else closes."""
+    """An open file, which owns its descriptor."""
 
     def __init__(self, name: str, fd: int, *, is_new: bool = False) -> None:
         self.name = name
-        """In the staging folder."""
+        """The file's name in the staging folder."""
         self.fd = fd
-        """-1 when it is closed."""
+        """The descriptor; -1 when closed."""
         self.is_new = is_new
-        """No row names the file yet, and no other process has it."""
+        """Whether the file was just created: no row names it, and no other process has it open."""
         self.is_locked = False
-        """By this process, exclusively."""
+        """Whether this process has the exclusive lock."""
 
     @property
     def length(self) -> int:
         return os.fstat(self.fd).st_size
 
     def lock(self, seconds: float = 0.0) -> None:
-        """Lock the file, or leave it unlocked where another process has the lock for so long."""
+        """Lock the file, unless another process keeps the lock for ``seconds``."""
         deadline = time.monotonic() + seconds
         while not (locked := self._lock_now(fcntl.LOCK_EX)) and time.monotonic() < deadline:
             time.sleep(_LOCK_POLL)
         self.is_locked = locked
 
     def is_held(self) -> bool:
-        """Whether a writer has locked the file; asked of a file that is not locked here."""
+        """Whether a writer has locked the file, which is not locked here."""
         return not self._lock_now(fcntl.LOCK_SH)
 
     def _lock_now(self, how: int) -> bool:
@@ -55,7 +55,7 @@ class PartFile:
         return True
 
     def is_file(self, stat: os.stat_result) -> bool:
-        """Whether that is what a ``stat`` has found."""
+        """Whether a ``stat`` result is that of this file."""
         return disk.is_same_file(stat, os.fstat(self.fd))
 
     def prove(self, checkpoint: Checkpoint, length: int, *, whole: bool) -> Position | None:

@@ -1,4 +1,4 @@
-"""What every tap must do, as tests: subclass it in your own suite, with pytest.
+"""The compliance suite of taps: subclass it in your own tests, with pytest.
 
 ::
 
@@ -8,7 +8,7 @@
         def make_tap(self):
             return MyTap()
 
-Each test is a promise of :class:`django_async_upload.engine.taps.Tap`.
+Each test checks a promise of :class:`django_async_upload.engine.taps.Tap`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..stores.base import Piece
 
 
 class TapCompliance:
-    """Subclass it and write :meth:`make_tap`."""
+    """Tests of a tap. Subclass it and implement :meth:`make_tap`."""
 
     data = random.Random(1).randbytes(300_000)  # noqa: S311
     """A file that the tap accepts, of at least three bytes."""
 
     def make_tap(self) -> Tap:
-        """A new tap."""
+        """Create a tap."""
         raise NotImplementedError
 
     @pytest.fixture
     def expected(self) -> dict[str, str]:
-        """What the tap finds in :attr:`data` when it comes at once."""
+        """The tap's result for :attr:`data` in one piece."""
         return self.found(self.make_tap(), [Piece(self.data)])
 
     @staticmethod
@@ -73,7 +73,7 @@ class TapCompliance:
         buffer = bytearray(self.data)
         with memoryview(buffer) as view:
             tap.feed(0, [Piece(view)])
-        buffer[:] = bytes(len(buffer))  # a later message has the same memory
+        buffer[:] = bytes(len(buffer))  # the memory is reused for a later message
         buffer.clear()  # BufferError while the tap holds a view of it
         assert dict(tap.end()) == expected
 

@@ -49,22 +49,22 @@ from .stream import UploadStream
 logger = logging.getLogger("django_async_upload")
 
 CONNECTION_WINDOW: Final = 2 * LARGEST_WINDOW
-"""Bytes of DATA payload that may be on their way on one connection; LIMIT is said at half of it, with a window left."""
+"""Bytes of DATA payload that may be in flight on one connection. LIMIT is sent at half of it, with a window left."""
 AUTHENTICATION_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 2.0
-"""How long a client may take to close a connection that was closed by the server."""
+"""Seconds that a client may take to answer the server's Close frame."""
 GATHER_SECONDS: Final = 0.02
-"""How long a small file's CREATE is held so that its bytes and FINISH can be handled with it."""
+"""Seconds for which a small file's CREATE is deferred, so that its bytes and FINISH can be handled with it."""
 MAX_IN_TURN: Final = 64
-"""Messages of one connection in a turn of the event loop."""
+"""Messages of one connection per turn of the event loop."""
 PATIENCE_SECONDS: Final = 0.005
-"""A connection that is to be read later by less than this is read at once."""
+"""A delay of reading shorter than this is skipped."""
 HELD_SECONDS: Final = 5.0
-"""For so long a connection may send more than it is read, without a pause."""
+"""Seconds for which a connection may exceed the rate at which it is read, without a pause."""
 SHORT_FRAME: Final = 4096
-"""Bytes. What a client sends that is advised at least 16 KiB is longer, but for the end of a file."""
+"""Bytes. Clients, which are advised at least 16 KiB, send shorter frames only at the end of a file."""
 MAX_QUERIES: Final = 8
-"""QUERYs of one connection that the database is asked at once; further ones wait."""
+"""QUERYs of one connection that run in the database at once; further ones wait."""
 
 
 class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
@@ -74,11 +74,11 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
     @property
     def hooks(self) -> Endpoint:
-        """What the host says."""
+        """The host's hooks."""
         return self
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Serve one connection. Channels' own loop makes a task per message to wait for a layer, too."""
+        """Serve one connection. Not by Channels' loop, which creates a task per message to wait for a layer, too."""
         self.scope = scope
         self.base_send = send
         self._serving = asyncio.current_task()
@@ -96,16 +96,16 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         except asyncio.CancelledError:
             if not self._is_cut:
                 raise
-            # A server drops the connection of an application that ends.
+            # An ASGI server drops the connection when the application ends.
             await self._sender.ended(FAREWELL_SECONDS)
         finally:
-            if not self._gone:  # cancelled, or broken: no "disconnect" comes any more
+            if not self._gone:  # cancelled, or failed: no "disconnect" will be received
                 await self._disconnect()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
-        """Take a message from the server.
+        """Handle a message from the ASGI server.
 
-        Not Channels' own dispatch: that makes a database thread hop for every message, which costs
+        Not by Channels' dispatch, which hops to the database's thread for every message: that costs
         more than writing the chunk (258 against 1,329 MiB/s at 64 KiB).
         """
         match message["type"]:
@@ -118,7 +118,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 raise StopConsumer
 
     async def _give_way(self) -> None:
-        """Let others have the event loop: a server with messages at hand never waits in ``receive()``."""
+        """Yield to other tasks: a server with buffered messages never waits in ``receive()``."""
         self._in_turn += 1
         if self._behind > PATIENCE_SECONDS:
             seconds, self._behind = self._behind, 0.0
@@ -155,7 +155,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._protocol = ServerProtocol(self._hello(), crc32c)
         self._place.is_open = True
         connections.add(self)
-        if (seconds := retry_after()) is not None:  # since a moment ago
+        if (seconds := retry_after()) is not None:  # draining started during the handshake
             refusal = Draining(retry_after=seconds)
         elif refusal is None and not offered:
             refusal = SubprotocolRequired(subprotocol=SUBPROTOCOL)
@@ -169,12 +169,13 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._arm()
 
     async def _enter(self) -> UploadError | None:
-        """Take a place, with the login of the cookie; returns the error to refuse the connection with, or None."""
+        """Authenticate by the session cookie and take a connection slot. Returns the error to refuse the connection
+        with, or None."""
         if (seconds := retry_after()) is not None:
             return Draining(retry_after=seconds)
         try:
             self._place.enter()
-            if origins(self.scope):  # otherwise it is no browser: a cookie alone proves nothing
+            if origins(self.scope):  # without one it is no browser: its cookie proves nothing
                 await self._log_in()
         except UploadError as error:
             return error
@@ -186,7 +187,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 look_up, self._session() or self.scope, owner=self.counted_as
             )
         except ConnectionRefused:
-            return  # a ticket may come
+            return  # the client may send a ticket
         self._place.sign_in(owner.key)
         self.owner = owner
         self._logins = 1
@@ -194,7 +195,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._login.set_result(owner)
 
     def _send_away(self, error: UploadError) -> None:
-        """Its place is needed for others."""
+        """Close the connection, whose slot a newer one needs."""
         if not self._login.done():
             self._login.set_exception(error)
         spawn(self._shut(error))
@@ -212,14 +213,14 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
     @staticmethod
     def _new_login() -> asyncio.Future[Owner]:
-        """What an AUTH that is not answered yet will give."""
+        """A future for the result of an AUTH."""
         login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
         login.add_done_callback(lambda done: done.cancelled() or done.exception())
         return login
 
     @property
     def counted_as(self) -> str:
-        """Whose share of the server the connection uses: its owner's, or its address's until he is known."""
+        """The key whose share of the server the connection uses: its owner, or before authentication its address."""
         if self._logins:
             return self.owner.key
         return f"address:{self._place.address}"
@@ -238,17 +239,17 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         )
 
     def _session(self) -> SessionBase | None:
-        """The session of the cookie, to be read from the database: the scope's is as old as the connection."""
+        """The session of the cookie, to be read from the database: the one in the scope is outdated."""
         session = self.scope.get("session")
         if session is None:
             return None
         engine = import_module(settings.SESSION_ENGINE)
         key = session.session_key
-        # A cookie may hold anything, and a database refuses a NUL.
+        # A cookie may contain any text, and databases refuse a NUL.
         return engine.SessionStore(key if key and key.isprintable() else None)  # type: ignore[no-any-return]
 
     async def _disconnect(self) -> None:
-        """Nobody listens any longer. Uploads are saved, or go on to their end, without the connection."""
+        """The connection was lost: save its uploads, and let those that have FINISH complete."""
         self._gone = True
         connections.discard(self)
         self._place.leave()
@@ -299,27 +300,27 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 isinstance(event, Received) and isinstance(event.message, m.Query)
             ):
                 await self._hold_back()
-        # Whatever became of it: bytes that were dropped have left the window, too.
+        # For every frame: dropped bytes have left the window, too.
         self._replenish()
 
     def slow_down(self) -> None:
-        """A message was refused whose answer costs as much as a question."""
+        """Count a refused message as an expensive one."""
         now = asyncio.get_running_loop().time()
         self._behind = self._pace.delay(now, pace.QUESTION)
 
     async def _hold_back(self) -> None:
-        """Not for ever: Daphne reads on meanwhile, and keeps what it has read. QUERYs are bounded by their streams."""
+        """Delay reading, with a limit: Daphne reads on meanwhile, and buffers. Streams limit the QUERYs."""
         if self._held_since is None:
             self._held_since = self._heard
         elif self._heard - self._held_since > HELD_SECONDS:
-            reason = "Too many frames came for too long that are of no use for an upload."
+            reason = "Too many frames without data were received for too long."
             await self._shut(FlowControlViolation(reason))
 
     def _receive_own(self, message: m.Message) -> None:
         if isinstance(message, m.Ping):
             self.send_message(0, m.Pong(message.nonce))
         elif isinstance(message, m.Auth):
-            if self._login.done():  # what follows is judged by the answer to this AUTH
+            if self._login.done():  # later messages depend on the answer to this AUTH
                 self._login = self._new_login()
             spawn(self._authenticate(message, self._login))
 
@@ -337,7 +338,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             spawn(self._run_stream(stream))
 
     def _hold(self, stream: UploadStream) -> None:
-        """A small file's data and FINISH mostly come in the same breath: serve it when they are here."""
+        """Defer a CREATE: a small file's data and FINISH mostly follow at once, and can be handled with it."""
         loop = asyncio.get_running_loop()
         self._held[stream.number] = loop.call_later(GATHER_SECONDS, self._serve_held, stream.number)
 
@@ -366,19 +367,19 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         return await asyncio.shield(self._login)
 
     async def reload_owner(self) -> Owner:
-        """The owner as the database has him now; rights are looked up, not remembered.
+        """The owner as now in the database: permissions are looked up, not remembered.
 
-        The user is read anew, so that no permission is cached from before. Raises :class:`ConnectionRefused`.
+        The user is a new object, so that no permission is cached. Raises :class:`ConnectionRefused`.
         """
         await self.authenticated()
         logins = self._logins
         owner = await self.service.database.call(look_up, self.owner, owner=self.counted_as)
-        if logins == self._logins:  # otherwise an AUTH has brought a newer ticket meanwhile
+        if logins == self._logins:  # no AUTH with a newer ticket was received in the meantime
             self.owner = owner
         return owner
 
     async def _authenticate(self, auth: m.Auth, login: asyncio.Future[Owner]) -> None:
-        """The first AUTH, or one in the middle of an upload with a fresh ticket or login."""
+        """Handle AUTH: the first one, or one during uploads with a new ticket or login."""
         try:
             if auth.ticket is None and not self._logins:
                 raise AuthenticationRequired
@@ -387,7 +388,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 self.owner if auth.ticket is None else self._ticket(auth),
                 owner=self.counted_as,
             )
-            if login.done():  # too late, or the client has gone
+            if login.done():  # too late, or the client has disconnected
                 return
             if not self._logins:
                 self._place.sign_in(owner.key)
@@ -417,13 +418,13 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     # Sending ------------------------------------------------------------------------------------
 
     def send_message(self, stream: int, message: m.Message) -> None:
-        """Queue a message; nothing happens where the connection or the stream is gone."""
+        """Queue a message; does nothing where the connection or the stream is closed."""
         if self._gone or (stream and not self._protocol.is_open(stream)):
             return
         self._enqueue(self._protocol.send(stream, message))
 
     def ack(self, stream: int) -> None:
-        """Have the newest ACK of a stream sent; one that was not sent yet is replaced."""
+        """Queue an ACK of a stream, which replaces one that was not sent yet."""
         if not self._gone:
             self._sender.ack(stream)
 
@@ -434,15 +435,15 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
     def _enqueue(self, frame: bytes) -> None:
         if self._sender.is_full:
-            spawn(self._shut(FlowControlViolation("The client does not read.")))
+            spawn(self._shut(FlowControlViolation("The client does not read messages.")))
         else:
             self._sender.push(frame)
 
     async def _shut(self, error: UploadError) -> None:
-        """Tell the client why, and close the connection."""
+        """Send the error and close the connection."""
         if self._gone:
             return
-        if not isinstance(error, Draining | IdleTimeout):  # neither of these is a fault
+        if not isinstance(error, Draining | IdleTimeout):  # neither of these is an error
             who = self.owner.key if self._logins else "an unknown user"
             notice(
                 error.code,
@@ -456,22 +457,22 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._sender.close(self._protocol.send(0, error_message(error)), close_code(error))
         await self._disconnect()
         if asyncio.current_task() is not self._serving:
-            self._cut()  # Granian sends no close frame while its receive() is waited for
+            self._cut()  # Granian sends no Close frame while the application awaits receive()
         if not await self._sender.ended(FAREWELL_SECONDS):
             self._sender.cancel()  # the client does not read
             self._cut()
-        # Hypercorn reads on, whatever comes, until the client or the application ends the connection.
+        # Hypercorn continues to read until the client or the application ends the connection.
         asyncio.get_running_loop().call_later(LINGER_SECONDS, self._cut)
 
     def _cut(self) -> None:
-        """Listen no longer; the application ends when the sender has."""
+        """Stop receiving; the application ends when the sender has ended."""
         assert self._serving is not None
         if not self._is_cut:
             self._is_cut = True
             self._serving.cancel()
 
     async def drain(self, retry_after: float) -> None:
-        """Save all uploads and close the connection; the client may come back in ``retry_after`` seconds."""
+        """Save all uploads and close the connection; the client may reconnect after ``retry_after`` seconds."""
         self.send_message(0, m.Drain(retry_after))
         uploads = [stream.upload for stream in self._streams.values()]
         saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
@@ -493,7 +494,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
 
 def _cost(event: Event | None) -> int:
-    """What a frame counts as where it moves no upload: such frames a client may send only so fast."""
+    """The number of frames that an event counts as for the limit of frames with little or no data."""
     match event:
         case Chunk(_number, payload, offset=offset):
             missing = SHORT_FRAME - HEADER_SIZE - len(payload)

@@ -1,4 +1,4 @@
-"""Draining a process: its clients are asked to come back later, to another one."""
+"""Draining a process: its clients are asked to reconnect later, to another process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Final, Protocol
 
 FAREWELL_SECONDS: Final = 5.0
-"""For how long what closes is waited for: the last messages, and uploads that are saved."""
+"""Seconds to wait for closing connections: for their last messages, and for saving their uploads."""
 
 
 class Drainable(Protocol):
@@ -15,9 +15,9 @@ class Drainable(Protocol):
 
 
 connections: set[Drainable] = set()
-"""The open ones of this process."""
+"""The open connections of this process."""
 tasks: set[asyncio.Task[None]] = set()
-"""Uploads continue to their end when their connection is gone."""
+"""Tasks that outlive their connection: uploads that complete after it was lost."""
 _draining: list[float] = []
 
 
@@ -29,15 +29,15 @@ def spawn(coroutine: Any) -> None:
 
 
 def retry_after() -> float | None:
-    """While the process drains: seconds after which clients may come back. Otherwise None."""
+    """Seconds after which clients may reconnect, while the process drains; otherwise None."""
     return _draining[-1] if _draining else None
 
 
 async def drain(retry_after: float = 1.0) -> None:
-    """Tell every client of this process to come back later, save all uploads, close the connections.
+    """Ask every client of this process to reconnect later, save all uploads, and close the connections.
 
-    Until :func:`undrain`, or the end of the process, new connections are refused in the same way. Call it before the
-    server is stopped: most servers close the sockets themselves on SIGTERM. ``retry_after`` is in seconds.
+    Until :func:`undrain`, or the end of the process, new connections are refused in the same way. Call it before
+    stopping the server, since most servers close the sockets themselves on SIGTERM. ``retry_after`` is in seconds.
     """
     _draining[:] = [retry_after]
     await asyncio.gather(*(connection.drain(retry_after) for connection in list(connections)))
@@ -46,5 +46,5 @@ async def drain(retry_after: float = 1.0) -> None:
 
 
 def undrain() -> None:
-    """Let clients in again, where the process is not stopped after all."""
+    """Accept connections again, if the process is not stopped after all."""
     _draining.clear()

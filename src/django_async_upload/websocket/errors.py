@@ -1,4 +1,4 @@
-"""Errors as this door tells them: ERROR messages, and the codes with which a connection is closed."""
+"""Errors on WebSockets: ERROR messages and close codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLOSE_CODES: Final[dict[type[UploadError], int]] = {
 
 
 def close_code(error: UploadError) -> int:
-    """The code of the nearest class that has one."""
+    """The close code of an error, by its nearest class that has one."""
     return next(CLOSE_CODES[cls] for cls in type(error).__mro__ if cls in CLOSE_CODES)
 
 

@@ -1,4 +1,4 @@
-"""The one task that sends on a connection."""
+"""The task that sends on a connection."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Final
 logger = logging.getLogger("django_async_upload")
 
 MAX_UNSENT: Final = 1024 * 1024
-"""Bytes that wait for a client which does not read; more end the connection."""
+"""Limit of unsent bytes: beyond it a client that does not read is disconnected."""
 
 
 class Sender:
-    """Sends frames in their order, then ACKs: of each stream the newest only, the stream that waits longest first."""
+    """Sends frames in order, then ACKs: only the newest of each stream, the longest waiting stream first."""
 
     def __init__(
         self,
         send: Callable[[dict[str, Any]], Awaitable[None]],
         newest_ack: Callable[[int], bytes | None],
     ) -> None:
-        """``newest_ack`` makes the ACK of a stream; None where the stream is closed."""
+        """``newest_ack`` returns the ACK of a stream; None where the stream is closed."""
         self._send = send
         self._newest_ack = newest_ack
         self._frames: deque[bytes] = deque()
@@ -36,36 +36,36 @@ class Sender:
 
     @property
     def is_full(self) -> bool:
-        """The client does not read: what waits is too much."""
+        """Whether too many bytes are unsent, because the client does not read."""
         return self._bytes > MAX_UNSENT
 
     def push(self, frame: bytes) -> None:
-        """Send a frame behind those that wait."""
+        """Queue a frame."""
         self._frames.append(frame)
         self._bytes += sys.getsizeof(frame)
         self._wake.set()
 
     def ack(self, stream: int) -> None:
-        """Send the newest ACK of a stream; one that was not sent yet is replaced."""
+        """Queue an ACK of a stream, which replaces one that was not sent yet."""
         self._acks[stream] = None
         self._wake.set()
 
     def forget(self, stream: int) -> None:
-        """The stream is closed: it has no ACK any more."""
+        """Drop the ACK of a closed stream."""
         self._acks.pop(stream, None)
 
     def stop(self) -> None:
-        """The client is gone: send nothing more."""
+        """Send nothing more, since the client has disconnected."""
         self._is_stopped = True
         self._wake.set()
 
     def close(self, frame: bytes, code: int) -> None:
-        """Send a last frame, and close the connection."""
+        """Queue a last frame, after which the connection is closed."""
         self._close_code = code
         self.push(frame)
 
     async def ended(self, seconds: float) -> bool:
-        """Wait for the end of the task; returns whether it came within ``seconds``."""
+        """Wait for the task; returns whether it ended within ``seconds``."""
         return bool((await asyncio.wait({self._task}, timeout=seconds))[0])
 
     def cancel(self) -> None:
@@ -89,5 +89,5 @@ class Sender:
                     continue
                 self._wake.clear()
                 await self._wake.wait()
-        except Exception as error:  # the server's word for "the socket is closed" differs
+        except Exception as error:  # each server raises another error for a closed socket
             logger.debug("The connection could not be written to: %r", error)

@@ -1,4 +1,4 @@
-"""One stream: one attachment of one upload to one connection."""
+"""One stream of a connection, which carries one upload or one request."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ logger = logging.getLogger("django_async_upload")
 
 
 class Peer(Protocol):
-    """What a stream needs of its connection."""
+    """The part of the connection that a stream uses."""
 
     service: UploadService
     queries: asyncio.Semaphore
-    """QUERYs that the database is asked at once."""
+    """Limits the QUERYs that run in the database at once."""
 
     @property
     def hooks(self) -> Endpoint:
-        """What the host says."""
+        """The host's hooks."""
 
     @property
     def counted_as(self) -> str:
-        """The key of whose share of the server the connection uses."""
+        """The key whose share of the server the connection uses."""
 
     def send_message(self, stream: int, message: m.Message) -> None:
-        """Queue a message; nothing happens where the connection or the stream is gone."""
+        """Queue a message; does nothing where the connection or the stream is closed."""
 
     def ack(self, stream: int) -> None:
-        """Have the newest ACK of a stream sent."""
+        """Queue an ACK of a stream."""
 
     def slow_down(self) -> None:
-        """A message was refused whose answer costs as much as a question."""
+        """Count a refused message as an expensive one."""
 
 
 class UploadStream:
@@ -63,7 +63,7 @@ class UploadStream:
     """
 
     def __init__(self, peer: Peer, number: int, opening: m.Message, *, held: int = 0) -> None:
-        """``held`` are the bytes that the opening message takes. Raises :class:`Busy`."""
+        """``held`` are the bytes of memory of the opening message. Raises :class:`Busy`."""
         self.number = number
         self._peer = peer
         self._service = peer.service
@@ -77,13 +77,13 @@ class UploadStream:
 
     @property
     def upload(self) -> ActiveUpload | None:
-        """What takes the bytes; None where the stream only asks."""
+        """The upload that receives the stream's data; None for QUERY and CANCEL."""
         return None if self._attachment is None else self._attachment.upload
 
-    # What the client sends ----------------------------------------------------------------------
+    # From the client ----------------------------------------------------------------------------
 
     def receive(self, message: m.Message) -> None:
-        """A control message on the open stream."""
+        """Handle a control message on the open stream."""
         upload = self.upload
         assert upload is not None
         match message:
@@ -99,11 +99,11 @@ class UploadStream:
                 upload.release()
 
     def disconnected(self) -> None:
-        """The connection is gone: keep what came, and finish what was asked for."""
+        """The connection was lost: keep the received bytes, and complete the upload if FINISH was received."""
         if self.upload is not None:
             self.upload.release()
 
-    # What the upload reports (a Door) -----------------------------------------------------------
+    # From the attachment (as its door) ----------------------------------------------------------
 
     def created(self, session: UploadSession, upload: ActiveUpload) -> None:
         self._send(m.Created(str(session.pk), session.name, upload.limit, upload.chunk))
@@ -151,22 +151,22 @@ class UploadStream:
     # The task -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the stream to its end."""
+        """Serve the stream until it ends."""
         error: UploadError | None = None
         try:
             closing = await self._serve()
         except UploadError as failure:
             error, closing = failure, error_message(failure)
             if isinstance(failure, SessionQuotaExceeded | ByteQuotaExceeded):
-                self._peer.slow_down()  # to find that out costs as much as to let it in
+                self._peer.slow_down()  # a refusal costs as much as an upload
             self._log(failure)
-        except Exception:  # of a host's hook, or ours
+        except Exception:  # a bug of a host's hook, or of this app
             logger.exception("Upload stream %s failed", self.number)
             error = InternalError()
             closing = error_message(error)
         try:
             self._send(closing)
-        except ValueError:  # no frame can be made of it: a text too long, or with half a character
+        except ValueError:  # it cannot be encoded: a text too long, or with half a character
             logger.exception("The answer on upload stream %s could not be sent", self.number)
             self._send(error_message(InternalError()))
         session = self._attachment.session if self._attachment is not None else None
@@ -174,7 +174,7 @@ class UploadStream:
             await self._service.note(session, error)
 
     def _log(self, error: UploadError) -> None:
-        """A refusal is no error, but the operator should see many of one kind."""
+        """Log a refusal, which is no error, so that the operator sees many of one kind."""
         if isinstance(error, UploadRefused):
             who = self._peer.hooks.owner.key
             notice(error.code, logging.INFO, "An upload of %s was refused: %s", who, error)
@@ -233,7 +233,7 @@ def _ended(outcome: Outcome) -> m.Message:
 
 
 def ended_message(session: UploadSession) -> m.Message:
-    """The answer to FINISH or CANCEL: what became of the upload."""
+    """The answer to FINISH or CANCEL, by the state of the upload."""
     if session.state in PUBLISHED:
         return completed_message(session)
     if session.state == State.CANCELLED:

@@ -1,1 +1,1 @@
-"""How finished parts become files of a Django storage: one module for each way."""
+"""Publication of finished parts as files of a Django storage: one module for each method."""

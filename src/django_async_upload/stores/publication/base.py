@@ -1,4 +1,4 @@
-"""The seam of publication: what every way does."""
+"""The interface of publications, the methods by which parts become files."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from ..base import Store, Writer
 
 @dataclass(slots=True)
 class Finished:
-    """A verified part that is to become a file of a storage."""
+    """A verified part to be published in a storage."""
 
     writer: Writer
     storage: Storage
     upload: uuid.UUID
     name: str
-    """In the storage; the upload's row has it before the file is there."""
+    """The name in the storage; the upload's row contains it before the file exists."""
     progressed: Callable[[int], None]
-    """Called with the number of bytes that were copied, from any thread."""
+    """Called with the number of copied bytes, in any thread."""
     is_begun: bool = False
-    """An earlier attempt, of this process or of one that crashed, may have left its file."""
+    """Whether an earlier attempt, of this or a crashed process, may have created the file."""
 
 
 class NameTaken(Exception):
-    """Another file has the name: publish under :meth:`Publication.next_name`."""
+    """Another file has the name: publish again under :meth:`Publication.next_name`."""
 
 
 class Unsuited(Exception):
-    """This way cannot publish the part after all: take another one."""
+    """This publication cannot publish the part after all: use another one."""
 
 
 class Publication(abc.ABC):
-    """One way in which parts become files. All methods block."""
+    """A method by which parts become files of a storage. All its functions block."""
 
     copies: ClassVar[bool] = False
-    """Bytes are copied: it takes long, and needs threads that chunks do not need."""
+    """Whether bytes are copied, which takes long and must not use the threads of chunks."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     @abc.abstractmethod
     def suits(self, part: Finished) -> bool:
-        """Whether this way can publish the part in its storage. Raises :class:`StorageFailed` where the part is not
-        what it was."""
+        """Whether this can publish the part in its storage. Raises :class:`StorageFailed` where the part was
+        changed."""
 
     @abc.abstractmethod
     def first_name(self, part: Finished) -> str:
@@ -60,13 +60,13 @@ class Publication(abc.ABC):
 
     @abc.abstractmethod
     def publish(self, parts: Sequence[Finished]) -> list[str | Exception]:
-        """Make each part a file of its storage, durable as far as the store's durability goes.
+        """Publish each part as a file of its storage, durable according to the store's durability.
 
-        Gives for each the name that the file has, or the exception that prevents it: :class:`NameTaken`,
-        :class:`Unsuited`, :class:`StorageFull`, :class:`StorageFailed`, what the storage raises. An attempt that was
-        made before is recognized: a second file never comes of it.
+        Returns for each the file's name, or an exception: :class:`NameTaken`, :class:`Unsuited`, :class:`StorageFull`,
+        :class:`StorageFailed`, or the storage's own. It recognizes the file of an earlier attempt and creates no
+        second one.
         """
 
     @abc.abstractmethod
     def withdraw(self, part: Finished) -> None:
-        """Delete the file that :meth:`publish` made, and no other: the upload's row was deleted meanwhile."""
+        """Delete the file that :meth:`publish` created, and no other, after the upload's row was deleted."""

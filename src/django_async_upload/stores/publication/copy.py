@@ -37,12 +37,12 @@ class CopyPublication(Publication):
         for part in parts:
             try:
                 results.append(self._save(part))
-            except Exception as error:  # of a storage of the host's
+            except Exception as error:  # raised by the host's storage
                 results.append(error)
         return results
 
     def _save(self, part: Finished) -> str:
-        if part.is_begun and part.storage.exists(part.name):  # whole or not
+        if part.is_begun and part.storage.exists(part.name):  # complete or not
             part.storage.delete(part.name)
         return save(
             part.storage,

@@ -39,7 +39,7 @@ class LinkPublication(Publication):
         for part in parts:
             try:
                 unsynced |= dict.fromkeys(self._link(part))
-            except Exception as error:  # one file delays no other
+            except Exception as error:  # one failed file does not fail others
                 results.append(error)
             else:
                 results.append(part.name)
@@ -50,12 +50,12 @@ class LinkPublication(Publication):
         return results
 
     def _link(self, part: Finished) -> list[str]:
-        """The directories to be synced."""
+        """Link a part; returns the directories to sync."""
         storage, path = cast("FileSystemStorage", part.storage), part.writer.path()
         try:
             return link(storage, path, part.name, durability=self.store.durability)
         except FileExistsError as error:
-            # Its own already, where a crash came between the link and the commit; perhaps before the sync.
+            # The name is its own where a crash happened after the link, perhaps before the sync.
             if not is_linked(storage, path, part.name):
                 raise NameTaken from error
             sync_link(storage, part.name, durability=self.store.durability)
