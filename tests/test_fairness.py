@@ -357,7 +357,7 @@ async def test_a_trickle_is_written_down_less_and_less_often(
 async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
     connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": MIB}
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": MIB}
     monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
     monkeypatch.setattr(active, "SLOW_BYTES", 0)
     data = bytes(300 * KIB)
@@ -374,7 +374,7 @@ async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
 async def test_an_upload_of_unknown_size_that_is_finished_at_once_is_counted_too(
     connect: Connect, settings: Any
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 10 * KIB}
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 10 * KIB}
     data = bytes(11 * KIB)
     async with connect() as alice:
         await alice.send(m.Create(new_key(), "a.bin"), 1)
@@ -476,7 +476,7 @@ async def test_more_frames_for_a_closed_stream_than_were_in_flight_close_the_con
 async def test_a_margin_of_the_disk_is_left_whatever_is_asked_for(
     connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "MIN_FREE_SPACE": 100 * MIB}
+    settings.ASYNC_UPLOAD = {"MIN_FREE_SPACE": 100 * MIB}
     monkeypatch.setattr(disk, "free_space", lambda fd: 120 * MIB)
     async with connect() as alice:
         await alice.send(m.Create(new_key(), "a.bin", 21 * MIB), 1)
@@ -491,7 +491,7 @@ async def test_a_margin_of_the_disk_is_left_whatever_is_asked_for(
 async def test_what_the_disk_had_no_room_for_does_not_count_against_its_owner(
     connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 10 * MIB}
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 10 * MIB}
     key, data = new_key(), bytes(6 * MIB)
     async with connect() as alice:
         with monkeypatch.context() as patch:

@@ -48,7 +48,6 @@ def _media_root() -> str:
 def defaults(settings: Any) -> None:
     """As a project has it that says nothing about storages."""
     settings.STORAGES = {key: each for key, each in settings.STORAGES.items() if key != PRIVATE}
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
     settings.ROOT_URLCONF = __name__
 
 

@@ -177,9 +177,8 @@ async def test_one_whose_part_cannot_be_linked_leaves_the_others_together(
 
 
 async def test_what_many_files_have_in_common_is_synced_once(
-    connect: Connect, media: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "fsync"}
     monkeypatch.setattr(connection_module, "GATHER_SECONDS", 5.0)
     synced: list[str] = []
     sync_directory = disk.sync_directory
@@ -251,7 +250,7 @@ async def test_one_key_is_one_upload(connect: Connect, media: Path) -> None:
 async def test_a_quota_refuses_the_one_that_is_too_many(
     connect: Connect, settings: Any, media: Path, staging: Path
 ) -> None:
-    settings.ASYNC_UPLOAD = {"DURABILITY": "os", "USER_MAX_BYTES": 1000}
+    settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 1000}
     async with connect() as uploads:
         ends = await breathe(uploads, [("a.bin", bytes(600)), ("b.bin", bytes(600))])
     codes = [end.code if isinstance(end, m.Error) else "" for end in ends]
