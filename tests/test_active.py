@@ -111,9 +111,10 @@ async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_count
 
 
 async def test_nothing_is_durable_that_nobody_was_told_is_received(
-    uploads: UploadService, owner: Owner
+    uploads: UploadService, owner: Owner, settings: Any
 ) -> None:
-    uploads.store.durability = "os"  # durable as soon as the kernel has it
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}  # durable as soon as the kernel has it
+    uploads = get_service()
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
