@@ -1,4 +1,5 @@
 /** One enhanced file input: what is shown around it, what a person does there, and what its form waits for. */
+import { Bulk } from "./bulk.js";
 import { labelOf, satisfy } from "./input.js";
 import { limitsOf, whyNot } from "./limits.js";
 import { loadExtras } from "./extras-loader.js";
@@ -24,10 +25,8 @@ const OBSERVED = ["name", "required", "disabled", "multiple", "accept", "form"];
 
 /** @implements {Field} */
 export class UploadField {
-  /** Folders that are being walked, and work on many files that is done in slices. */
-  #working = 0;
-  /** What was asked of all files last. @type {import( "./summary.js").Bulk | ""} */
-  #bulk = "";
+  /** Files that are being taken, folders that are being walked. */
+  #taking = 0;
   /** Once they are loaded. @type {import( "./extras.js").Extras | null} */
   extras = null;
   #isExtended = false;
@@ -48,6 +47,7 @@ export class UploadField {
   constructor(element, input) {
     this.element = element;
     this.input = input;
+    this.bulk = new Bulk(this);
     this.directory = element.hasAttribute("directory");
     if (this.directory) input.webkitdirectory = true;
     const texts = (this.texts = textsOf(element));
@@ -100,8 +100,12 @@ export class UploadField {
     return this.input.form;
   }
 
+  get #isWorking() {
+    return this.#taking > 0 || this.bulk.isWorking;
+  }
+
   get busy() {
-    return this.#working > 0 || this.selection.busy;
+    return this.#isWorking || this.selection.busy;
   }
 
   get atStake() {
@@ -126,7 +130,7 @@ export class UploadField {
   }
 
   resume() {
-    if (this.selection.paused) this.actOnAll("resumeAll");
+    if (this.selection.paused) this.bulk.act("resumeAll");
   }
 
   /** @param {boolean} waiting */
@@ -205,7 +209,7 @@ export class UploadField {
   #fit() {
     const { filled } = this.selection;
     this.zone.update(limitsOf(this), filled);
-    satisfy(this.input, this.#working > 0 || filled);
+    satisfy(this.input, this.#isWorking || filled);
   }
 
   get isMany() {
@@ -216,7 +220,7 @@ export class UploadField {
 
   /** @param {Picked[] | Promise<Picked[]>} picked */
   async take(picked) {
-    this.#working += 1;
+    this.#taking += 1;
     this.notices.show("");
     this.change();
     const reading = setTimeout(() => this.notices.show(this.texts.readingFolder, "note"), SILENCE);
@@ -230,7 +234,7 @@ export class UploadField {
       this.notices.show(this.texts.errorFolder);
     } finally {
       clearTimeout(reading);
-      this.#working -= 1;
+      this.#taking -= 1;
       this.change(true);
     }
   }
@@ -301,7 +305,7 @@ export class UploadField {
   /** @param {Item} item */
   #remove(item) {
     const next = this.list.hasFocus(item) ? (this.list.neighbour(item) ?? this.input) : null;
-    this.#setAside((other) => other === item, fill(this.texts.saidRemoved, { name: item.name }));
+    this.setAside((other) => other === item, fill(this.texts.saidRemoved, { name: item.name }));
     next?.focus();
   }
 
@@ -310,35 +314,10 @@ export class UploadField {
    * @param {((item: Item) => boolean) | undefined} gone all but offers, if not said
    * @param {string} [words] what the person has done
    */
-  #setAside(gone, words) {
+  setAside(gone, words) {
     if (this.extras) return this.extras.undo.setAside(gone, words);
     this.selection.discard(this.selection.takeOut(gone), true);
     if (words) this.notices.say(words);
-  }
-
-  /** The last one counts, even while an earlier one is still being carried out. @param {import( "./summary.js").Bulk} action */
-  actOnAll(action) {
-    this.#bulk = action;
-    if (action === "removeAll" || action === "removeFailed") {
-      this.#setAside(action === "removeFailed" ? ({ broken }) => broken : undefined);
-      this.input.focus();
-    } else {
-      void this.#tellAll(action);
-    }
-    this.change(true);
-  }
-
-  /** @param {import( "./summary.js").Bulk} action */
-  async #tellAll(action) {
-    this.#working += 1;
-    await inSlices([...this.selection.items], ({ upload, busy, state, retryable }) => {
-      if (action === "pauseAll" && busy) upload?.pause();
-      if (action === "resumeAll" && state === "paused") upload?.resume();
-      if (action === "retryFailed" && retryable) upload?.retry();
-      return this.#bulk === action;
-    });
-    this.#working -= 1;
-    this.change(true);
   }
 
   // What happens.

@@ -5,7 +5,7 @@ import { Bar, part } from "./parts.js";
 import { fill, join } from "./texts.js";
 
 /** @typedef {import( "./item.js").Item} Item */
-/** @typedef {"pauseAll" | "resumeAll" | "retryFailed" | "removeFailed" | "removeAll"} Bulk */
+/** @typedef {import( "./bulk.js").Action} Action */
 
 /**
  * @param {readonly Item[]} items
@@ -51,11 +51,11 @@ export class Summary {
     const { texts } = (this.field = field);
     this.bar = new Bar(field.list.name);
     this.line = part("span", "line");
-    /** @type {[Bulk, HTMLButtonElement][]} */
-    this.buttons = (/** @type {Bulk[]} */ (["pauseAll", "resumeAll", "retryFailed", "removeFailed", "removeAll"])).map((action) => {
+    /** @type {[Action, HTMLButtonElement][]} */
+    this.buttons = (/** @type {Action[]} */ (["pauseAll", "resumeAll", "retryFailed", "removeFailed", "removeAll"])).map((action) => {
       const quiet = action.startsWith("remove") ? "button async-upload-quiet" : "button";
       const button = part("button", quiet, { type: "button", "data-action": action }, texts[action]);
-      button.addEventListener("click", () => field.actOnAll(action));
+      button.addEventListener("click", () => field.bulk.act(action));
       return [action, button];
     });
     const actions = part("span", "actions", {}, ...this.buttons.map(([, button]) => button));
@@ -84,7 +84,7 @@ export class Summary {
     this.bar.element.hidden = total.busy + total.paused === 0;
     const fraction = total.size ? total.arrived / total.size : 1;
     this.bar.show(fraction, join([formats.percent(fraction), sentences[0]], ", "));
-    /** @type {Record<Bulk, boolean>} */
+    /** @type {Record<Action, boolean>} */
     const useful = {
       pauseAll: total.busy > 1,
       resumeAll: total.paused > 1,
