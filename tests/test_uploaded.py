@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from django.core.files.storage import FileSystemStorage
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.transaction import TransactionManagementError
 from django.test import override_settings
 
@@ -106,6 +106,19 @@ def test_a_file_that_was_bound_and_not_used_stays(session: UploadSession, media:
         assert file.temporary_file_path()
     assert files(media) == [session.stored_as]
     assert files(media.with_name("media-staging")) == []
+
+
+def test_a_file_whose_object_could_not_be_saved_stays(
+    session: UploadSession, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The storage had it already, the row failed, and the view went on without the object."""
+    taken = Document.objects.create()
+    with transaction.atomic():
+        file = session.bind()
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Document.objects.create(pk=taken.pk, attachment=file)
+    assert (media / session.stored_as).read_bytes() == DATA
+    assert str(session.pk) in caplog.text
 
 
 def test_binding_needs_the_hosts_transaction(session: UploadSession) -> None:

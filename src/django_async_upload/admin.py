@@ -75,7 +75,11 @@ def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:
 
 
 def put_widget_everywhere() -> None:
-    """Apply the setting ``ADMIN_WIDGET``: as if every ``ModelAdmin`` and inline had the mixin."""
+    """Apply the setting ``ADMIN_WIDGET``: as if every ``ModelAdmin`` and inline had the mixin.
+
+    A project cannot give the mixin to the admin classes of other packages. Inlines are made for each request, and
+    some admins are registered later: what all of them copy is Django's defaults, and no hook comes between.
+    """
     put_widget(FORMFIELD_FOR_DBFIELD_DEFAULTS)
     for site in all_sites:  # each has copied the defaults already
         for model_admin in site._registry.values():

@@ -57,7 +57,11 @@ class CompletedUpload(UploadedBytes):
     def __init__(self, session: UploadSession, receipt: str = "", epoch: int = 0) -> None:
         self._opened: Any = None
         self._link: str | None = None
-        self._was_moved = self._was_saved = self._is_taken = False
+        self._was_moved = False
+        """A storage renamed the link: nothing else removes it from the staging folder within a request."""
+        self._was_saved = False
+        """A model began to save the file, and :meth:`bind` follows, unless that fails."""
+        self._is_taken = False
         super().__init__(None, session.name, session.content_type, session.size or 0)
         self.session = session
         self.receipt = receipt
@@ -172,12 +176,19 @@ class CompletedUpload(UploadedBytes):
         if not stays:
             withdraw(self.session)
 
+    @property
+    def _is_moved_without_model(self) -> bool:
+        """Whether a storage has saved the file for code that has no model, such as a wizard's."""
+        return self._was_moved and not self._was_saved
+
     def finish_bind(self) -> None:
         """Clean up after the commit of :meth:`UploadSession.bind`."""
         self.close()
-        if self._was_moved and not self._is_taken:  # a storage has it, without a model
+        if self._is_taken:
+            return
+        if self._is_moved_without_model:
             withdraw(self.session)
-        elif not self._is_taken:
+        else:
             logger.warning(
                 "Upload %s was bound, but no model was saved with its file, which stays as %s. "
                 "Where you save the file in another way, call its bind().",
@@ -191,7 +202,7 @@ class CompletedUpload(UploadedBytes):
         A file that a storage saved without a model (a wizard's, between two steps) is bound, if the request succeeded.
         """
         self._unlink()
-        if is_done and self._was_moved and not self._was_saved:
+        if is_done and self._is_moved_without_model:
             self.bind()
             return False
         return not self.is_bound

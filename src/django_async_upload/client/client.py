@@ -78,7 +78,6 @@ class UploadClient:
         self.keys: set[str] = set()
         self.can_renew = callable(ticket)
         self._ticket = ticket
-        self._cookie = cookie
         self._target = Target(url, headers, ssl)
         self._connect_wire = connect
         self._state_path: Path | bool = state
