@@ -9,7 +9,6 @@ import ssl as tls
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from ..exceptions import (
@@ -22,7 +21,7 @@ from ..exceptions import (
 from ..protocol import messages
 from ..protocol.messages import Message
 from .backoff import Backoff
-from .connection import ClientConnection, error_of
+from .connection import ClientConnection
 from .conversation import Progress
 from .source import Cut, Path
 from .state import StateFile
@@ -99,12 +98,7 @@ class UploadClient:
         self._uploads: set[Upload] = set()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -350,7 +344,7 @@ class _Request:
         while True:
             match self._last:
                 case messages.Error() as error:
-                    raise error_of(error)
+                    raise error.to_exception()
                 case messages.Status() | messages.Cancelled() | messages.Completed() as answer:
                     return answer
             if connection.error is not None:

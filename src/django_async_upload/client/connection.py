@@ -19,7 +19,6 @@ from ..exceptions import (
     ProtocolViolation,
     SubprotocolRequired,
     UploadError,
-    from_code,
 )
 from ..protocol import messages
 from ..protocol.client import ClientProtocol
@@ -282,7 +281,7 @@ class ClientConnection:
                 if self.on_authenticated is not None:
                     self.on_authenticated(message)
             case messages.Error():
-                error = error_of(message)
+                error = message.to_exception()
                 if type(error) is not UploadError:  # on stream 0 the code decides, not `retryable`
                     error.retryable = type(error).retryable
                 self._fail(error)
@@ -400,13 +399,3 @@ class ClientConnection:
     def _wake(self, waiting: deque[StreamListener]) -> None:
         for _ in range(len(waiting)):
             waiting.popleft().wake()
-
-
-def error_of(message: messages.Error) -> UploadError:
-    """The exception for an ERROR message."""
-    facts = dict(message.facts)
-    if message.retry_after is not None:
-        facts["retry_after"] = message.retry_after
-    error = from_code(message.code, message.message, facts)
-    error.retryable = message.retryable
-    return error

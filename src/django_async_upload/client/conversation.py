@@ -11,7 +11,7 @@ from ..protocol import messages
 from ..protocol.client import SENDS, ClientStreamState, Stream
 from ..protocol.frames import FrameType
 from ..protocol.messages import Message
-from .connection import ClientConnection, error_of
+from .connection import ClientConnection
 from .source import Cut, Source
 from .worker import Worker
 
@@ -121,7 +121,7 @@ class Conversation:
             case messages.Completed() as completed:
                 return completed
             case messages.Error() as error:
-                raise error_of(error)
+                raise error.to_exception()
         raise UploadOver(state="cancelled")
 
     def wake(self) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -116,10 +116,7 @@ class StateFile:
 
     def _change(self, key: str, entry: Entry | None) -> None:
         entries = self._entries = self._entries if self._entries is not None else {}
-        if entry is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = entry
+        _apply({key: entry}, entries)
         self._changes[key] = entry
         self._made += 1
 
@@ -154,11 +151,7 @@ class StateFile:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with self._locked():
             entries = self.read()
-            for key, entry in changes.items():
-                if entry is None:
-                    entries.pop(key, None)
-                else:
-                    entries[key] = entry
+            _apply(changes, entries)
             content = {
                 "version": _VERSION,
                 "uploads": [entry.to_json() for entry in entries.values()],
@@ -181,3 +174,12 @@ class StateFile:
         with open(os.open(f"{self.path}.lock", os.O_CREAT | os.O_RDWR, 0o600), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _apply(changes: Mapping[str, Entry | None], entries: dict[str, Entry]) -> None:
+    """Put changed entries among the others, by key; None removes one."""
+    for key, entry in changes.items():
+        if entry is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = entry

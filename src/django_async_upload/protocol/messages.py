@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from ..exceptions import MalformedFrame
+from ..exceptions import MalformedFrame, UploadError, from_code
 from . import frames
 from .frames import CRC, MAX_CHUNK, MAX_FRAME, FrameType
 
@@ -363,6 +363,14 @@ class Error(Message):
     retryable: bool
     retry_after: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_exception(self) -> UploadError:
+        facts = dict(self.facts)
+        if self.retry_after is not None:
+            facts["retry_after"] = self.retry_after
+        error = from_code(self.code, self.message, facts)
+        error.retryable = self.retryable
+        return error
 
 
 FROM_CLIENT: typing.Final = frozenset(kind for kind in FrameType if kind < FrameType.HELLO)

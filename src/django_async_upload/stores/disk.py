@@ -152,16 +152,16 @@ def copy(source: int, target: int, length: int) -> None:
 
 def sync_file(path: str) -> None:
     """fsync the file at ``path``. Raises :class:`OSError`."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _sync(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def sync_directory(path: str) -> None:
     """Sync a directory, which makes the names in it durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = os.open(path, flags)
     try:
         os.fsync(fd)
     finally:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from asgiref.testing import ApplicationCommunicator
 from crc32c import crc32c
 
-from ..exceptions import ConnectionLost, UploadError, from_code
+from ..exceptions import ConnectionLost
 from ..protocol import messages as m
 from ..protocol.client import SENDS, ClientProtocol, Event
 from ..protocol.frames import SUBPROTOCOL, FrameType, build_data, parse_fields, parse_header
@@ -150,7 +150,7 @@ class UploadCommunicator:
             if number == stream and isinstance(message, kind):
                 return message
             if number in (0, stream) and isinstance(message, m.Error):
-                raise _error(message)
+                raise message.to_exception()
 
     async def receives_nothing(self, seconds: float = 0.1) -> bool:
         """Whether the server sends nothing for that long."""
@@ -191,7 +191,7 @@ class UploadCommunicator:
                 case Event(message=m.Completed() as completed):
                     return completed
                 case Event(message=m.Error() as error):
-                    raise _error(error)
+                    raise error.to_exception()
                 case Event(message=m.Attached() as attached):
                     durable = crc32c(data[: attached.durable])
                     received = crc32c(data[: attached.received])
@@ -209,10 +209,3 @@ class UploadCommunicator:
         if stream.sent == len(data) and FrameType.FINISH in SENDS[stream.state]:
             finish = m.Finish(len(data), f"{crc32c(data):08x}")
             await self.send_frame(protocol.send_finish(number, finish))
-
-
-def _error(message: m.Error) -> UploadError:
-    facts = dict(message.facts)
-    if message.retry_after is not None:
-        facts["retry_after"] = message.retry_after
-    return from_code(message.code, message.message, facts)
