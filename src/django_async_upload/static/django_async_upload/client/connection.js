@@ -8,9 +8,8 @@ import { HEADER_SIZE, SUBPROTOCOL, malformed } from "../protocol/frames.js";
 /** @typedef {import( "../protocol/stream.js").Stream} Stream */
 
 /**
- * What holds a stream: an attachment or a cancellation. `step` does the next thing that can be done now, writes at most one chunk,
- * and returns whether there may be more to do at once. `received` gets the messages on the stream, `lost` is called when the connection
- * ends.
+ * An attachment or a cancellation. `step` does what can be done now, writes at most one chunk, and returns whether there may be more to
+ * do at once. `received` gets the messages on the stream, `lost` is called when the connection ends.
  *
  * @typedef {object} StreamHolder
  * @property {() => boolean} step

@@ -364,10 +364,7 @@ export class Upload extends EventTarget {
     return this.#told ?? this.facts();
   }
 
-  /**
-   * @internal
-   *
-   */
+  /** The same, before the first CREATE was sent. @internal */
   facts() {
     const kept = this.#memo.record ?? this.#adopted;
     const { metadata = {}, digest } = kept ?? this.#options;
