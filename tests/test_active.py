@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from crc32c import crc32c
 from django.db import DataError
 
 from django_async_upload.engine import active
+from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import (
@@ -26,7 +28,7 @@ from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import Wish
-from django_async_upload.stores import Checkpoint, disk
+from django_async_upload.stores import Checkpoint, Piece, disk
 
 from .fixtures import KIB, MIB, facts, row
 from .test_service import Ear, attached, begun, crash, feed, pieces
@@ -337,3 +339,59 @@ async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everythin
         assert upload.account.promised == 0
         assert upload.writer is not None
         assert not uploads.store.is_held(upload.writer.part)
+
+
+async def test_pieces_that_follow_closely_are_written_in_one_hop(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active, "BATCH_SECONDS", 5.0)  # however busy the machine is
+    hops: list[int] = []
+    append = ActiveUpload._append
+
+    def counting(self: ActiveUpload, batch: Sequence[Piece]) -> int:
+        hops.append(len(batch))
+        return append(self, batch)
+
+    monkeypatch.setattr(ActiveUpload, "_append", counting)
+    data = os.urandom(4 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        upload.limit = 16 * MIB
+        writing = asyncio.create_task(upload.write())
+        for start in range(0, len(data), 256 * KIB):
+            upload.append(*pieces(data[: start + 256 * KIB], start))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await until(lambda: upload.received == len(data))
+        assert hops == [8, 8]
+        assert upload.listener.acks == 2
+        upload.release()
+        await writing
+
+
+async def test_a_piece_alone_does_not_wait_for_long(uploads: UploadService, owner: Owner) -> None:
+    data = os.urandom(MIB)
+    async with begun(uploads, owner, data) as upload:
+        upload.limit = 16 * MIB
+        writing = asyncio.create_task(upload.write())
+        feed(upload, data[: 10 * KIB])
+        await asyncio.wait_for(until(lambda: upload.received == 10 * KIB), 5)
+        upload.release()
+        await writing
+
+
+async def test_credit_rises_by_whole_chunks(uploads: UploadService, owner: Owner) -> None:
+    """Whoever sends as much as the credit allows would send crumbs for ever, once it has sent one."""
+    data = os.urandom(6 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        uploads.budget.total = 2 * MIB  # a share of 1 MiB, chunks of 508 KiB
+        writing = asyncio.create_task(upload.write())
+        sent, sizes = 0, []
+        while sent < len(data):
+            size = min(upload.limit - sent, upload.chunk, len(data) - sent)
+            feed(upload, data[: sent + size], sent)
+            sent += size
+            sizes.append(size)
+            await until(lambda sent=sent: upload.received == sent)
+        assert len([size for size in sizes if size < 128 * KIB]) < 12, sizes
+        upload.release()
+        await writing

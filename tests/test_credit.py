@@ -298,17 +298,22 @@ def test_a_refused_stream_has_credit_called_back_for_the_next(clock: Clock) -> N
 
 
 @pytest.mark.parametrize(
-    ("consumed", "granted", "chunk"),
+    ("consumed", "seconds", "granted", "chunk"),
     [
-        (0, FLOOR, FLOOR),
-        (MIB, MIB, 208_896),  # a fifth of a second, whole pages
-        (8 * MIB, MIB, MIB // 4),  # several to a grant
-        (100 * MIB, WINDOW, LARGEST_CHUNK),
+        (0, 0.0, FLOOR, FLOOR),
+        (MIB, 1.0, MIB, 208_896),  # a fifth of a second, whole pages
+        (MIB, 0.1, 8 * MIB, LARGEST_CHUNK),  # in the first second: as it goes so far
+        (MIB, 0.5, 8 * MIB, 417_792),
+        (8 * MIB, 1.0, MIB // 2, MIB // 4),  # two to a grant
+        (100 * MIB, 1.0, WINDOW, LARGEST_CHUNK),
     ],
 )
-def test_the_advised_chunk(clock: Clock, consumed: int, granted: int, chunk: int) -> None:
+def test_the_advised_chunk(
+    clock: Clock, consumed: int, seconds: float, granted: int, chunk: int
+) -> None:
     account = opened(Budget(64 * MIB))
     account.consume(consumed)
+    clock.now += seconds
     assert account.chunk(granted) == chunk
 
 

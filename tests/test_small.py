@@ -15,14 +15,17 @@ from django.db import OperationalError
 
 from django_async_upload import signals
 from django_async_upload.consumers import UploadConsumer
+from django_async_upload.engine import small
 from django_async_upload.engine.database import Database
 from django_async_upload.engine.publish import Finalization, Publisher
 from django_async_upload.engine.service import UploadService, get_service
+from django_async_upload.engine.small import SmallFile
 from django_async_upload.exceptions import StorageFailed
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
 from django_async_upload.sessions import rows
+from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk
 from django_async_upload.stores.filewriter import FileWriter
@@ -379,3 +382,32 @@ async def test_a_host_is_asked_for_a_name_once_and_not_before_it_has_inspected_t
     assert sorted(asked) == sorted(["name", *(["inspect"] if inspects else [])] * 2)
     if inspects:
         assert asked[0] == "inspect"
+
+
+async def test_files_of_a_burst_wait_for_each_other_and_one_alone_for_none(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "GROUP_SECONDS", 0.2)
+    small_files = small.SmallFiles(uploads)
+    groups: list[int] = []
+
+    async def published(group: Sequence[SmallFile]) -> None:
+        groups.append(len(group))
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(small_files, "_publish", published)
+
+    async def publish() -> None:
+        session = UploadSession(owner_key=owner.key)
+        await small_files.publish(SmallFile(session, owner, [], "", ""))
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as burst:
+        burst.create_task(publish())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert groups == [1]
+        for _ in range(10):
+            burst.create_task(publish())
+            burst.create_task(publish())
+            await asyncio.sleep(0)
+    assert groups == [1, 20]

@@ -80,7 +80,7 @@ class UploadSettings:
     database, sessions and logs still have room."""
     idle_timeout: float = 60.0
     """Seconds of silence after which the server closes a connection. Clients send a PING after a third of that."""
-    memory_budget: int = 32 * MIB
+    memory_budget: int = 64 * MIB
     """Bytes of credit that one process grants at most, all uploads together."""
     max_streams: int = 256
     """Streams, one for each upload, open at once on one connection."""

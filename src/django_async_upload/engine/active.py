@@ -35,6 +35,10 @@ MAX_QUEUED: Final = 4096
 """Limit of queued pieces: credit limits only payload, and this a flood of one-byte chunks."""
 EVICTED_SECONDS: Final = 5.0
 """Seconds after which a client whose upload was evicted may retry."""
+BATCH_BYTES: Final = 2 * 1024 * 1024
+"""A hop to a thread is worth so many bytes, or a quarter of what is granted."""
+BATCH_SECONDS: Final = 0.003
+"""For how long the writer waits for so many."""
 MAX_REWRITES: Final = 3
 """Number of rewrites into a new part after failed syncs, before the upload is interrupted."""
 
@@ -80,6 +84,13 @@ class ActiveUpload:
         self.progress: Progress | None = None
         """Progress of the checks and the publication, after FINISH."""
         self._pieces: list[Piece] = []
+        self._queued = 0
+        """Bytes of the pieces."""
+        self._batching: asyncio.TimerHandle | None = None
+        self._waited = False
+        """The pieces are to be written now, however few."""
+        self._size: int | None = None
+        """Of the whole file, where it is known."""
         self._wake = asyncio.Event()
         self._proof: Proof | None = None
         self._facts: Facts | None = None
@@ -108,7 +119,11 @@ class ActiveUpload:
         if self._lost is not None:  # its credit may be granted to another upload already
             return
         self._pieces.append(piece)
-        self._wake.set()
+        self._queued += len(piece.payload)
+        if self._is_worth_a_hop:
+            self._wake.set()
+        elif self._batching is None:
+            self._wait_for_more()
 
     def finish(self, facts: Facts) -> None:
         """The client has sent all bytes."""
@@ -184,6 +199,7 @@ class ActiveUpload:
         """Start a new upload. Its part is created with the first bytes, or by :meth:`reserve`."""
         self.session = session
         self.max_size = max_size
+        self._size = session.size
         self.taps = Taps(self.store, taps, self._tap_failed)
         self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
 
@@ -208,7 +224,7 @@ class ActiveUpload:
 
     def forget_queued(self) -> None:
         """Discard data and FINISH that were received before the client knew the offset to continue at."""
-        self._pieces.clear()
+        self._take_queued()
         self._facts = None
 
     async def reserve(self) -> None:
@@ -257,7 +273,7 @@ class ActiveUpload:
                 await self._go_back()
             elif self._wish is Wish.CANCEL:
                 return self._wish
-            elif self._pieces:
+            elif self._pieces and self._is_worth_a_hop:
                 await self._write_queued()
             elif self._facts is not None:
                 self.account.complete()
@@ -269,8 +285,37 @@ class ActiveUpload:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _write_queued(self) -> None:
+    @property
+    def _is_worth_a_hop(self) -> bool:
+        """Whether what is queued is written now, not together with what comes within :data:`BATCH_SECONDS`."""
+        return (
+            self._waited
+            or self._facts is not None
+            or self._wish is not None
+            or self._queued >= min(BATCH_BYTES, (self.limit - self.received) // 4)
+            or self.received + self._queued == self._size
+        )
+
+    def _wait_for_more(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._batching = loop.call_later(BATCH_SECONDS, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        self._batching = None
+        self._waited = True
+        self._wake.set()
+
+    def _take_queued(self) -> list[Piece]:
+        if self._batching is not None:
+            self._batching.cancel()
+            self._batching = None
         pieces, self._pieces = self._pieces, []
+        self._queued = 0
+        self._waited = False
+        return pieces
+
+    async def _write_queued(self) -> None:
+        pieces = self._take_queued()
         good = await self.store.run(self._append, pieces)
         assert self.writer is not None
         offset, self.received = self.received, self.writer.received
@@ -303,8 +348,11 @@ class ActiveUpload:
     def _grant(self) -> None:
         unused = max(0, self.limit - self.received)
         granted = self.account.grant(unused)
-        self.limit = max(self.limit, min(self.received + granted, self.durable + LARGEST_WINDOW))
         self.chunk = self.account.chunk(granted)
+        limit = min(self.received + granted, self.durable + LARGEST_WINDOW)
+        # A client sends what it may: credit by the crumb makes crumbs of its chunks for ever (RFC 9293, 3.8.6.2.2).
+        if unused < self.chunk or limit - self.limit >= self.chunk:
+            self.limit = max(self.limit, limit)
 
     def _rewind(self, offset: int, code: str) -> None:
         self.forget_queued()

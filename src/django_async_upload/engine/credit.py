@@ -254,8 +254,15 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: a fifth of a second at the measured rate, and several chunks to a grant."""
-        size = min(int(self.rate(time.monotonic()) * CHUNK_SECONDS), granted // 4, LARGEST_CHUNK)
+        """The advised chunk size, bytes: a fifth of a second's worth, and two to a grant.
+
+        Fewer and longer chunks cost less; the second one is on its way while the first is written. A second that has
+        only begun counts for what it brought so far: an upload need not last long to send chunks of its speed.
+        """
+        now = time.monotonic()
+        self.rate(now)
+        current = self._current / max(now - self._second, CHUNK_SECONDS)
+        size = min(int(max(self._previous, current) * CHUNK_SECONDS), granted // 2, LARGEST_CHUNK)
         return max(FLOOR, size // _PAGE * _PAGE)
 
     def paused(self) -> None:

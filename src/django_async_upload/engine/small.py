@@ -33,6 +33,8 @@ from .verify import Hooks
 logger = logging.getLogger("django_async_upload")
 
 MAX_GROUP: Final = 256
+GROUP_SECONDS: Final = 0.005
+"""For how long a group that grows is let gather, and again while it has grown by half meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +88,7 @@ class SmallFiles:
     async def _drain(self) -> None:
         try:
             while self._waiting:
+                await self._gather()
                 group = self._waiting.take(MAX_GROUP)
                 try:
                     await self._publish(group)
@@ -99,6 +102,13 @@ class SmallFiles:
         finally:
             # Not in a callback of the task, since a file added before it ran would wait for ever.
             self._draining = None
+
+    async def _gather(self) -> None:
+        """Wait while more files are coming. One that came alone goes at once."""
+        known = 1
+        while known * 3 // 2 < len(self._waiting) < MAX_GROUP:
+            known = len(self._waiting)
+            await asyncio.sleep(GROUP_SECONDS)
 
     async def _publish(self, group: Sequence[SmallFile]) -> None:
         store = self._runtime.store

@@ -40,6 +40,7 @@ MAX_STREAM: Final = 2**32 - 1
 CRC = Callable[[bytes | bytearray | memoryview, int], int]
 """``crc(data, value) -> value``: CRC-32C of data, continued from value (0 at the start)."""
 
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _HEADER = struct.Struct("!QII")  # type, flags and offset are one u64
 CHECKED_SIZE: Final = 12
 """Bytes of the header that its CRC covers, with the payload."""
@@ -165,8 +166,7 @@ def build_control(kind: FrameType, stream: int, fields: dict[str, Any], crc: CRC
 
     Raises :class:`ValueError` for fields that cannot be encoded: NaN, lone surrogates, too many bytes.
     """
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    payload = text.encode()
+    payload = _to_json(fields).encode()
     if len(payload) > MAX_CONTROL:
         raise ValueError(f"{len(payload)} bytes do not fit a control frame")
     return build_header(kind, stream, payload, crc) + payload

@@ -92,7 +92,7 @@ class Message:
 
     def to_fields(self) -> dict[str, Any]:
         """The JSON object, without fields that are None."""
-        values = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))
+        values = ((name, getattr(self, name)) for name in _schema(type(self)))
         return {name: value for name, value in values if value is not None}
 
     def to_frame(self, stream: int, crc: CRC) -> bytes:
