@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -380,18 +381,21 @@ async def test_a_piece_alone_does_not_wait_for_long(uploads: UploadService, owne
 
 
 async def test_credit_rises_by_whole_chunks(uploads: UploadService, owner: Owner) -> None:
-    """Whoever sends as much as the credit allows would send crumbs for ever, once it has sent one."""
-    data = os.urandom(6 * MIB)
+    """A client sends what it may: once given a crumb for each crumb that arrived, it would send crumbs for ever."""
+    uploads.budget.total = 2 * MIB  # a share of 1 MiB, chunks of 508 KiB
+    data = os.urandom(8 * MIB)
     async with begun(uploads, owner, data) as upload:
-        uploads.budget.total = 2 * MIB  # a share of 1 MiB, chunks of 508 KiB
         writing = asyncio.create_task(upload.write())
-        sent, sizes = 0, []
-        while sent < len(data):
-            size = min(upload.limit - sent, upload.chunk, len(data) - sent)
-            feed(upload, data[: sent + size], sent)
-            sent += size
-            sizes.append(size)
-            await until(lambda sent=sent: upload.received == sent)
-        assert len([size for size in sizes if size < 128 * KIB]) < 12, sizes
+        wire: deque[bytes] = deque()
+        sizes: list[int] = []
+        while upload.received < len(data):
+            while (start := sum(sizes)) < min(upload.limit, len(data)):
+                piece = data[start : min(start + upload.chunk, upload.limit, len(data))]
+                wire.append(piece)
+                sizes.append(len(piece))
+            arrived = upload.received + len(wire[0])
+            upload.append(Piece(wire.popleft()))
+            await until(lambda arrived=arrived: upload.received == arrived)
+        assert len(sizes) < 45, sizes
         upload.release()
         await writing

@@ -351,7 +351,9 @@ class ActiveUpload:
         self.chunk = self.account.chunk(granted)
         limit = min(self.received + granted, self.durable + LARGEST_WINDOW)
         # A client sends what it may: credit by the crumb makes crumbs of its chunks for ever (RFC 9293, 3.8.6.2.2).
-        if unused < self.chunk or limit - self.limit >= self.chunk:
+        if (chunks := (limit - self.limit) // self.chunk) > 0:
+            self.limit += chunks * self.chunk
+        elif unused < self.chunk:
             self.limit = max(self.limit, limit)
 
     def _rewind(self, offset: int, code: str) -> None:
