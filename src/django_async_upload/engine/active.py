@@ -36,9 +36,9 @@ MAX_QUEUED: Final = 4096
 EVICTED_SECONDS: Final = 5.0
 """Seconds after which a client whose upload was evicted may retry."""
 BATCH_BYTES: Final = 2 * 1024 * 1024
-"""A hop to a thread is worth so many bytes, or a quarter of what is granted."""
+"""Bytes that are written at once, without waiting for more: these, or a quarter of the credit."""
 BATCH_SECONDS: Final = 0.003
-"""For how long the writer waits for so many."""
+"""Seconds that the writer waits for so many."""
 MAX_REWRITES: Final = 3
 """Number of rewrites into a new part after failed syncs, before the upload is interrupted."""
 
@@ -85,12 +85,12 @@ class ActiveUpload:
         """Progress of the checks and the publication, after FINISH."""
         self._pieces: list[Piece] = []
         self._queued = 0
-        """Bytes of the pieces."""
+        """Bytes of the queued pieces."""
         self._batching: asyncio.TimerHandle | None = None
         self._waited = False
-        """The pieces are to be written now, however few."""
+        """Whether the queued pieces have waited for :data:`BATCH_SECONDS`."""
         self._size: int | None = None
-        """Of the whole file, where it is known."""
+        """Declared size of the file, bytes; None where it is unknown."""
         self._wake = asyncio.Event()
         self._proof: Proof | None = None
         self._facts: Facts | None = None
@@ -287,7 +287,7 @@ class ActiveUpload:
 
     @property
     def _is_worth_a_hop(self) -> bool:
-        """Whether what is queued is written now, not together with what comes within :data:`BATCH_SECONDS`."""
+        """Whether the queued pieces are written now: a thread hop costs as much as writing a few hundred KiB."""
         return (
             self._waited
             or self._facts is not None
@@ -350,7 +350,8 @@ class ActiveUpload:
         granted = self.account.grant(unused)
         self.chunk = self.account.chunk(granted)
         limit = min(self.received + granted, self.durable + LARGEST_WINDOW)
-        # A client sends what it may: credit by the crumb makes crumbs of its chunks for ever (RFC 9293, 3.8.6.2.2).
+        # Clients send as much as the limit allows: one that rose by less than a chunk would make their chunks short
+        # for ever, the silly window syndrome of RFC 9293, section 3.8.6.2.
         if (chunks := (limit - self.limit) // self.chunk) > 0:
             self.limit += chunks * self.chunk
         elif unused < self.chunk:

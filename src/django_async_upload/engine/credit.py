@@ -254,10 +254,10 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: a fifth of a second's worth, and two to a grant.
+        """The advised chunk size, bytes: a fifth of a second at the measured rate, and two chunks to a grant.
 
-        Fewer and longer chunks cost less; the second one is on its way while the first is written. A second that has
-        only begun counts for what it brought so far: an upload need not last long to send chunks of its speed.
+        Long chunks cost less processor time; the second one is sent while the first is written. In the first second
+        the rate is that of the time since the upload began.
         """
         now = time.monotonic()
         self.rate(now)

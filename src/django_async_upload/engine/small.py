@@ -34,7 +34,7 @@ logger = logging.getLogger("django_async_upload")
 
 MAX_GROUP: Final = 256
 GROUP_SECONDS: Final = 0.005
-"""For how long a group that grows is let gather, and again while it has grown by half meanwhile."""
+"""Seconds that a group waits for more files, and again as long as it grew by half meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +104,7 @@ class SmallFiles:
             self._draining = None
 
     async def _gather(self) -> None:
-        """Wait while more files are coming. One that came alone goes at once."""
+        """Wait while more files arrive. A file that waits alone is published at once."""
         known = 1
         while known * 3 // 2 < len(self._waiting) < MAX_GROUP:
             known = len(self._waiting)
