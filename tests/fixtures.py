@@ -20,7 +20,7 @@ from django.test import Client
 
 from django_async_upload import admission, notices, signals
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.engine import service
+from django_async_upload.engine import drain, service
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
@@ -29,7 +29,6 @@ from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import Facts
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.websocket import drain
 
 KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 30.0

@@ -29,6 +29,7 @@ from django.utils.translation import gettext_lazy
 from django_async_upload import notices
 from django_async_upload.admission import MAX_STRANGERS
 from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain, undrain
+from django_async_upload.engine import drain as drain_module
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     BY_CODE,
@@ -60,7 +61,6 @@ from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
 from django_async_upload.websocket import connection as connections
-from django_async_upload.websocket import drain as drain_module
 from django_async_upload.websocket import sender
 
 from .fixtures import KIB, MIB, Heard, crc, finish, new_key, row, run, settled

@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 
 from django_async_upload import admission
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.engine import active, service
+from django_async_upload.engine import active, drain, service
 from django_async_upload.engine.service import get_service
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
@@ -44,7 +44,6 @@ from django_async_upload.sessions.state import State
 from django_async_upload.stores import disk, partfile
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
-from django_async_upload.websocket import drain
 
 from .fixtures import KIB, Heard, crc, finish, new_key, settled
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .engine.drain import drain, undrain
 from .websocket.connection import Connection
-from .websocket.drain import drain, undrain
 from .websocket.errors import CLOSE_CODES
 
 __all__ = ["CLOSE_CODES", "UploadConsumer", "drain", "undrain"]

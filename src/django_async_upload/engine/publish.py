@@ -55,6 +55,8 @@ class Finalization:
     """Called with the progress, in any thread."""
     way: Publication | None = None
     """The publication that suits it."""
+    unsuited: list[Publication] = field(default_factory=list)
+    """Ways that were tried, and could not publish the part after all."""
     error: Exception | None = None
     event: CompletionEvent | None = None
 
@@ -156,8 +158,8 @@ class Publisher:
             except Exception as error:  # the part was changed
                 item.error = error
 
-    def _way(self, part: Finished) -> Publication:
-        return next(way for way in self._ways if way.suits(part))
+    def _way(self, part: Finished, unsuited: Sequence[Publication] = ()) -> Publication:
+        return next(way for way in self._ways if way not in unsuited and way.suits(part))
 
     async def _commit(self, items: Sequence[Finalization]) -> None:
         """Commit the names of the files, and ``finalizing``, in the rows."""
@@ -199,7 +201,8 @@ class Publisher:
             renamed, again = [], []
             for item, result in zip(items, results, strict=True):
                 if isinstance(result, Unsuited):
-                    item.way = self._ways[self._ways.index(cast("Publication", item.way)) + 1]
+                    item.unsuited.append(cast("Publication", item.way))
+                    item.way = None
                     again.append(item)
                 elif isinstance(result, NameTaken):
                     again.append(item)
@@ -236,7 +239,9 @@ class Publisher:
     def _rename(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                item.session.stored_as = cast("Publication", item.way).next_name(item.part)
+                if item.way is None:
+                    item.way = self._way(item.part, item.unsuited)
+                item.session.stored_as = item.way.next_name(item.part)
             except Exception as error:  # no room for a longer name
                 item.error = error
 

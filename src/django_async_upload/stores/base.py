@@ -92,7 +92,7 @@ class Part:
 
 
 class Store(abc.ABC):
-    """Keeps parts. One instance serves a process; it is thread-safe."""
+    """Keeps parts. It is thread-safe. Several instances may serve a process: the state is in the store, not here."""
 
     supports_path: ClassVar[bool] = False
     """Whether parts are local files, so that :meth:`Writer.path` can be linked into a storage on the same disk."""

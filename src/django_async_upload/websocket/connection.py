@@ -18,6 +18,7 @@ from ..admission import Place, client_address, origin_is_trusted, origins, own_o
 from ..concurrency import pace
 from ..endpoints import Endpoint
 from ..engine.credit import FLOOR, LARGEST_WINDOW
+from ..engine.drain import FAREWELL_SECONDS, connections, retry_after, spawn
 from ..engine.service import UploadService, get_service
 from ..exceptions import (
     AuthenticationRequired,
@@ -41,7 +42,6 @@ from ..sessions import policies
 from ..sessions.owners import Owner, look_up
 from ..stores.base import Piece, Seal
 from ..tickets import read_ticket
-from .drain import FAREWELL_SECONDS, connections, retry_after, spawn
 from .errors import close_code, error_message
 from .sender import Sender
 from .stream import UploadStream
