@@ -39,7 +39,7 @@ async def test_the_published_file_is_the_part_itself(
         done = await write(upload, b"data")
         assert upload.writer is not None
         inode = os.stat(upload.writer.path()).st_ino
-        session = await uploads.complete(upload, done, host)
+        session = (await uploads.complete(upload, done, host)).session
     assert (media / session.stored_as).stat().st_ino == inode
     assert (media / session.stored_as).stat().st_nlink == 1
 
@@ -50,7 +50,7 @@ async def test_the_storages_modes_apply(
     settings.FILE_UPLOAD_PERMISSIONS = 0o640
     settings.FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o750
     async with begun(uploads, owner, b"data") as upload:
-        session = await uploads.complete(upload, await write(upload, b"data"), host)
+        session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
     path = media / session.stored_as
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
@@ -62,7 +62,7 @@ async def test_a_name_that_is_taken_is_never_overwritten(
     (media / "uploads").mkdir(parents=True)
     (media / "uploads/a.bin").write_bytes(b"another")
     async with begun(uploads, owner, b"data") as upload:
-        session = await uploads.complete(upload, await write(upload, b"data"), host)
+        session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
     assert (media / "uploads/a.bin").read_bytes() == b"another"
     assert (media / session.stored_as).read_bytes() == b"data"
     assert (await row(session.pk)).stored_as == session.stored_as != "uploads/a.bin"
@@ -88,7 +88,7 @@ async def test_a_long_name_fits_the_column(
     host.name = "/".join(["d" * 100] * 4) + "/" + "n" * 90 + ".bin"
     for _ in range(2):
         async with begun(uploads, owner, b"data") as upload:
-            session = await uploads.complete(upload, await write(upload, b"data"), host)
+            session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
         assert len(session.stored_as) <= STORED_NAME_MAX
         assert (media / session.stored_as).read_bytes() == b"data"
 
@@ -132,7 +132,7 @@ async def test_a_file_system_that_cannot_link_after_all_gets_a_copy(
     monkeypatch.setattr(link_module, "link", link)
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
-        session = await uploads.complete(upload, await write(upload, data), host)
+        session = (await uploads.complete(upload, await write(upload, data), host)).session
     assert (media / session.stored_as).read_bytes() == data
     assert not os.listdir(uploads.store.root)
 
@@ -155,7 +155,7 @@ async def test_a_storage_with_a_save_of_its_own_is_asked_to_save(
     }
     data = os.urandom(MIB)
     async with begun(uploads, owner, data, storage="slow") as upload:
-        session = await uploads.complete(upload, await write(upload, data), host)
+        session = (await uploads.complete(upload, await write(upload, data), host)).session
     storage = session.get_storage()
     assert storage.seen == data
     with (await row(session.pk)).file as file:

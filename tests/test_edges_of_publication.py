@@ -103,7 +103,7 @@ async def test_a_crash_behind_a_copy_leaves_one_file_not_two(
     (session,) = [each async for each in UploadSession.objects.all()]
     assert session.state == State.FINALIZING
     assert files(media) == [session.stored_as]
-    done = await uploads.result(session, lambda progress: None)
+    done = (await uploads.result(session, lambda progress: None)).session
     assert files(media) == [done.stored_as]
     assert (media / done.stored_as).read_bytes() == DATA
 

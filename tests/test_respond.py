@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine.answers import AT_ONCE_PER_OWNER
+from django_async_upload.engine.outcomes import Published
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import Busy, DatabaseUnavailable, FileRefused
 from django_async_upload.models import UploadSession
@@ -371,14 +372,14 @@ async def test_an_owner_has_some_answers_at_once_and_nobody_else_waits_for_them(
     go_on = asyncio.Event()
     slow, other = Hooks({"document": 7}, go_on), Hooks({"document": 8})
     sessions = [await run(publish, owner) for _ in range(AT_ONCE_PER_OWNER + 2)]
-    asking = [asyncio.create_task(uploads.answered(each, slow)) for each in sessions]
+    asking = [asyncio.create_task(uploads.answered(Published(each), slow)) for each in sessions]
     while slow.asked < AT_ONCE_PER_OWNER:
         await asyncio.sleep(0.01)
     of_bob = await run(publish, Owner(f"user:{bob.pk}", bob))
-    assert (await uploads.answered(of_bob, other)).response == {"document": 8}
+    assert (await uploads.answered(Published(of_bob), other)).session.response == {"document": 8}
     assert slow.asked == AT_ONCE_PER_OWNER
     go_on.set()
-    assert all(each.response == {"document": 7} for each in await asyncio.gather(*asking))
+    assert {each.session.response["document"] for each in await asyncio.gather(*asking)} == {7}
 
 
 class Hooks:
@@ -403,13 +404,13 @@ async def test_two_who_ask_at_the_same_time_get_one_answer(
 ) -> None:
     session = await run(publish, owner)
     endpoint = Hooks({"document": 7}, asyncio.Event())
-    asking = [asyncio.create_task(uploads.answered(session, endpoint)) for _ in range(3)]
+    asking = [asyncio.create_task(uploads.answered(Published(session), endpoint)) for _ in range(3)]
     while not endpoint.asked:
         await asyncio.sleep(0.01)
     asking.pop().cancel()  # one of them does not wait
     endpoint.event.set()
     found = await asyncio.gather(*asking)
-    assert [each.response for each in found] == [{"document": 7}] * 2
+    assert [each.session.response for each in found] == [{"document": 7}] * 2
     assert endpoint.asked == 1
 
 
@@ -447,8 +448,8 @@ async def test_a_commit_whose_answer_was_lost_is_recognised(
     ask, save = answers.ask, answers.save
     monkeypatch.setattr(answers, "ask", lambda items: (ask(items), ask(items))[1])
     monkeypatch.setattr(answers, "save", lambda items: (save(items), save(items))[1])
-    found = await uploads.answered(session, Hooks({"document": 7}))
-    assert found.response == {"document": 7}
+    found = await uploads.answered(Published(session), Hooks({"document": 7}))
+    assert found.session.response == {"document": 7}
 
 
 async def test_the_answer_that_was_saved_first_is_everybodys(
@@ -457,12 +458,12 @@ async def test_the_answer_that_was_saved_first_is_everybodys(
     """A process that came to life again after its time has no second answer."""
     session = await run(publish, owner)
     endpoint = Hooks({"document": 7}, asyncio.Event())
-    asking = asyncio.create_task(uploads.answered(session, endpoint))
+    asking = asyncio.create_task(uploads.answered(Published(session), endpoint))
     while not endpoint.asked:
         await asyncio.sleep(0.01)
     await UploadSession.objects.aupdate(response={"document": 8}, response_due=None)
     endpoint.event.set()
-    assert (await asking).response == {"document": 8}
+    assert (await asking).session.response == {"document": 8}
 
 
 async def test_an_answer_that_could_not_be_kept_is_told_to_nobody(

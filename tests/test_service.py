@@ -17,6 +17,7 @@ from django.utils import timezone
 from django_async_upload.engine import active, recovery, service
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.database import Database
+from django_async_upload.engine.outcomes import Created, Finishing, Known, Published
 from django_async_upload.engine.publish import Publisher
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.engine.taps import Digest, Tap
@@ -144,7 +145,9 @@ async def begun(
     upload = uploads.open(Ear(), "user:1")
     try:
         session = new_session(owner, data, **fields)
-        assert await uploads.create(upload, session, owner, None, taps_of(session)) is session
+        assert await uploads.create(upload, session, owner, None, taps_of(session)) == Created(
+            session
+        )
         yield upload
     finally:
         await uploads.leave(upload)
@@ -205,7 +208,7 @@ async def test_what_was_written_is_published(
 ) -> None:
     data = os.urandom(size)
     async with begun(uploads, owner, data if sized else None) as upload:
-        session = await uploads.complete(upload, await write(upload, data), host)
+        session = (await uploads.complete(upload, await write(upload, data), host)).session
         assert session.state == State.COMPLETED
     kept = await row(session.pk)
     assert (media / kept.stored_as).read_bytes() == data
@@ -228,7 +231,7 @@ async def test_a_digest_is_checked_beside_the_crc(
     digest = hashlib.sha256(data).hexdigest()
     async with begun(uploads, owner, data, digest="sha-256") as upload:
         done = await write(upload, data, **{"sha-256": digest})
-        session = await uploads.complete(upload, done, host)
+        session = (await uploads.complete(upload, done, host)).session
     assert (await row(session.pk)).digests == {"sha-256": digest}
 
 
@@ -246,7 +249,7 @@ async def test_a_digest_is_read_again_after_a_resume(
         await upload.interrupt()
     async with attached(uploads, owner, upload.session.pk) as again:
         done = await write(again, data, 5000, **{"sha-256": digest})
-        session = await uploads.complete(again, done, host)
+        session = (await uploads.complete(again, done, host)).session
     assert (await row(session.pk)).digests == {"sha-256": digest}
 
 
@@ -338,14 +341,16 @@ async def test_the_same_key_finds_the_upload_that_it_made(
     async with begun(uploads, owner, b"data") as upload:
         again = uploads.open(Ear(), "user:1")
         session = new_session(owner, b"data", key=upload.session.key)
+        pk = upload.session.pk
         found = await uploads.create(again, session, owner)
-        assert found.pk == upload.session.pk
-        assert uploads.active[found.pk] is upload
+        assert isinstance(found, Known)
+        assert found.session.pk == pk
+        assert uploads.active[pk] is upload
         session = new_session(owner, b"other data", key=upload.session.key)
         with pytest.raises(KeyReused):
             await uploads.create(again, session, owner)
         await uploads.leave(again)
-        assert uploads.active[found.pk] is upload
+        assert uploads.active[pk] is upload
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -367,7 +372,7 @@ async def test_a_damaged_chunk_rewinds_and_voids_what_follows_and_the_finish(
         assert not writing.done()
         feed(upload, data, 3000)
         upload.finish(facts(data))
-        session = await uploads.complete(upload, await writing, host)
+        session = (await uploads.complete(upload, await writing, host)).session
     assert session.crc32c == crc(data)
 
 
@@ -412,7 +417,7 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
         assert upload.limit - upload.received <= upload.account.promised
         feed(upload, data, 50 * KIB)
         upload.finish(facts(data))
-        session = await uploads.complete(upload, await writing, host)
+        session = (await uploads.complete(upload, await writing, host)).session
     assert (media / session.stored_as).read_bytes() == data
     assert upload.writer is not None
     assert upload.writer.part != first
@@ -439,7 +444,9 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
     try:
         async with attached(uploads, owner, pk) as upload:
             assert (await row(pk)).part not in ("", old)
-            session = await uploads.complete(upload, await write(upload, data, 200 * KIB), host)
+            session = (
+                await uploads.complete(upload, await write(upload, data, 200 * KIB), host)
+            ).session
     finally:
         other.close()
     assert session.state == State.COMPLETED
@@ -542,7 +549,9 @@ async def test_a_resume_goes_on_from_what_is_there(
     pk = await interrupted(uploads, owner, data, 150 * KIB)
     async with attached(uploads, owner, pk) as upload:
         assert (upload.received, upload.durable) == (150 * KIB, 150 * KIB)
-        session = await uploads.complete(upload, await write(upload, data, 150 * KIB), host)
+        session = (
+            await uploads.complete(upload, await write(upload, data, 150 * KIB), host)
+        ).session
     assert (media / session.stored_as).read_bytes() == data
 
 
@@ -561,7 +570,9 @@ async def test_after_a_crash_what_was_written_is_proved_again(
     again = await crash(uploads)
     async with attached(again, owner, upload.session.pk) as resumed:
         assert (resumed.durable, resumed.received) == (0, 100 * KIB)
-        session = await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
+        session = (
+            await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
+        ).session
     assert (media / session.stored_as).read_bytes() == data
 
 
@@ -588,7 +599,9 @@ async def test_the_newest_wins_while_the_older_one_writes(
             received = newer.received
             assert newer.writer is not None
             assert f"{newer.writer.crc:08x}" == crc(data[:received])
-            session = await uploads.complete(newer, await write(newer, data, received), host)
+            session = (
+                await uploads.complete(newer, await write(newer, data, received), host)
+            ).session
     assert (media / session.stored_as).read_bytes() == data
     assert uploads.active == {}
 
@@ -641,7 +654,7 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
         async with attached(uploads, owner, older.session.pk) as newer:
             assert newer.received == 50 * KIB
             done = await write(newer, data, 50 * KIB)
-            session = await uploads.complete(newer, done, host)
+            session = (await uploads.complete(newer, done, host)).session
             assert older.writer is not None
             assert newer.writer is not None
             assert newer.writer.part != older.writer.part
@@ -693,13 +706,13 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
         )
         await host.inspecting.wait()
         other = uploads.open(Ear(), "user:1")
-        session = await uploads.attach(other, Claim(upload.session.pk, owner, "default"))
-        assert other.writer is None
-        waiting = asyncio.create_task(uploads.result(session, lambda progress: None))
+        found = await uploads.attach(other, Claim(upload.session.pk, owner, "default"))
+        assert isinstance(found, Finishing)
+        waiting = asyncio.create_task(uploads.result(found.session, lambda progress: None))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         host.go_on.set()
-        assert (await waiting).stored_as == (await completing).stored_as
+        assert await waiting == await completing
         await uploads.leave(other)
     assert await CompletionEvent.objects.acount() == 1
 
@@ -723,8 +736,8 @@ async def test_an_attach_to_what_is_over_answers_with_the_end(
     try:
         if state == State.COMPLETED:
             found = await uploads.attach(upload, Claim(session.pk, owner, "default"))
-            assert found.stored_as == "a"
-            assert upload.writer is None
+            assert isinstance(found, Published)
+            assert found.session.stored_as == "a"
         else:
             with pytest.raises(UploadOver):
                 await uploads.attach(upload, Claim(session.pk, owner, "default"))
@@ -762,10 +775,10 @@ async def test_a_cancel_throws_the_bytes_away(
     uploads: UploadService, owner: Owner, heard: Heard
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
-    ended = await uploads.cancel(Claim(pk, owner, "default"))
+    ended = (await uploads.cancel(Claim(pk, owner, "default"))).session
     assert ended.state == State.CANCELLED
     assert not os.listdir(uploads.store.root)
-    again = await uploads.cancel(Claim(pk, owner, "default"))
+    again = (await uploads.cancel(Claim(pk, owner, "default"))).session
     assert again.state == State.CANCELLED
     assert len(heard.named("cancelled")) == 1
 
@@ -825,8 +838,8 @@ async def test_a_cancel_after_publication_is_answered_with_the_result(
     uploads: UploadService, owner: Owner, host: Host
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        session = await uploads.complete(upload, await write(upload, b"data"), host)
-    ended = await uploads.cancel(Claim(session.pk, owner, "default"))
+        session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
+    ended = (await uploads.cancel(Claim(session.pk, owner, "default"))).session
     assert (ended.state, ended.stored_as) == (State.COMPLETED, session.stored_as)
 
 
@@ -900,14 +913,14 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     if how == "attach":
         upload = again.open(Ear(), "user:1")
         found = await again.attach(upload, claim)
-        assert upload.writer is None
+        assert isinstance(found, Published if committed else Finishing)
         results = await asyncio.gather(
-            *(again.result(found, lambda progress: None) for _ in range(3))
+            *(again.result(found.session, lambda progress: None) for _ in range(3))
         )
-        assert {each.stored_as for each in results} == {"uploads/a.bin"}
+        assert {each.session.stored_as for each in results} == {"uploads/a.bin"}
         await again.leave(upload)
     elif how == "cancel":
-        assert (await again.cancel(claim)).state == State.COMPLETED
+        assert isinstance(await again.cancel(claim), Published)
     else:
         monkeypatch.setattr(recovery, "STUCK_SECONDS", 0.0)
         again.start()
@@ -984,7 +997,7 @@ async def test_what_another_process_publishes_is_left_to_it(
     with pytest.raises(Busy):
         await uploads.result(session, lambda progress: None)
     other.close()
-    assert (await uploads.result(session, lambda progress: None)).state == State.COMPLETED
+    assert isinstance(await uploads.result(session, lambda progress: None), Published)
 
 
 async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(
@@ -999,7 +1012,7 @@ async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(
     reports: list[m.Progress] = []
     async with begun(uploads, owner, data) as upload:
         monkeypatch.setattr(upload, "report", reports.append)
-        session = await uploads.complete(upload, await write(upload, data), host)
+        session = (await uploads.complete(upload, await write(upload, data), host)).session
     assert (media / session.stored_as).read_bytes() == data
     assert [report.phase for report in reports] == ["finalizing"] * len(reports)
     assert reports[-1].done == reports[-1].total == len(data)
@@ -1057,7 +1070,7 @@ async def test_a_create_whose_commit_was_not_answered_is_this_ones_own(
     monkeypatch.setattr(Database, "_transact", losing)
     async with begun(uploads, owner, b"data") as upload:
         assert lost
-        session = await uploads.complete(upload, await write(upload, b"data"), host)
+        session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
     assert session.state == State.COMPLETED
 
 
@@ -1076,7 +1089,7 @@ async def test_an_end_whose_commit_was_not_answered_still_deletes_the_part_and_i
         return results
 
     monkeypatch.setattr(Database, "_transact", losing)
-    ended = await uploads.cancel(Claim(pk, owner, "default"))
+    ended = (await uploads.cancel(Claim(pk, owner, "default"))).session
     assert lost
     assert ended.state == State.CANCELLED
     assert len(heard.named("cancelled")) == 1
@@ -1096,7 +1109,7 @@ async def test_what_a_reboot_took_is_sent_again_where_durability_never_promised_
     async with attached(uploads, owner, pk) as upload:
         assert (upload.durable, upload.received) == (0, 0)
         assert (await row(pk)).durable == 0
-        session = await uploads.complete(upload, await write(upload, data), host)
+        session = (await uploads.complete(upload, await write(upload, data), host)).session
     assert session.state == State.COMPLETED
 
 
@@ -1117,7 +1130,7 @@ async def test_a_name_that_was_linked_before_a_crash_is_synced_before_the_upload
         sync_directory(directory)
 
     monkeypatch.setattr(disk, "sync_directory", noting)
-    assert (await again.result(session, lambda progress: None)).state == State.COMPLETED
+    assert isinstance(await again.result(session, lambda progress: None), Published)
     folder = media / os.path.dirname(session.stored_as)
     assert {str(folder), str(media), str(media.parent)} <= set(synced)
 
@@ -1140,7 +1153,7 @@ async def test_a_refusal_that_may_pass_keeps_the_bytes(
         again.finish(facts(b"data"))
         wish = await again.write()
         assert isinstance(wish, Facts)
-        assert (await uploads.complete(again, wish, host)).state == State.COMPLETED
+        assert isinstance(await uploads.complete(again, wish, host), Published)
 
 
 async def test_a_part_that_is_gone_leaves_no_new_one_behind(

@@ -11,8 +11,9 @@ import pytest
 
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine import attachment
+from django_async_upload.engine.outcomes import Released, end_of
 from django_async_upload.engine.service import UploadService
-from django_async_upload.exceptions import Busy, DataLost, FileTooLarge, UploadError
+from django_async_upload.exceptions import Busy, DataLost, FileTooLarge, UploadError, UploadOver
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.receipts import receipt_of
@@ -34,20 +35,23 @@ def session(**fields: Any) -> UploadSession:
 @pytest.mark.parametrize("state", [State.COMPLETED, State.BOUND])
 def test_a_published_upload_ends_in_its_result(state: State) -> None:
     done = session(state=state, digests={"sha-256": "00"})
-    assert ended_message(done) == m.Completed(
+    assert ended_message(end_of(done)) == m.Completed(
         str(done.pk), "a.bin", 4, "00000abc", "x/a.bin", {"sha-256": "00"}, receipt_of(done)
     )
 
 
 def test_other_ends() -> None:
     cancelled = session(state=State.CANCELLED)
-    assert ended_message(cancelled) == m.Cancelled(str(cancelled.pk))
-    expired = ended_message(session(state=State.EXPIRED))
-    assert isinstance(expired, m.Error)
-    assert (expired.code, expired.facts) == ("upload_over", {"state": "expired"})
-    failed = ended_message(session(state=State.FAILED, error=DataLost.code))
-    assert isinstance(failed, m.Error)
-    assert failed.code == "data_lost"
+    assert ended_message(end_of(cancelled)) == m.Cancelled(str(cancelled.pk))
+    assert ended_message(Released(7)) == m.Released(7)
+
+
+def test_an_upload_without_a_file_ends_in_its_error() -> None:
+    with pytest.raises(UploadOver) as expired:
+        end_of(session(state=State.EXPIRED))
+    assert expired.value.facts == {"state": "expired"}
+    with pytest.raises(DataLost):
+        end_of(session(state=State.FAILED, error=DataLost.code))
 
 
 def test_a_status_tells_the_stored_name_only_of_what_is_published() -> None:

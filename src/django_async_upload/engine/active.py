@@ -182,6 +182,23 @@ class ActiveUpload:
         return self.writer.crc if self.durable == self.received else self._checkpoint.crc
 
     @property
+    def received_crc(self) -> int:
+        """CRC-32C of the first ``received`` bytes of an upload that was attached."""
+        assert self.writer is not None
+        return self.writer.crc
+
+    @property
+    def part(self) -> str:
+        """The part's name; empty where none is made yet."""
+        return "" if self.writer is None else self.writer.part
+
+    async def made_part(self) -> Writer:
+        """The part with all that came; it is made here where no byte came."""
+        if self.writer is None:
+            self.writer = await self.store.run(self.store.create, 0)
+        return self.writer
+
+    @property
     def queued(self) -> list[Piece]:
         """The queued pieces."""
         return self._pieces

@@ -24,6 +24,7 @@ from ..models import UploadSession
 from ..sessions import answers
 from ..sessions.answers import Answer, Asking, InvalidAnswer
 from .database import Database
+from .outcomes import End, end_of
 from .verify import Hooks
 
 logger = logging.getLogger("django_async_upload")
@@ -48,19 +49,20 @@ class Answers:
     def running(self) -> list[asyncio.Task[UploadSession]]:
         return list(self._asking.values())
 
-    async def answered(self, session: UploadSession, hooks: Hooks) -> UploadSession:
-        """Return a completed upload with its answer; another one is returned unchanged.
+    async def answered(self, end: End, hooks: Hooks) -> End:
+        """Return a published upload with its answer; a cancelled one has none.
 
         The hook continues if the caller is cancelled. Raises :class:`Busy` while another process calls the hook.
         """
+        session = end.session
         if not hooks.responds or not session.is_completed or session.response is not None:
-            return session
+            return end
         asking = self._asking.get(session.pk)
         if asking is None:
             asking = asyncio.create_task(self._answer_in_turn(session, hooks))
             self._asking[session.pk] = asking
             asking.add_done_callback(partial(self._forget, session.pk))
-        return await asyncio.shield(asking)
+        return end_of(await asyncio.shield(asking))
 
     def _forget(self, pk: uuid.UUID, asking: asyncio.Task[UploadSession]) -> None:
         del self._asking[pk]

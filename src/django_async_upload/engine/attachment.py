@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from .. import signals
@@ -14,6 +13,7 @@ from ..sessions.state import State
 from ..sessions.values import Claim, NewUpload, Progress, Proof, Wish
 from .active import ActiveUpload, Listener
 from .credit import FLOOR
+from .outcomes import Attached, Created, End, Finishing, Known, Published, Released, end_of
 from .service import UploadService
 from .small import SmallFile
 from .verify import Hooks
@@ -38,16 +38,8 @@ class Door(Listener, Protocol):
         """Progress of the checks and the publication, once a second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The client released the upload, which stays unfinished."""
-
-    durable: int
-    """The offset at which it can be resumed."""
-
-
-Outcome = UploadSession | Released
-"""The result of an attachment. A session is completed, or cancelled."""
+Outcome = End | Released
+"""The result of an attachment."""
 
 
 class Attachment:
@@ -89,11 +81,16 @@ class Attachment:
             assert facts is not None
             small = SmallFile(session, self._hooks.owner, upload.queued, facts.crc32c, upload.name)
             if await service.small_files.publish(small):
-                return session
+                return Published(session)
         taps = self._hooks.get_taps(session)
-        found = await service.create(upload, session, self._hooks.owner, max_size, taps)
-        if found is not session:
-            return await self._attach(Claim(found.pk, self._hooks.owner, endpoint))
+        match await service.create(upload, session, self._hooks.owner, max_size, taps):
+            case Known(found):
+                return await self._attach(Claim(found.pk, self._hooks.owner, endpoint))
+            case Created(session):
+                return await self._begin(session)
+
+    async def _begin(self, session: UploadSession) -> Outcome:
+        upload, service = self.upload, self._service
         self.session = session
         if session.size is not None and session.size > FLOOR:
             await upload.reserve()
@@ -105,10 +102,18 @@ class Attachment:
     async def _attach(self, claim: Claim) -> Outcome:
         upload, service = self.upload, self._service
         max_size = await self._hooks.admit()
-        session = await service.attach(upload, claim, max_size, self._hooks.get_taps)
-        self.session = session
-        if upload.writer is None:
-            return await self._reporting(service.result(session, upload.report))
+        found = await service.attach(upload, claim, max_size, self._hooks.get_taps)
+        self.session = found.session
+        match found:
+            case Published():
+                return found
+            case Finishing(session):
+                return await self._reporting(service.result(session, upload.report))
+            case Attached(session):
+                return await self._resume(session)
+
+    async def _resume(self, session: UploadSession) -> Outcome:
+        upload, service = self.upload, self._service
         upload.forget_queued()
         self._door.attached(session, upload)
         proof = await upload.proof()
@@ -122,8 +127,7 @@ class Attachment:
     async def _check(self, proof: Proof) -> None:
         """Check the client's proof that its file is the same. Raises :class:`FileChanged`."""
         upload = self.upload
-        assert upload.writer is not None
-        if proof.received_crc32c == f"{upload.writer.crc:08x}":
+        if proof.received_crc32c == f"{upload.received_crc:08x}":
             return
         if proof.durable_crc32c != f"{upload.durable_crc:08x}":
             offset = upload.durable
@@ -143,7 +147,7 @@ class Attachment:
                 await upload.interrupt()
             raise
         if end is Wish.CANCEL:
-            return await service.end(upload.session, State.CANCELLED)
+            return end_of(await service.end(upload.session, State.CANCELLED))
         if end is Wish.RELEASE:
             return Released(await upload.interrupt())
         assert not isinstance(end, Wish)
@@ -155,13 +159,14 @@ class Attachment:
             raise
 
     async def _answered(self, outcome: Outcome) -> Outcome:
-        """Add the app's own answer to a completed upload."""
-        if isinstance(outcome, Released) or not self._hooks.responds:
+        """Add the app's own answer to a published upload."""
+        if not isinstance(outcome, Published) or not self._hooks.responds:
             return outcome
-        self.upload.report(Progress("finalizing", outcome.size or 0, outcome.size or 0))
+        size = outcome.session.size or 0
+        self.upload.report(Progress("finalizing", size, size))
         return await self._reporting(self._service.answered(outcome, self._hooks))
 
-    async def _reporting(self, work: Coroutine[Any, Any, UploadSession]) -> UploadSession:
+    async def _reporting(self, work: Coroutine[Any, Any, End]) -> End:
         """Report progress until the work is done."""
         task = asyncio.create_task(work)
         while not (await asyncio.wait({task}, timeout=PROGRESS_SECONDS))[0]:

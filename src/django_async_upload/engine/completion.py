@@ -11,11 +11,12 @@ from ..exceptions import Busy, DataLost, UploadError
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.policies import check_size
-from ..sessions.state import OVER, PUBLISHED, State
+from ..sessions.state import ACTIVE, State
 from ..sessions.values import Facts, Progress
 from ..stores.base import Writer
 from .active import ActiveUpload
 from .endings import Endings
+from .outcomes import End, Published, end_of
 from .publish import Finalization, Publisher
 from .runtime import Runtime
 from .verify import Hooks, verify
@@ -28,7 +29,7 @@ class Completions:
         self._runtime = runtime
         self._endings = endings
         self._publisher = Publisher(runtime)
-        self._running: dict[uuid.UUID, asyncio.Future[UploadSession]] = {}
+        self._running: dict[uuid.UUID, asyncio.Future[End]] = {}
         self._resumed: set[uuid.UUID] = set()
         """Publications of crashed processes that this process resumes."""
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
@@ -42,7 +43,7 @@ class Completions:
         """Whether this process verifies or publishes an upload whose bytes it has received."""
         return upload in self._running
 
-    async def wait(self, upload: uuid.UUID) -> UploadSession:
+    async def wait(self, upload: uuid.UUID) -> End:
         """Wait for the result of an upload that :meth:`is_running`; raises its error."""
         return await asyncio.shield(self._running[upload])
 
@@ -50,7 +51,7 @@ class Completions:
         """A lock for taking an upload over, which exists as long as it is locked or awaited."""
         return self._turns.setdefault(upload, asyncio.Lock())
 
-    async def complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> UploadSession:
+    async def complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> End:
         """Verify and publish a written upload, once. This continues after the client has disconnected.
 
         An error that ``is_final`` ends the upload and deletes its part; after another one
@@ -60,24 +61,24 @@ class Completions:
         result = self._running[pk] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            session = await self._complete(upload, facts, hooks)
+            end = await self._complete(upload, facts, hooks)
         except BaseException as error:
             known = isinstance(error, UploadError)
             result.set_exception(error if known else Busy(retry_after=1.0))
             raise
         else:
-            result.set_result(session)
-            return session
+            result.set_result(end)
+            return end
         finally:
             del self._running[pk]
 
-    async def _complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> UploadSession:
+    async def _complete(self, upload: ActiveUpload, facts: Facts, hooks: Hooks) -> End:
         session = upload.session
         runtime = self._runtime
         try:
             check_size(facts.size, await hooks.admit())  # before the cost of hashing
             await upload.check_quota()
-            digests = await verify(upload, facts, hooks)
+            part = await verify(upload, facts, hooks)
             await hooks.admit()  # again, since an inspection may have taken long
             name = upload.name or await hooks.get_name(session)
         except UploadError as error:
@@ -85,63 +86,52 @@ class Completions:
                 await self._endings.fail(session, error)
             raise
         if upload.is_cancelled:
-            return await self._endings.end(session, State.CANCELLED)
-        assert upload.writer is not None
+            return end_of(await self._endings.end(session, State.CANCELLED))
         stale = upload.checkpoint.part
         began = asyncio.get_running_loop().time()
         item = Finalization(
-            session, upload.writer, name, hooks.owner, digests, report=upload.report
+            session, part.writer, name, hooks.owner, part.digests, report=upload.report
         )
         runtime.outbox.deliver(await self._publisher.publish_one(item))
         runtime.telemetry.time("publication.seconds", asyncio.get_running_loop().time() - began)
         runtime.telemetry.count("uploads.completed")
-        if stale not in ("", upload.writer.part):  # rewritten: no row names the old part any more
+        if stale not in ("", part.writer.part):  # rewritten: no row names the old part any more
             await runtime.store.run(runtime.store.delete, stale)
-        return session
+        return Published(session)
 
-    async def result(
-        self, session: UploadSession, report: Callable[[Progress], None]
-    ) -> UploadSession:
-        """The completed session of an upload that is past writing: wait, or resume its publication after a crash.
+    async def result(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
+        """The end of an upload that is past writing: wait, or resume its publication after a crash.
 
         Raises the error that failed it, and :class:`Busy` while another process publishes it.
         """
-        if session.state in PUBLISHED:
-            return session
         if self.is_running(session.pk):
             return await self.wait(session.pk)
         async with self.turn(session.pk):
             session = await self._runtime.database.call(rows.read, session.pk)
-            if session.state in PUBLISHED:  # completed by the last holder of the lock
-                return session
-            if session.state in OVER:
-                raise rows.error_of(session)
-            if session.state != State.FINALIZING:  # the running completion was interrupted
+            if session.state == State.FINALIZING:
+                self._resumed.add(session.pk)
+                try:
+                    return await self._resume(session, report)
+                finally:
+                    self._resumed.discard(session.pk)
+            if session.state in ACTIVE:  # the running completion was interrupted
                 raise Busy(retry_after=1.0)
-            self._resumed.add(session.pk)
-            try:
-                return await self._resume(session, report)
-            finally:
-                self._resumed.discard(session.pk)
+            return end_of(session)  # completed by the last holder of the lock
 
-    async def _resume(
-        self, session: UploadSession, report: Callable[[Progress], None]
-    ) -> UploadSession:
+    async def _resume(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
         runtime = self._runtime
         try:
             writer = await runtime.store.run_slow(self._open_whole, session)
         except DataLost as error:
-            ended = await self._endings.end(session, State.FAILED, error=error)
-            if ended.state in PUBLISHED:  # completed by another process in the meantime
-                return ended
-            raise
+            # Or completed, by another process in the meantime.
+            return end_of(await self._endings.end(session, State.FAILED, error=error))
         item = Finalization(session, writer, digests=session.digests, report=report)
         try:
             event = await self._publisher.resume_one(item)
         finally:
             await runtime.store.run(writer.close)
         runtime.outbox.deliver(event)
-        return session
+        return Published(session)
 
     def _open_whole(self, session: UploadSession) -> Writer:
         """Open the part of an upload in ``finalizing``, which was complete when its row was changed to that state."""

@@ -17,6 +17,7 @@ from ..sessions.holds import put_aside
 from ..sessions.state import OVER, State
 from ..sessions.values import Ending, Trouble
 from .active import ActiveUpload
+from .outcomes import End, end_of
 from .runtime import Runtime
 
 logger = logging.getLogger("django_async_upload")
@@ -50,8 +51,8 @@ class Endings:
         parts = {ended.part} if changed else set()
         if ended.state in OVER:
             self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
-            if holder is not None and holder.writer is not None:
-                parts.add(holder.writer.part)  # the row may not name the part yet
+            if holder is not None:
+                parts.add(holder.part)  # the row may not name the part yet
         for part in parts - {""}:
             await self._runtime.store.run(self._runtime.store.delete, part)
         if not changed:
@@ -74,10 +75,10 @@ class Endings:
                 trouble = Trouble(session.pk, session.epoch, error)
                 await self._runtime.database.call(rows.note, trouble, owner=session.owner_key)
 
-    async def discard(self, session: UploadSession) -> UploadSession:
+    async def discard(self, session: UploadSession) -> End:
         """Cancel a completed upload, and delete its file.
 
-        An upload that is bound, or that a request holds, is returned unchanged. Raises :class:`NotFound`.
+        An upload that is bound, or that a request holds, stays published. Raises :class:`NotFound`.
         """
         discarded, changed = await self._runtime.database.call(
             rows.discard, session.pk, owner=session.owner_key
@@ -85,7 +86,7 @@ class Endings:
         if changed:
             await self._withdraw(discarded)
             await signals.send(signals.upload_cancelled, discarded)
-        return discarded
+        return end_of(discarded)
 
     async def _withdraw(self, session: UploadSession) -> None:
         loop = asyncio.get_running_loop()

@@ -30,6 +30,7 @@ from .active import ActiveUpload, Listener
 from .answers import Answers
 from .completion import Completions
 from .endings import Endings
+from .outcomes import Attached, Created, End, Finishing, Known, Published, end_of
 from .recovery import Recovery
 from .runtime import Runtime
 from .small import SmallFiles
@@ -103,18 +104,18 @@ class UploadService(Runtime):
         owner: Owner,
         max_size: int | None = None,
         taps: Sequence[Tap] = (),
-    ) -> UploadSession:
-        """Insert the session and start its upload; the session of an earlier create is returned unchanged.
+    ) -> Created | Known:
+        """Insert the session and start its upload, unless its key is known.
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
         outcome = await self.database.call(rows.create, Creation(session, owner), owner=owner.key)
         if outcome.pk != session.pk or outcome.state != State.CREATED:
-            return outcome
+            return Known(outcome)
         # Also for another object of the same row: an earlier COMMIT, whose answer was lost, succeeded.
         upload.begin(session, max_size, taps)
         self._hold(upload, session)
-        return session
+        return Created(session)
 
     async def find(self, claim: Claim) -> UploadSession:
         """Read an upload. Raises :class:`NotFound`, also for another owner's."""
@@ -126,28 +127,24 @@ class UploadService(Runtime):
         claim: Claim,
         max_size: int | None = None,
         get_taps: Callable[[UploadSession], Sequence[Tap]] = lambda session: (),
-    ) -> UploadSession:
-        """Take an upload over from its holder.
+    ) -> Attached | Finishing | Published:
+        """Take an upload over from its holder, unless it is past writing: then :meth:`result` has the answer.
 
-        Afterwards ``upload`` has a writer and can be resumed; without one the upload is past writing, and
-        :meth:`Completions.result` has the answer. Raises what :func:`rows.claim` returns, :class:`DataLost` and
-        :class:`StorageFailed`.
+        Raises what :func:`rows.claim` returns, :class:`DataLost` and :class:`StorageFailed`.
         """
         async with self._completions.turn(claim.upload):
             session = await self.find(claim)
-            if self._completions.is_running(claim.upload) or session.state not in ACTIVE:
-                return await self._past_writing(claim)
-            await self._evict(claim.upload)
-            outcome = await self.database.call(rows.claim, claim, owner=claim.owner.key)
-            if outcome.state == State.UPLOADING:
-                await self._open(upload, outcome, max_size, get_taps(outcome))
-            return outcome
-
-    async def _past_writing(self, claim: Claim) -> UploadSession:
-        session = await self.find(claim)
-        if session.state in PUBLISHED or self._completions.is_running(claim.upload):
-            return session
-        raise rows.error_of(session)
+            if self._completions.is_running(claim.upload):
+                return Finishing(session)
+            if session.state in ACTIVE:
+                await self._evict(claim.upload)
+            session = await self.database.call(rows.claim, claim, owner=claim.owner.key)
+            if session.state in PUBLISHED:
+                return Published(session)
+            if session.state == State.FINALIZING:
+                return Finishing(session)
+            await self._open(upload, session, max_size, get_taps(session))
+            return Attached(session)
 
     async def _open(
         self,
@@ -196,8 +193,8 @@ class UploadService(Runtime):
             if self.active.get(session.pk) is upload:
                 del self.active[session.pk]
 
-    async def cancel(self, claim: Claim) -> UploadSession:
-        """Cancel an upload, whoever its holder is; a published one is returned unchanged."""
+    async def cancel(self, claim: Claim) -> End:
+        """Cancel an upload, whoever its holder is; a published one stays so. Raises the error of a failed one."""
         session = await self.find(claim)
         if self._completions.is_running(session.pk):
             if holder := self.active.get(session.pk):
@@ -207,7 +204,7 @@ class UploadService(Runtime):
         ended = await self.end(session, State.CANCELLED)
         if ended.state == State.FINALIZING:  # its process crashed: too late to cancel
             return await self.result(ended, lambda progress: None)
-        return ended
+        return end_of(ended)
 
 
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, UploadService] = WeakKeyDictionary()

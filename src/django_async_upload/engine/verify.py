@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from typing import Any, Final, Protocol
 
@@ -55,8 +56,16 @@ class Hooks(Protocol):
         """The app's own answer to the client of a completed upload."""
 
 
-async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, str]:
-    """Check size, CRC, digests and the endpoint's inspection; returns the digests.
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A part that was verified."""
+
+    writer: Writer
+    digests: dict[str, str]
+
+
+async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
+    """Check size, CRC, digests and the endpoint's inspection.
 
     Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and errors of taps and the
     inspection (the upload fails).
@@ -66,27 +75,24 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> dict[str, 
     expected_size = facts.size if session.size is None else session.size
     if not upload.received == facts.size == expected_size:
         raise SizeMismatch(size=facts.size, received=upload.received, declared=session.size)
-    if upload.writer is None:  # an empty file
-        upload.writer = await upload.store.run(upload.store.create, 0)
-    actual = f"{upload.writer.crc:08x}"
+    writer = await upload.made_part()
+    actual = f"{writer.crc:08x}"
     if actual != facts.crc32c:
         raise DigestMismatch(algorithm=CRC32C, actual=actual, expected=facts.crc32c)
-    digests = await _digests(upload, facts)
+    digests = await _digests(upload, writer, facts)
     if hooks.inspects:
         await _enter_verifying(upload, "inspecting")
-        await hooks.inspect(session, part_file(upload.writer, session.name))
-    return digests
+        await hooks.inspect(session, part_file(writer, session.name))
+    return Verified(writer, digests)
 
 
-async def _digests(upload: ActiveUpload, facts: Facts) -> dict[str, str]:
+async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[str, str]:
     """The digests of the taps, compared with the client's."""
     promised = upload.session.digest
     if not upload.taps:
         return {}
     await upload.taps.caught_up()
     upload.raise_if_lost()
-    writer = upload.writer
-    assert writer is not None
 
     def report(done: int) -> None:
         upload.progress = Progress("verifying", done, upload.received)

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from ..endpoints import Endpoint
 from ..engine.active import ActiveUpload
-from ..engine.attachment import Attachment, Outcome, Released
+from ..engine.attachment import Attachment, Outcome
+from ..engine.outcomes import Cancelled, Published, Released
 from ..engine.service import UploadService
 from ..exceptions import (
     ByteQuotaExceeded,
@@ -23,8 +24,7 @@ from ..models import UploadSession
 from ..notices import notice
 from ..protocol import messages as m
 from ..receipts import receipt_of
-from ..sessions import rows
-from ..sessions.state import OVER, PUBLISHED, State
+from ..sessions.state import OVER, State
 from ..sessions.values import Claim, Facts, NewUpload, Progress, Proof
 from .errors import error_message
 
@@ -194,20 +194,20 @@ class UploadStream:
             case m.Create():
                 assert self._attachment is not None
                 endpoint = self._peer.hooks.endpoint
-                return _ended(await self._attachment.create(_new_upload(opening), endpoint))
+                return ended_message(await self._attachment.create(_new_upload(opening), endpoint))
             case m.Attach(upload=upload):
                 assert self._attachment is not None
-                return _ended(await self._attachment.attach(self._claim(upload)))
+                return ended_message(await self._attachment.attach(self._claim(upload)))
             case m.Query(upload=upload):
                 async with self._peer.queries:
                     return status_message(await self._service.find(self._claim(upload)))
             case m.Cancel(upload=str(upload), finished=finished):
-                session = await self._service.cancel(self._claim(upload))
-                if finished and session.state == State.COMPLETED:
-                    if not await self._peer.hooks.may_discard(session):
+                end = await self._service.cancel(self._claim(upload))
+                if finished and end.session.state == State.COMPLETED:
+                    if not await self._peer.hooks.may_discard(end.session):
                         raise PermissionRefused
-                    session = await self._service.discard(session)
-                return ended_message(await self._service.answered(session, self._peer.hooks))
+                    end = await self._service.discard(end.session)
+                return ended_message(await self._service.answered(end, self._peer.hooks))
         raise AssertionError(opening)
 
     def _claim(self, upload: str) -> Claim:
@@ -226,19 +226,15 @@ def _new_upload(create: m.Create) -> NewUpload:
     )
 
 
-def _ended(outcome: Outcome) -> m.Message:
-    if isinstance(outcome, Released):
-        return m.Released(outcome.durable)
-    return ended_message(outcome)
-
-
-def ended_message(session: UploadSession) -> m.Message:
-    """The answer to FINISH or CANCEL, by the state of the upload."""
-    if session.state in PUBLISHED:
-        return completed_message(session)
-    if session.state == State.CANCELLED:
-        return m.Cancelled(str(session.pk))
-    return error_message(rows.error_of(session))
+def ended_message(outcome: Outcome) -> m.Message:
+    """The answer to FINISH, RELEASE or CANCEL."""
+    match outcome:
+        case Published(session):
+            return completed_message(session)
+        case Cancelled(session):
+            return m.Cancelled(str(session.pk))
+        case Released(durable):
+            return m.Released(durable)
 
 
 def completed_message(session: UploadSession) -> m.Completed:
