@@ -568,3 +568,22 @@ async def test_a_client_that_does_not_close_what_was_closed_is_not_read_for_ever
     await alice.send_frame(b"no frame of this protocol at all")
     assert isinstance((await alice.receive()).message, m.Error)
     await asyncio.wait_for(asyncio.shield(alice.socket.future), 10)
+
+
+async def test_a_client_whose_messages_never_end_is_not_read_for_ever(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has messages at hand never waits in receive()."""
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.05)
+    socket, sent = connect().socket, []
+    messages = iter([{"type": "websocket.connect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages, {"type": "websocket.receive", "bytes": b"no frame at all"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    async with asyncio.timeout(10):
+        await socket.application(socket.scope, receive, send)
+    assert sent[-1] == "websocket.close"

@@ -46,7 +46,7 @@ UPWARD = {("models", "binding.linked")}
 READERS_OF_SETTINGS = {
     "conf",
     "models",  # AUTH_USER_MODEL
-    "websocket.connection",  # SESSION_ENGINE
+    "websocket.login",  # SESSION_ENGINE
     "admission",  # CSRF_TRUSTED_ORIGINS
     "sessions.owners",  # AUTHENTICATION_BACKENDS
     "stores.configured",  # MEDIA_ROOT

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from importlib import import_module
+from contextlib import suppress
 from typing import Any, Final
 
 from channels.consumer import AsyncConsumer
-from channels.exceptions import StopConsumer
 from crc32c import crc32c
-from django.conf import settings
-from django.contrib.sessions.backends.base import SessionBase
 
 from .. import __version__, conf
-from ..admission import Place, client_address, origin_is_trusted, origins, own_origin
+from ..admission import Place, client_address, origin_is_trusted, origins
 from ..concurrency import pace
 from ..endpoints import Endpoint
 from ..engine.credit import FLOOR, LARGEST_WINDOW
@@ -22,31 +18,27 @@ from ..engine.drain import FAREWELL_SECONDS, connections, retry_after, spawn
 from ..engine.service import UploadService, get_service
 from ..exceptions import (
     AuthenticationRequired,
-    AuthenticationTimeout,
     Busy,
-    ConnectionRefused,
     Draining,
     FlowControlViolation,
     IdleTimeout,
     MalformedFrame,
     MetadataInvalid,
     SubprotocolRequired,
-    TicketInvalid,
     UploadError,
 )
-from ..notices import notice
 from ..protocol import messages as m
-from ..protocol.frames import HEADER_SIZE, SUBPROTOCOL
-from ..protocol.server import Broken, Chunk, Event, Received, ServerProtocol
+from ..protocol.frames import SUBPROTOCOL
+from ..protocol.server import Broken, Chunk, Received, ServerProtocol
 from ..sessions import policies
 from ..sessions.owners import Owner, look_up
 from ..stores.base import Piece, Seal
-from ..tickets import read_ticket
-from .errors import close_code, error_message
+from .cost import cost
+from .errors import close_code, error_message, log_closed, log_origin
+from .life import Life
+from .login import Answer, Login
 from .sender import Sender
 from .stream import UploadStream
-
-logger = logging.getLogger("django_async_upload")
 
 CONNECTION_WINDOW: Final = 2 * LARGEST_WINDOW
 """Bytes of DATA payload that may be in flight on one connection. LIMIT is sent at half of it, with a window left."""
@@ -61,8 +53,6 @@ PATIENCE_SECONDS: Final = 0.005
 """A delay of reading shorter than this is skipped."""
 HELD_SECONDS: Final = 5.0
 """Seconds for which a connection may exceed the rate at which it is read, without a pause."""
-SHORT_FRAME: Final = 4096
-"""Bytes. Clients, which are advised at least 16 KiB, send shorter frames only at the end of a file."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that run in the database at once; further ones wait."""
 
@@ -81,26 +71,43 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         """Serve one connection. Not by Channels' loop, which creates a task per message to wait for a layer, too."""
         self.scope = scope
         self.base_send = send
-        self._serving = asyncio.current_task()
-        self._is_cut = False
-        self._gone = True  # until it has come
+        self._life = Life()
+        self._sender = Sender(self.send, self._newest_ack)
         self._in_turn = 0
         self._behind = 0.0
         self._held_since: float | None = None
+        listening = asyncio.create_task(self._listen(receive))
         try:
-            while True:
-                await self.dispatch(await receive())
-                await self._give_way()
-        except StopConsumer:
-            pass
-        except asyncio.CancelledError:
-            if not self._is_cut:
-                raise
-            # An ASGI server drops the connection when the application ends.
-            await self._sender.ended(FAREWELL_SECONDS)
+            await self._life.last(listening)
+            listening.cancel()  # Granian sends no Close frame while the application awaits receive()
+            await asyncio.wait({listening})
+            if self._life.error is not None:
+                await self._say_farewell(self._life.error, receive)
+            elif not listening.cancelled():
+                listening.result()  # raises its error
         finally:
-            if not self._gone:  # cancelled, or failed: no "disconnect" will be received
-                await self._disconnect()
+            listening.cancel()
+            self._end()  # cancelled, or failed: no "disconnect" will be received
+            self._sender.stop()
+
+    async def _listen(self, receive: Any) -> None:
+        while not self._life.is_over:
+            await self.dispatch(await receive())
+            await self._give_way()
+
+    async def _say_farewell(self, error: UploadError, receive: Any) -> None:
+        """Send the error, close the connection, and give the client time to close its side."""
+        self._sender.close(self._protocol.send(0, error_message(error)), close_code(error))
+        if not await self._sender.ended(FAREWELL_SECONDS):
+            self._sender.cancel()  # the client does not read
+            return
+        # Hypercorn continues to read until the client or the application ends the connection.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                message = await receive()
+                while message["type"] != "websocket.disconnect":
+                    await asyncio.sleep(0)  # a receive() that never waits would never time out
+                    message = await receive()
 
     async def dispatch(self, message: dict[str, Any]) -> None:
         """Handle a message from the ASGI server.
@@ -114,8 +121,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             case "websocket.connect":
                 await self._connect()
             case "websocket.disconnect":
-                await self._disconnect()
-                raise StopConsumer
+                self._end()
 
     async def _give_way(self) -> None:
         """Yield to other tasks: a server with buffered messages never waits in ``receive()``."""
@@ -131,22 +137,19 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self.service.start()
         self._streams: dict[int, UploadStream] = {}
         self._held: dict[int, asyncio.TimerHandle] = {}
-        self._sender = Sender(self.send, self._newest_ack)
         self.queries = asyncio.Semaphore(MAX_QUERIES)
-        self._gone = False
-        self._login = self._new_login()
-        self._logins = 0
         self._heard = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
         self.address = client_address(self.scope)
         self._place = Place(self.address, self._send_away)
+        self._login = Login(self.endpoint, self._place, self._look_up, self._signed_in)
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
-            self._gone = True
-            self._sender.stop()
-            self._log_origin()
+            log_origin(self.scope)
             await self.send({"type": "websocket.close"})
+            self._life.end()
             return
+        self._life.begin()
         refusal = await self._enter()
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
         await self.send(
@@ -160,12 +163,10 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         elif refusal is None and not offered:
             refusal = SubprotocolRequired(subprotocol=SUBPROTOCOL)
         if refusal is not None:
-            await self._shut(refusal)
+            self._end(refusal)
             return
         self._enqueue(self._protocol.greeting)
-        if not self._login.done():
-            loop = asyncio.get_running_loop()
-            loop.call_later(AUTHENTICATION_SECONDS, self._login_is_late, self._login)
+        self._login.limit(AUTHENTICATION_SECONDS, self._end)
         self._arm()
 
     async def _enter(self) -> UploadError | None:
@@ -176,54 +177,27 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         try:
             self._place.enter()
             if origins(self.scope):  # without one it is no browser: its cookie proves nothing
-                await self._log_in()
+                await self._login.by_cookie(self.scope)
         except UploadError as error:
             return error
         return None
 
-    async def _log_in(self) -> None:
-        try:
-            owner = await self.service.database.call(
-                look_up, self._session() or self.scope, owner=self.counted_as
-            )
-        except ConnectionRefused:
-            return  # the client may send a ticket
-        self._place.sign_in(owner.key)
-        self.owner = owner
-        self._logins = 1
-        self._pace = self.service.pace(self.counted_as)
-        self._login.set_result(owner)
-
     def _send_away(self, error: UploadError) -> None:
         """Close the connection, whose slot a newer one needs."""
-        if not self._login.done():
-            self._login.set_exception(error)
-        spawn(self._shut(error))
+        self._login.refuse(error)
+        self._end(error)
 
-    def _log_origin(self) -> None:
-        notice(
-            "origin",
-            logging.WARNING,
-            "A WebSocket from Origin %s was refused. It is neither the server's own (%s) nor in "
-            "CSRF_TRUSTED_ORIGINS. Behind a proxy, that must pass the Host header on, and where it ends TLS "
-            "SECURE_PROXY_SSL_HEADER must be set.",
-            ", ".join(map(ascii, origins(self.scope))),
-            own_origin(self.scope) or "none: the Host is not in ALLOWED_HOSTS",
-        )
+    async def _look_up(self, credential: Any) -> Owner:
+        return await self.service.database.call(look_up, credential, owner=self.counted_as)
 
-    @staticmethod
-    def _new_login() -> asyncio.Future[Owner]:
-        """A future for the result of an AUTH."""
-        login: asyncio.Future[Owner] = asyncio.get_running_loop().create_future()
-        login.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return login
+    def _signed_in(self, owner: Owner) -> None:
+        self.owner = owner
+        self._pace = self.service.pace(self.counted_as)
 
     @property
     def counted_as(self) -> str:
         """The key whose share of the server the connection uses: its owner, or before authentication its address."""
-        if self._logins:
-            return self.owner.key
-        return f"address:{self._place.address}"
+        return self._login.key or f"address:{self._place.address}"
 
     def _hello(self) -> m.Hello:
         configured = conf.uploads()
@@ -231,42 +205,38 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             connection_limit=CONNECTION_WINDOW,
             stream_limit=FLOOR,
             max_streams=configured.max_streams,
-            authenticated=self._login.done(),
+            authenticated=self._login.is_answered,
             auth_timeout=AUTHENTICATION_SECONDS,
             heartbeat=configured.idle_timeout / 3,
             server=f"django-resumable-upload/{__version__}",
             address=None if self.address is None else str(self.address),
         )
 
-    def _session(self) -> SessionBase | None:
-        """The session of the cookie, to be read from the database: the one in the scope is outdated."""
-        session = self.scope.get("session")
-        if session is None:
-            return None
-        engine = import_module(settings.SESSION_ENGINE)
-        key = session.session_key
-        # A cookie may contain any text, and databases refuse a NUL.
-        return engine.SessionStore(key if key and key.isprintable() else None)  # type: ignore[no-any-return]
+    def _end(self, error: UploadError | None = None) -> None:
+        """End the connection, with an error to send or because the client has disconnected.
 
-    async def _disconnect(self) -> None:
-        """The connection was lost: save its uploads, and let those that have FINISH complete."""
-        self._gone = True
+        Its uploads are saved, and those that have FINISH complete.
+        """
+        if not self._life.end(error):
+            return
         connections.discard(self)
         self._place.leave()
         if self._timer is not None:
             self._timer.cancel()
-        if not self._login.done():
-            self._login.set_exception(AuthenticationRequired())
+        self._login.refuse(AuthenticationRequired())
         for stream in list(self._streams.values()):
             stream.disconnected()
         for number in list(self._held):
             self._serve_held(number)
-        self._sender.stop()
+        if error is not None and not isinstance(
+            error, Draining | IdleTimeout
+        ):  # neither is a fault
+            log_closed(self._login.key, self.address, error)
 
     # Receiving ----------------------------------------------------------------------------------
 
     async def _receive(self, frame: bytes | None) -> None:
-        if self._gone:
+        if not self._life.is_open:
             return
         self._heard = asyncio.get_running_loop().time()
         try:
@@ -274,7 +244,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 raise MalformedFrame(reason="a text message")
             event = self._protocol.receive(frame)
         except UploadError as error:
-            await self._shut(error)
+            self._end(error)
             return
         match event:
             case Chunk(number, payload, start, crc):
@@ -292,14 +262,14 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 upload = self._streams[number].upload
                 if upload is not None:
                     upload.lose(reason)
-        if cost := _cost(event):
+        if frames := cost(event):
             if self._pace.has_rested(self._heard):
                 self._held_since = None
-            self._behind = self._pace.delay(self._heard, cost)
+            self._behind = self._pace.delay(self._heard, frames)
             if self._behind and not (
                 isinstance(event, Received) and isinstance(event.message, m.Query)
             ):
-                await self._hold_back()
+                self._hold_back()
         # For every frame: dropped bytes have left the window, too.
         self._replenish()
 
@@ -308,21 +278,19 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         now = asyncio.get_running_loop().time()
         self._behind = self._pace.delay(now, pace.QUESTION)
 
-    async def _hold_back(self) -> None:
+    def _hold_back(self) -> None:
         """Delay reading, with a limit: Daphne reads on meanwhile, and buffers. Streams limit the QUERYs."""
         if self._held_since is None:
             self._held_since = self._heard
         elif self._heard - self._held_since > HELD_SECONDS:
             reason = "Too many frames without data were received for too long."
-            await self._shut(FlowControlViolation(reason))
+            self._end(FlowControlViolation(reason))
 
     def _receive_own(self, message: m.Message) -> None:
         if isinstance(message, m.Ping):
             self.send_message(0, m.Pong(message.nonce))
         elif isinstance(message, m.Auth):
-            if self._login.done():  # later messages depend on the answer to this AUTH
-                self._login = self._new_login()
-            spawn(self._authenticate(message, self._login))
+            spawn(self._authenticate(message, self._login.expect()))
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
@@ -364,112 +332,48 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
     async def authenticated(self) -> Owner:
         """Wait for the answer to the last AUTH. Raises :class:`ConnectionRefused`."""
-        return await asyncio.shield(self._login)
+        return await self._login.wait()
 
     async def reload_owner(self) -> Owner:
         """The owner as now in the database: permissions are looked up, not remembered.
 
         The user is a new object, so that no permission is cached. Raises :class:`ConnectionRefused`.
         """
-        await self.authenticated()
-        logins = self._logins
-        owner = await self.service.database.call(look_up, self.owner, owner=self.counted_as)
-        if logins == self._logins:  # no AUTH with a newer ticket was received in the meantime
-            self.owner = owner
-        return owner
+        return await self._login.reload()
 
-    async def _authenticate(self, auth: m.Auth, login: asyncio.Future[Owner]) -> None:
+    async def _authenticate(self, auth: m.Auth, answer: Answer) -> None:
         """Handle AUTH: the first one, or one during uploads with a new ticket or login."""
         try:
-            if auth.ticket is None and not self._logins:
-                raise AuthenticationRequired
-            owner = await self.service.database.call(
-                look_up,
-                self.owner if auth.ticket is None else self._ticket(auth),
-                owner=self.counted_as,
-            )
-            if login.done():  # too late, or the client has disconnected
-                return
-            if not self._logins:
-                self._place.sign_in(owner.key)
-            elif owner.key != self.owner.key:
-                raise TicketInvalid
+            owner = await self._login.by_auth(auth.ticket, answer)
         except UploadError as error:
-            if not login.done():
-                login.set_exception(error)
-            await self._shut(error)
-            return
-        self.owner = owner
-        self._logins += 1
-        self._pace = self.service.pace(self.counted_as)
-        login.set_result(owner)
-        self.send_message(0, m.Authenticated(str(owner.user), owner.expires_in))
-
-    def _ticket(self, auth: m.Auth) -> Any:
-        assert auth.ticket is not None
-        return read_ticket(auth.ticket, endpoint=self.endpoint)
-
-    def _login_is_late(self, login: asyncio.Future[Owner]) -> None:
-        if not login.done():
-            error = AuthenticationTimeout(seconds=AUTHENTICATION_SECONDS)
-            login.set_exception(error)
-            spawn(self._shut(error))
+            self._end(error)
+        else:
+            if owner is not None:
+                self.send_message(0, m.Authenticated(str(owner.user), owner.expires_in))
 
     # Sending ------------------------------------------------------------------------------------
 
     def send_message(self, stream: int, message: m.Message) -> None:
         """Queue a message; does nothing where the connection or the stream is closed."""
-        if self._gone or (stream and not self._protocol.is_open(stream)):
+        if not self._life.is_open or (stream and not self._protocol.is_open(stream)):
             return
         self._enqueue(self._protocol.send(stream, message))
 
     def ack(self, stream: int) -> None:
         """Queue an ACK of a stream, which replaces one that was not sent yet."""
-        if not self._gone:
+        if self._life.is_open:
             self._sender.ack(stream)
 
     def _newest_ack(self, number: int) -> bytes | None:
-        if self._gone or not self._protocol.is_open(number):
+        if not self._life.is_open or not self._protocol.is_open(number):
             return None
         return self._protocol.send(number, self._streams[number].newest_ack)
 
     def _enqueue(self, frame: bytes) -> None:
         if self._sender.is_full:
-            spawn(self._shut(FlowControlViolation("The client does not read messages.")))
+            self._end(FlowControlViolation("The client does not read messages."))
         else:
             self._sender.push(frame)
-
-    async def _shut(self, error: UploadError) -> None:
-        """Send the error and close the connection."""
-        if self._gone:
-            return
-        if not isinstance(error, Draining | IdleTimeout):  # neither of these is an error
-            who = self.owner.key if self._logins else "an unknown user"
-            notice(
-                error.code,
-                logging.WARNING,
-                "A connection of %s from %s was closed: %s, %s",
-                who,
-                self.address or "an unknown address",
-                error.code,
-                error,
-            )
-        self._sender.close(self._protocol.send(0, error_message(error)), close_code(error))
-        await self._disconnect()
-        if asyncio.current_task() is not self._serving:
-            self._cut()  # Granian sends no Close frame while the application awaits receive()
-        if not await self._sender.ended(FAREWELL_SECONDS):
-            self._sender.cancel()  # the client does not read
-            self._cut()
-        # Hypercorn continues to read until the client or the application ends the connection.
-        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._cut)
-
-    def _cut(self) -> None:
-        """Stop receiving; the application ends when the sender has ended."""
-        assert self._serving is not None
-        if not self._is_cut:
-            self._is_cut = True
-            self._serving.cancel()
 
     async def drain(self, retry_after: float) -> None:
         """Save all uploads and close the connection; the client may reconnect after ``retry_after`` seconds."""
@@ -478,30 +382,15 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
         if saving:
             await asyncio.wait(saving, timeout=FAREWELL_SECONDS)
-        await self._shut(Draining(retry_after=retry_after))
+        self._end(Draining(retry_after=retry_after))
+        await self._sender.ended(FAREWELL_SECONDS)
 
     # Time ---------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
-        if self._gone:
-            return
         loop = asyncio.get_running_loop()
         seconds = conf.uploads().idle_timeout
         if loop.time() - self._heard >= seconds:
-            spawn(self._shut(IdleTimeout(seconds=seconds)))
+            self._end(IdleTimeout(seconds=seconds))
         else:
             self._timer = loop.call_at(self._heard + seconds, self._arm)
-
-
-def _cost(event: Event | None) -> int:
-    """The number of frames that an event counts as for the limit of frames with little or no data."""
-    match event:
-        case Chunk(_number, payload, offset=offset):
-            missing = SHORT_FRAME - HEADER_SIZE - len(payload)
-            is_short = missing > 0 and offset
-            return pace.SHORT_CHUNK * missing // SHORT_FRAME if is_short else 0
-        case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
-            return 0
-        case Received(_number, m.Query() | m.Auth() | m.Cancel()):
-            return pace.QUESTION
-    return 1

@@ -1,9 +1,12 @@
-"""Errors on WebSockets: ERROR messages and close codes."""
+"""Errors on WebSockets: ERROR messages, close codes and log lines."""
 
 from __future__ import annotations
 
-from typing import Final
+import logging
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
+from ..admission import origins, own_origin
 from ..exceptions import (
     AuthenticationTimeout,
     ConnectionRefused,
@@ -14,6 +17,7 @@ from ..exceptions import (
     TooManyConnections,
     UploadError,
 )
+from ..notices import notice
 from ..protocol import messages as m
 
 CLOSE_CODES: Final[dict[type[UploadError], int]] = {
@@ -40,3 +44,31 @@ def error_message(error: UploadError) -> m.Error:
         if name != "retry_after" and fact is not None
     }
     return m.Error(error.code, error.message, error.retryable, error.retry_after, facts)
+
+
+def log_closed(
+    owner: str | None, address: IPv4Address | IPv6Address | None, error: UploadError
+) -> None:
+    """Log that a connection was closed with an error."""
+    notice(
+        error.code,
+        logging.WARNING,
+        "A connection of %s from %s was closed: %s, %s",
+        owner or "an unknown user",
+        address or "an unknown address",
+        error.code,
+        error,
+    )
+
+
+def log_origin(scope: dict[str, Any]) -> None:
+    """Log that a page of another site was refused, and what to set if it is no other site."""
+    notice(
+        "origin",
+        logging.WARNING,
+        "A WebSocket from Origin %s was refused. It is neither the server's own (%s) nor in "
+        "CSRF_TRUSTED_ORIGINS. Behind a proxy, that must pass the Host header on, and where it ends TLS "
+        "SECURE_PROXY_SSL_HEADER must be set.",
+        ", ".join(map(ascii, origins(scope))),
+        own_origin(scope) or "none: the Host is not in ALLOWED_HOSTS",
+    )
