@@ -367,6 +367,8 @@ async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
             await alice.wait_for(m.Created, stream)
         for stream in range(1, 4):
             await send_all(alice, stream, data)
+            while (await alice.wait_for(m.Ack, stream)).durable < len(data):  # counted
+                pass
         with pytest.raises(ByteQuotaExceeded):
             await send_all(alice, 4, data, then=m.Completed)
 

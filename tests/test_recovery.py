@@ -293,6 +293,16 @@ async def test_slow_copies_however_many_stop_no_delivery(
     await eventually(is_completed(slow))
 
 
+async def test_a_process_gives_a_sign_of_life_for_what_it_publishes(
+    uploads: UploadService, owner: Owner, host: Host, heard: Heard
+) -> None:
+    async with slowly_completing(uploads, owner, host):
+        await UploadSession.objects.aupdate(updated_at=timezone.now() - OLD)
+        await uploads._recovery._give_sign_of_life()
+        session = await UploadSession.objects.aget(state=State.FINALIZING)
+        assert session.updated_at > timezone.now() - OLD / 2
+
+
 async def test_what_one_process_publishes_another_one_leaves_alone(
     uploads: UploadService,
     owner: Owner,
