@@ -13,7 +13,7 @@ import pytest
 from crc32c import crc32c
 from django.db import DataError
 
-from django_async_upload.engine import active
+from django_async_upload.engine import active, checkpoints
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW
 from django_async_upload.engine.service import UploadService, get_service
@@ -44,8 +44,8 @@ async def until(condition: Any) -> None:
 
 def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CHECKPOINT_BYTES", "UNDURABLE_BYTES"):
-        monkeypatch.setattr(active, name, 1 << 40)
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
+        monkeypatch.setattr(checkpoints, name, 1 << 40)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1000.0)
 
 
 async def test_the_limit_rises_with_what_is_written_within_the_window(
@@ -186,7 +186,7 @@ async def test_a_cancel_is_not_softened_by_a_drop(uploads: UploadService, owner:
 async def test_an_upload_whose_checkpoint_the_database_refuses_is_lost(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
 
     async def away(*args: Any, **kwargs: Any) -> Any:
         raise DatabaseUnavailable(retry_after=1.0)
@@ -207,7 +207,7 @@ async def test_a_checkpoint_that_breaks_is_logged_and_ends_the_upload(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
 
     def broken(items: Any) -> Any:
         raise ZeroDivisionError
@@ -242,7 +242,7 @@ async def test_closing_gives_everything_back(uploads: UploadService, owner: Owne
         await asyncio.wait({writing})
     assert upload.closed.is_set()
     assert upload.account not in uploads.budget.accounts
-    assert upload._timer is None
+    assert not upload._checkpoints.is_scheduled
     await upload.close()  # once more is no error
 
 
@@ -324,7 +324,7 @@ async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everythin
         fdatasync(fd)
 
     monkeypatch.setattr(disk, "fdatasync", slow)
-    monkeypatch.setattr(active, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 1)
     async with begun(uploads, owner, b"data") as upload:
         feed(upload, b"data")
         upload.release()

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_async_upload.concurrency import pace
-from django_async_upload.engine import active, runtime
+from django_async_upload.engine import checkpoints, runtime
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     Busy,
@@ -327,7 +327,7 @@ async def test_many_small_files_are_not_held_up(
 async def test_a_trickle_is_written_down_less_and_less_often(
     uploads: UploadService, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
     changes = 0
 
     def count(items: Sequence[rows.Change]) -> Any:
@@ -358,8 +358,8 @@ async def test_uploads_of_unknown_size_end_at_the_byte_quota_together(
     connect: Connect, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": MIB}
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
-    monkeypatch.setattr(active, "SLOW_BYTES", 0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "SLOW_BYTES", 0)
     data = bytes(300 * KIB)
     async with connect() as alice:
         for stream in range(1, 5):
@@ -547,7 +547,7 @@ async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
     connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Uploads that bring little take turns at the disk, and these turns rest: one that is finished goes on."""
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
     monkeypatch.setattr(runtime, "SLOW_SYNC_REST", 1_000_000)
     async with connect() as alice:
         for stream in range(1, 6):

@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_async_upload.engine import active, recovery, service
+from django_async_upload.engine import checkpoints, recovery, service
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.database import Database
 from django_async_upload.engine.outcomes import Cancelled, Created, Finishing, Known, Published
@@ -392,7 +392,7 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
     monkeypatch: pytest.MonkeyPatch,
     media: Path,
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
     data = os.urandom(300 * KIB)
     broken: list[int] = []
     real = disk.fdatasync
@@ -457,7 +457,7 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
 async def test_a_disk_that_fails_again_and_again_interrupts(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.001)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.001)
 
     def fdatasync(fd: int) -> None:
         if os.fstat(fd).st_size:
@@ -509,7 +509,7 @@ async def test_checkpoints_come_by_bytes_and_by_time(
     size: int,
     seconds: float,
 ) -> None:
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", seconds)
     data = os.urandom(6 * MIB)
     async with begun(uploads, owner, data) as upload:
         writing = asyncio.create_task(upload.write())
@@ -787,7 +787,7 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once, and not at its next checkpoint."""
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 1000.0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1000.0)
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, b"da")

@@ -35,7 +35,7 @@ from hypothesis.stateful import (
 
 from django_async_upload import admission
 from django_async_upload.consumers import UploadConsumer
-from django_async_upload.engine import active, drain, service
+from django_async_upload.engine import checkpoints, drain, service
 from django_async_upload.engine.service import get_service
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
@@ -486,8 +486,8 @@ def test_what_completes_is_what_was_sent(
 ) -> None:
     user = get_user_model().objects.create_user("alice")
     # Checkpoints and locks as they are with large files and long times.
-    monkeypatch.setattr(active, "CHECKPOINT_BYTES", 40 * KIB)
-    monkeypatch.setattr(active, "CHECKPOINT_SECONDS", 0.02)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 40 * KIB)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.02)
     monkeypatch.setattr(partfile, "LOCK_WAIT", 0.02)
     monkeypatch.setattr(disk, "boot_id", lambda: boots[-1])
     monkeypatch.setattr(disk, "fdatasync", lambda fd: None)  # the power cut is a simulated one

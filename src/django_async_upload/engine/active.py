@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -17,20 +16,13 @@ from ..sessions.quotas import Growth
 from ..sessions.state import State
 from ..sessions.values import Change, Facts, Progress, Proof, Wish
 from ..stores.base import Checkpoint, Piece, Store, Writer
-from .credit import FLOOR, LARGEST_WINDOW, WINDOW, Account
+from .checkpoints import Checkpoints, is_slow
+from .credit import FLOOR, LARGEST_WINDOW, Account
 from .runtime import Runtime
 from .taps import Tap, Taps
 
 logger = logging.getLogger("django_async_upload")
 
-CHECKPOINT_BYTES: Final = 8 * WINDOW
-"""Bytes after which a checkpoint is due. A resume reads the bytes above it again: some hundredths of a second."""
-UNDURABLE_BYTES: Final = WINDOW // 2
-"""Bytes that are not durable, half a window, at which a checkpoint is due, so that the sender never waits for one."""
-CHECKPOINT_SECONDS: Final = 1.0
-SLOW_BYTES: Final = 256 * 1024
-"""An upload that received fewer bytes since its last checkpoint waits four times as long for the next one."""
-SLOWEST_SECONDS: Final = 32.0
 MAX_QUEUED: Final = 4096
 """Limit of queued pieces: credit limits only payload, and this a flood of one-byte chunks."""
 EVICTED_SECONDS: Final = 5.0
@@ -97,12 +89,7 @@ class ActiveUpload:
         self._wish: Wish | None = None
         self._lost: UploadError | None = None
         self._checkpoint = Checkpoint("")
-        self._checkpointing: asyncio.Task[None] | None = None
-        self._awaits_turn = False
-        """Whether the current checkpoint waits for other uploads of the owner."""
-        self._checkpoint_due = 0.0
-        self._checkpoint_seconds = CHECKPOINT_SECONDS
-        self._timer: asyncio.TimerHandle | None = None
+        self._checkpoints = Checkpoints(self._make_checkpoint, self._wake.set)
         self._sync_failed = False
         self._rewrites = 0
 
@@ -218,7 +205,7 @@ class ActiveUpload:
         self.max_size = max_size
         self._size = session.size
         self.taps = Taps(self.store, taps, self._tap_failed)
-        self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+        self._checkpoints.begin()
 
     def resume(
         self,
@@ -380,29 +367,16 @@ class ActiveUpload:
 
     # Checkpoints --------------------------------------------------------------------------------
 
+    @property
+    def _unsaved(self) -> int:
+        """Bytes since the last checkpoint."""
+        return self.received - self._checkpoint.offset
+
     def _checkpoint_if_due(self) -> None:
-        ahead = self.received - self._checkpoint.offset
-        if self._checkpointing is not None or not ahead:
-            return
-        now = time.monotonic()
-        if (
-            ahead >= CHECKPOINT_BYTES
-            or self.received - self.durable >= UNDURABLE_BYTES
-            or now >= self._checkpoint_due
-        ):
-            self._checkpointing = asyncio.create_task(self._run_checkpoint())
-        elif self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._checkpoint_due - now, self._timer_rang)
+        self._checkpoints.make_if_due(self._unsaved, self.received - self.durable)
 
-    def _timer_rang(self) -> None:
-        self._timer = None
-        self._wake.set()
-
-    async def _run_checkpoint(self, *, rests: bool = True) -> None:
-        is_slow = self._is_slow
+    async def _make_checkpoint(self, rests: bool) -> None:
         try:
-            assert self.writer is not None
             checkpoint = await self._sync(rests=rests)
             await self.save(checkpoint, State.UPLOADING)
         except StorageFailed:
@@ -412,27 +386,13 @@ class ActiveUpload:
         except Exception:
             logger.exception("A checkpoint of upload %s failed", self.session.pk)
             self.lose(InternalError())
-        finally:
-            self._checkpointing = None
-            # A thousand uploads of a byte per second must not keep the disk busy with their syncs.
-            self._checkpoint_seconds = (
-                min(4 * self._checkpoint_seconds, SLOWEST_SECONDS)
-                if is_slow
-                else CHECKPOINT_SECONDS
-            )
-            self._checkpoint_due = time.monotonic() + self._checkpoint_seconds
-            self._wake.set()
-
-    @property
-    def _is_slow(self) -> bool:
-        return self.received - self._checkpoint.offset < SLOW_BYTES
 
     async def _sync(self, *, rests: bool) -> Checkpoint:
         assert self.writer is not None
         owner = self.session.owner_key
-        self._awaits_turn = True
-        async with self.runtime.sync_turn(owner, is_slow=self._is_slow, rests=rests):
-            self._awaits_turn = False
+        self._checkpoints.awaits_turn = True
+        async with self.runtime.sync_turn(owner, is_slow=is_slow(self._unsaved), rests=rests):
+            self._checkpoints.awaits_turn = False
             return await self.store.run(self.writer.sync)
 
     async def save(self, checkpoint: Checkpoint, state: State) -> None:
@@ -464,9 +424,8 @@ class ActiveUpload:
     async def flush(self) -> None:
         """Make a checkpoint of all received bytes now, and ack it."""
         await self.settle()
-        if self.writer is not None and self.received > self._checkpoint.offset:
-            self._checkpointing = asyncio.create_task(self._run_checkpoint(rests=False))
-            await self.settle()
+        if self.writer is not None:
+            await self._checkpoints.make_now(self._unsaved)
 
     async def check_quota(self) -> None:
         """Count all received bytes against the quotas. Raises the refusal of an upload of unknown size."""
@@ -476,16 +435,7 @@ class ActiveUpload:
 
     async def settle(self) -> None:
         """Wait for a running checkpoint; cancel one that waits for its turn."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if (checkpointing := self._checkpointing) is not None:
-            if self._awaits_turn:  # the caller makes a later checkpoint
-                self._awaits_turn = False
-                checkpointing.cancel()
-            await asyncio.wait({checkpointing})
-            if self._checkpointing is checkpointing:  # cancelled before it ran
-                self._checkpointing = None
+        await self._checkpoints.settle()
 
     async def _go_back(self) -> None:
         """After a failed sync, go back to the last checkpoint in a new part.
