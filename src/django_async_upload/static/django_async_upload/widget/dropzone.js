@@ -60,13 +60,16 @@ export class Dropzone {
     const { input, element } = this;
     const host = /** @type {HTMLElement | null} */ (element.closest("async-upload"));
     if (this.plain || !host) return;
+    // Not on the input, whose attributes libraries copy, and not by an attribute, which a strict policy forbids.
+    const set = (/** @type {number[]} */ ...pixels) =>
+      pixels.forEach((each, index) => host.style.setProperty(GEOMETRY[index], `${each}px`));
+    const { offsetWidth, offsetHeight } = element;
+    set(offsetWidth, offsetHeight); // first: from right to left its place depends on its width
     const own = input.getBoundingClientRect();
     const zone = element.getBoundingClientRect();
     this.#left += zone.left - own.left;
     this.#top += zone.top - own.top;
-    // Not on the input, whose attributes libraries copy, and not by an attribute, which a strict policy forbids.
-    const geometry = [element.offsetWidth, element.offsetHeight, this.#left, this.#top];
-    geometry.forEach((pixels, index) => host.style.setProperty(GEOMETRY[index], `${pixels}px`));
+    set(offsetWidth, offsetHeight, this.#left, this.#top);
   }
 
   /**
