@@ -56,9 +56,9 @@ async def test_the_limit_rises_with_what_is_written_within_the_window(
         assert upload.limit == FLOOR
         writing = asyncio.create_task(upload.write())
         while upload.received < len(data):
-            before = upload.received
-            feed(upload, data[: min(upload.limit, len(data))], before, chunk=16 * KIB)
-            await until(lambda before=before: upload.received > before)
+            end = min(upload.limit, len(data))
+            feed(upload, data[:end], upload.received, chunk=16 * KIB)
+            await until(lambda end=end: upload.received == end)
             assert upload.received < upload.limit <= upload.durable + LARGEST_WINDOW
             assert upload.limit - upload.received <= upload.account.promised
         assert upload.chunk > FLOOR
@@ -77,9 +77,9 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
         while upload.limit > upload.received:
-            before = upload.received
-            feed(upload, data[: upload.limit], before)
-            await until(lambda before=before: upload.received > before)
+            end = upload.limit
+            feed(upload, data[:end], upload.received)
+            await until(lambda end=end: upload.received == end)
         assert upload.received == upload.limit == LARGEST_WINDOW
         upload.release()
         await writing
@@ -365,6 +365,17 @@ async def test_pieces_that_follow_closely_are_written_in_one_hop(
         await until(lambda: upload.received == len(data))
         assert hops == [8, 8]
         assert upload.listener.acks == 2
+        upload.release()
+        await writing
+
+
+async def test_much_that_waits_is_acked_in_parts(uploads: UploadService, owner: Owner) -> None:
+    data = os.urandom(5 * MIB)
+    async with begun(uploads, owner, data) as upload:
+        feed(upload, data, chunk=512 * KIB)
+        writing = asyncio.create_task(upload.write())
+        await until(lambda: upload.received == len(data))
+        assert upload.listener.acks == 3
         upload.release()
         await writing
 

@@ -28,7 +28,7 @@ MAX_QUEUED: Final = 4096
 EVICTED_SECONDS: Final = 5.0
 """Seconds after which a client whose upload was evicted may retry."""
 BATCH_BYTES: Final = 2 * 1024 * 1024
-"""Bytes that are written at once, without waiting for more: these, or a quarter of the credit."""
+"""Bytes that are written together, without waiting for more: these, or a quarter of the credit."""
 BATCH_SECONDS: Final = 0.003
 """Seconds that the writer waits for so many."""
 MAX_REWRITES: Final = 3
@@ -318,8 +318,21 @@ class ActiveUpload:
         self._waited = False
         return pieces
 
+    def _take_batch(self) -> list[Piece]:
+        """The queued pieces, but little more than :data:`BATCH_BYTES`: the client has credit again after each batch."""
+        if self._queued <= BATCH_BYTES:
+            return self._take_queued()
+        count = size = 0
+        while size < BATCH_BYTES:
+            size += len(self._pieces[count].payload)
+            count += 1
+        batch, self._pieces = self._pieces[:count], self._pieces[count:]
+        self._queued -= size
+        self._waited = True  # the rest waits while this is written
+        return batch
+
     async def _write_queued(self) -> None:
-        pieces = self._take_queued()
+        pieces = self._take_batch()
         good = await self.store.run(self._append, pieces)
         assert self.writer is not None
         offset, self.received = self.received, self.writer.received
