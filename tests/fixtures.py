@@ -122,7 +122,7 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     assert last.budget.promised == 0
     assert not last.budget.accounts
     assert not last.active
-    assert not admission.taken()
+    assert not admission.slots_taken()
 
 
 @pytest.fixture

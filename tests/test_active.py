@@ -28,7 +28,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
-from django_async_upload.sessions.values import Wish
+from django_async_upload.sessions.values import Stop
 from django_async_upload.stores import Checkpoint, Piece, disk
 
 from .fixtures import KIB, MIB, facts, row
@@ -173,14 +173,14 @@ async def test_a_proof_is_waited_for_or_what_comes_instead(
         assert await proving is proof
     async with begun(uploads, owner, b"data") as upload:
         upload.cancel()
-        assert await upload.proof() is Wish.CANCEL
+        assert await upload.proof() is Stop.CANCEL
 
 
 async def test_a_cancel_is_not_softened_by_a_drop(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
         upload.cancel()
         upload.release()
-        assert await upload.write() is Wish.CANCEL
+        assert await upload.write() is Stop.CANCEL
 
 
 async def test_an_upload_whose_checkpoint_the_database_refuses_is_lost(
@@ -247,7 +247,9 @@ async def test_closing_gives_everything_back(uploads: UploadService, owner: Owne
 
 
 def test_a_listener_is_what_the_stream_is() -> None:
-    assert {name for name in vars(active.Listener) if not name.startswith("_")} <= set(dir(Ear))
+    assert {name for name in vars(active.UploadListener) if not name.startswith("_")} <= set(
+        dir(Ear)
+    )
 
 
 async def test_durable_never_goes_down(uploads: UploadService, owner: Owner) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from django_async_upload import admission
 from django_async_upload.admission import (
-    MAX_STRANGERS,
-    Place,
+    MAX_UNAUTHENTICATED,
+    ConnectionSlot,
     client_address,
     network_of,
     origin_is_trusted,
@@ -187,7 +187,7 @@ def _nobody_is_there() -> Iterator[None]:
     admission.forget()
 
 
-class Guest(Place):
+class Slot(ConnectionSlot):
     """A place that remembers what it was sent away with."""
 
     def __init__(self, address: str = "192.0.2.1") -> None:
@@ -197,45 +197,45 @@ class Guest(Place):
 
 def test_a_flood_of_strangers_does_not_keep_out_who_signs_in() -> None:
     flood = []
-    for number in range(5 * MAX_STRANGERS):
-        stranger = Guest()
+    for number in range(5 * MAX_UNAUTHENTICATED):
+        stranger = Slot()
         stranger.enter()
         stranger.is_open = True
         flood.append(stranger)
         if number % 50 == 0:
-            guest = Guest()
+            guest = Slot()
             guest.enter()
             guest.sign_in(f"user:{number}")
             assert not guest.sent_away
     sent_away = [stranger for stranger in flood if stranger.sent_away]
     assert sent_away == flood[: len(sent_away)]  # the oldest
-    assert len(flood) - len(sent_away) == MAX_STRANGERS
+    assert len(flood) - len(sent_away) == MAX_UNAUTHENTICATED
     assert isinstance(sent_away[0].sent_away[0], TooManyConnections)
     for stranger in flood:
         stranger.leave()
-    assert admission.taken() == 7  # the guests
+    assert admission.slots_taken() == 7  # the open ones
 
 
 def test_a_handshake_that_is_looked_up_keeps_its_place() -> None:
     """Otherwise a flood of handshakes with cookies would be looked up without a limit."""
-    for _ in range(MAX_STRANGERS):
-        Guest().enter()
+    for _ in range(MAX_UNAUTHENTICATED):
+        Slot().enter()
     with pytest.raises(TooManyConnections):
-        Guest().enter()
-    Guest("192.0.2.2").enter()
+        Slot().enter()
+    Slot("192.0.2.2").enter()
 
 
 def test_connections_of_an_address_are_capped_before_they_cost(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 2}
-    first, second = Guest(), Guest()
+    first, second = Slot(), Slot()
     for number, guest in enumerate((first, second)):
         guest.enter()
         guest.sign_in(f"user:{number}")
     with pytest.raises(TooManyConnections):
-        Guest().enter()
+        Slot().enter()
     first.leave()
     first.leave()
-    third = Guest()
+    third = Slot()
     third.enter()
     third.sign_in("user:3")
 
@@ -243,21 +243,21 @@ def test_connections_of_an_address_are_capped_before_they_cost(settings: Any) ->
 def test_whoever_leaves_makes_room(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_CONNECTIONS": 1}
     for _ in range(3):
-        guest = Guest()
+        guest = Slot()
         guest.enter()
         guest.sign_in("user:1")
         guest.leave()
-    assert admission.taken() == 0
+    assert admission.slots_taken() == 0
 
 
 def test_who_has_no_address_is_not_counted_by_address(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 1, "USER_MAX_CONNECTIONS": 2}
-    guests = [Guest("") for _ in range(3 * MAX_STRANGERS)]
-    for number, guest in enumerate(guests):
+    slots = [Slot("") for _ in range(3 * MAX_UNAUTHENTICATED)]
+    for number, guest in enumerate(slots):
         guest.enter()
         guest.is_open = True
         if number < 2:
             guest.sign_in("user:1")
     with pytest.raises(TooManyConnections):
-        guests[2].sign_in("user:1")
-    assert not any(guest.sent_away for guest in guests)
+        slots[2].sign_in("user:1")
+    assert not any(guest.sent_away for guest in slots)

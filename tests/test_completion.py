@@ -19,7 +19,7 @@ from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
-from django_async_upload.sessions.values import Claim
+from django_async_upload.sessions.values import UploadAccess
 from django_async_upload.stores.publication import link as link_module
 from django_async_upload.stores.publication.base import Unsuited
 from django_async_upload.stores.publication.names import STORED_NAME_MAX
@@ -111,7 +111,9 @@ async def test_a_holder_that_was_taken_over_publishes_nothing(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         done = await write(upload, b"data")
-        await uploads.database.call(rows.claim, Claim(upload.session.pk, owner, "default"))
+        await uploads.database.call(
+            rows.take_over, UploadAccess(upload.session.pk, owner, "default")
+        )
         with pytest.raises(TakenOver):
             await uploads.complete(upload, done, host)
     assert not media.exists()

@@ -27,7 +27,7 @@ from django.test import Client, RequestFactory
 from django.utils.translation import gettext_lazy
 
 from django_async_upload import notices
-from django_async_upload.admission import MAX_STRANGERS
+from django_async_upload.admission import MAX_UNAUTHENTICATED
 from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain, undrain
 from django_async_upload.engine import drain as drain_module
 from django_async_upload.engine.service import UploadService
@@ -1252,7 +1252,7 @@ async def test_a_stranger_who_is_sent_away_is_told_and_who_signs_in_is_not(
     connect: Connect, alice: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "AUTHENTICATION_SECONDS", 600.0)
-    strangers = [connect(cookies=None) for _ in range(MAX_STRANGERS)]
+    strangers = [connect(cookies=None) for _ in range(MAX_UNAUTHENTICATED)]
     for stranger in strangers:
         await stranger.connect()
     async with connect(ticket=issue_ticket(alice)) as client:
@@ -1309,7 +1309,7 @@ async def test_refused_uploads_are_logged_as_news(
 async def test_a_client_that_does_not_read_is_dropped(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "FAREWELL_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "CLOSING_SECONDS", 0.1)
     client = connect()
     await client.connect()
     client.socket._output_queue._maxsize = 1  # as a socket whose buffers are full

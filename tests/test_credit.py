@@ -143,7 +143,7 @@ def test_small_files_do_not_slow_a_large_one_down(clock: Clock) -> None:
 
 
 def test_a_part_of_the_budget_is_for_other_owners(clock: Clock) -> None:
-    budget = Budget(64 * FLOOR, places=64)
+    budget = Budget(64 * FLOOR, max_uploads=64)
     for _ in range(48):
         opened(budget, "mallory")
     with pytest.raises(Busy):
@@ -329,16 +329,16 @@ actions = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(
     total=st.integers(1 * MIB, 40 * MIB),
-    places=st.none() | st.integers(4, 20),
+    max_uploads=st.none() | st.integers(4, 20),
     actions=actions,
 )
 def test_promises_cover_what_may_come_and_never_exceed_the_budget(
-    total: int, places: int | None, actions: list[tuple[str, int]]
+    total: int, max_uploads: int | None, actions: list[tuple[str, int]]
 ) -> None:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(credit, "time", clock)
-        budget = Budget(total, places)
+        budget = Budget(total, max_uploads)
         unused: dict[Account, int] = {}
         for action, number in actions:
             accounts = list(unused)
@@ -372,7 +372,7 @@ def test_promises_cover_what_may_come_and_never_exceed_the_budget(
             assert budget.promised == sum(each.promised for each in budget.accounts)
             assert budget.promised == sum(each.promised for each in shares)
             assert all(each.promised <= total * credit.OWNER_PART for each in shares)
-            assert places is None or len(budget.accounts) <= places
+            assert max_uploads is None or len(budget.accounts) <= max_uploads
             for each, size in unused.items():
                 assert size <= each.promised
         for each in unused:

@@ -141,13 +141,13 @@ async def test_a_user_who_is_deleted_in_the_middle_of_a_publication_leaves_no_fi
 ) -> None:
     if kind == "copied":
         monkeypatch.setattr(link_module, "links_into", lambda *args: False)
-    place = Publisher._place
+    place = Publisher._publish_files
 
     async def and_then_she_goes(self: Publisher, items: Any) -> None:
         await place(self, items)
         await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(Publisher, "_place", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_publish_files", and_then_she_goes)
     assert isinstance(await send(connect), UploadError)
     await settled()
     assert not await UploadSession.objects.aexists()
@@ -162,13 +162,13 @@ async def test_so_does_a_user_who_is_deleted_behind_the_link_of_small_files(
     staging: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = Publisher._place
+    place = Publisher._publish_files
 
     async def and_then_she_goes(self: Publisher, items: Any) -> None:
         await place(self, items)
         await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(Publisher, "_place", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_publish_files", and_then_she_goes)
     async with connect() as client:
         with pytest.raises(UploadError):
             await client.upload("a.bin", b"hello")
@@ -210,7 +210,7 @@ async def test_but_not_a_file_that_only_has_the_name_that_it_hoped_for(
         raise RuntimeError("as if the process were killed here")
 
     with monkeypatch.context() as until_death:
-        until_death.setattr(Publisher, "_go_on", die)
+        until_death.setattr(Publisher, "_continue_finalizing", die)
         assert isinstance(await send(connect), UploadError)
         await settled()
     session = await UploadSession.objects.aget()

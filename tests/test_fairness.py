@@ -32,7 +32,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.sessions import quotas, rows
 from django_async_upload.sessions.owners import Owner, look_up
-from django_async_upload.sessions.values import Claim
+from django_async_upload.sessions.values import UploadAccess
 from django_async_upload.stores import FileSystemStore, disk
 from django_async_upload.stores.filewriter import FileWriter
 from django_async_upload.testing.communicator import UploadCommunicator
@@ -139,13 +139,13 @@ async def test_a_question_waits_behind_its_askers_not_in_front_of_others(
 
 def test_a_group_of_questions_is_one_query(db: None, owner: Owner) -> None:
     sessions = [publish(owner, name=f"{n}.bin") for n in range(20)]
-    claims = [Claim(session.pk, owner, "default") for session in sessions]
+    accesses = [UploadAccess(session.pk, owner, "default") for session in sessions]
     with CaptureQueriesContext(
         database_connection,
     ) as alone:
-        rows.find(claims[:1])
+        rows.find(accesses[:1])
     with CaptureQueriesContext(database_connection) as together:
-        found = rows.find(claims)
+        found = rows.find(accesses)
     assert len(together) == len(alone)
     assert [each.pk for each in found if not isinstance(each, NotFound)] == [
         session.pk for session in sessions
@@ -159,7 +159,7 @@ def test_an_owner_of_many_connections_is_looked_at_once(db: None, owner: Owner) 
         owners = [replace(owner) for _ in range(connections)]
         with CaptureQueriesContext(database_connection) as queries:
             look_up(owners)
-            rows.find([Claim(session.pk, each, "default") for each in owners])
+            rows.find([UploadAccess(session.pk, each, "default") for each in owners])
         return len(queries)
 
     assert look(31) == look(1)
@@ -202,7 +202,7 @@ async def test_idle_uploads_of_one_user_leave_room_for_another(
 async def test_an_idle_upload_of_one_with_many_makes_room_and_can_be_resumed(
     connect: Connect, connect_bob: Connect, uploads: UploadService
 ) -> None:
-    uploads.budget.places = 8
+    uploads.budget.max_uploads = 8
     data = bytes(20 * KIB)
     async with connect() as alice, connect_bob() as bob:
         stream, key = alice.new_stream(), new_key()
@@ -293,7 +293,7 @@ async def test_who_floods_for_seconds_is_closed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 1000)
-    monkeypatch.setattr(connections, "HELD_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "THROTTLE_SECONDS", 0.1)
     async with connect() as alice:
         for _ in range(3000):
             await alice.send(m.Pong(1))
@@ -304,7 +304,7 @@ async def test_questions_are_answered_however_long_it_takes(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "FRAMES_PER_SECOND", 1000)
-    monkeypatch.setattr(connections, "HELD_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "THROTTLE_SECONDS", 0.01)
     async with connect() as alice:
         for stream in range(1, 51):
             await alice.send(m.Query("00000000-0000-0000-0000-000000000000"), stream)

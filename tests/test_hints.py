@@ -14,13 +14,13 @@ def test_a_holder_hears_of_its_own_upload_until_it_lets_go() -> None:
     heard: list[UploadError] = []
     older: list[UploadError] = []
     reason = TakenOver()
-    hints.hold(one, older.append)
-    hints.hold(one, heard.append)
-    hints.let_go(one, older.append)  # the older holder: the newer one stays
+    hints.register(one, older.append)
+    hints.register(one, heard.append)
+    hints.unregister(one, older.append)  # the older holder: the newer one stays
     hints.tell_holder(other, reason)
     assert not heard
     hints.tell_holder(one, reason)
     assert (heard, older) == ([reason], [])
-    hints.let_go(one, heard.append)
+    hints.unregister(one, heard.append)
     hints.tell_holder(one, reason)
     assert heard == [reason]

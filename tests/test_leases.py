@@ -28,7 +28,7 @@ from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.quotas import Growth
 from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
-from django_async_upload.sessions.values import Change, Claim, Creation, Ending
+from django_async_upload.sessions.values import Change, Creation, Ending, UploadAccess
 from django_async_upload.stores.base import Checkpoint
 
 from .fixtures import Heard, new_key
@@ -194,7 +194,7 @@ def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
     owner: Owner, source: State
 ) -> None:
     session = saved(owner, state=source)
-    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
+    (outcome,) = rows.take_over([UploadAccess(session.pk, owner, "default")])
     session.refresh_from_db()
     if source in OVER:
         assert isinstance(outcome, UploadOver)
@@ -209,8 +209,8 @@ def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
 
 def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
     session = saved(owner)
-    claim = Claim(session.pk, owner, "default")
-    first, second = rows.claim([claim, claim])
+    access = UploadAccess(session.pk, owner, "default")
+    first, second = rows.take_over([access, access])
     assert (first.epoch, second.epoch) == (2, 3)
     older, newer = rows.change(
         [Change(session.pk, each.epoch, State.INTERRUPTED) for each in (first, second)]
@@ -225,15 +225,15 @@ def test_a_claim_that_was_overtaken_looks_again(
     session = saved(owner)
     real = rows.find
 
-    def overtaken(items: list[Claim]) -> Any:
+    def overtaken(items: list[UploadAccess]) -> Any:
         found = real(items)
         monkeypatch.setattr(rows, "find", real)
-        (other,) = rows.claim(items)
+        (other,) = rows.take_over(items)
         assert other.epoch == 2
         return found
 
     monkeypatch.setattr(rows, "find", overtaken)
-    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
+    (outcome,) = rows.take_over([UploadAccess(session.pk, owner, "default")])
     assert outcome.epoch == 3
 
 
@@ -248,7 +248,7 @@ def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
         try:
             for _ in range(15):
                 with transaction.atomic():
-                    (outcome,) = rows.claim([Claim(session.pk, owner, "default")])
+                    (outcome,) = rows.take_over([UploadAccess(session.pk, owner, "default")])
                     assert isinstance(outcome, UploadSession)
                 epochs.append(outcome.epoch)
         except BaseException as error:
@@ -266,17 +266,17 @@ def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
 
 
 @pytest.mark.parametrize("what", ["missing", "foreign", "elsewhere", "nobody's"])
-@pytest.mark.parametrize("verb", [rows.claim, rows.find])
+@pytest.mark.parametrize("verb", [rows.take_over, rows.find])
 def test_somebody_elses_upload_is_answered_like_a_missing_one(
     owner: Owner, bob: Any, verb: Any, what: str
 ) -> None:
     session = saved(owner) if what != "nobody's" else saved(owner, owner_id=None, owner_key="")
     stranger = Owner(f"user:{bob.pk}", bob)
     claims = {
-        "missing": Claim(uuid.uuid4(), owner, "default"),
-        "foreign": Claim(session.pk, stranger, "default"),
-        "elsewhere": Claim(session.pk, owner, "other"),
-        "nobody's": Claim(session.pk, owner, "default"),
+        "missing": UploadAccess(uuid.uuid4(), owner, "default"),
+        "foreign": UploadAccess(session.pk, stranger, "default"),
+        "elsewhere": UploadAccess(session.pk, owner, "other"),
+        "nobody's": UploadAccess(session.pk, owner, "default"),
     }
     (outcome,) = verb([claims[what]])
     assert isinstance(outcome, NotFound)
@@ -286,14 +286,16 @@ def test_somebody_elses_upload_is_answered_like_a_missing_one(
     assert session.epoch == 1
 
 
-@pytest.mark.parametrize("verb", [rows.claim, rows.find])
+@pytest.mark.parametrize("verb", [rows.take_over, rows.find])
 def test_an_owner_who_is_no_more_is_refused_and_the_others_of_the_group_are_not(
     owner: Owner, bob: Any, verb: Any
 ) -> None:
     other = Owner(f"user:{bob.pk}", bob)
     mine, theirs = saved(owner), saved(other)
     get_user_model().objects.filter(pk=bob.pk).update(is_active=False)
-    found, refused = verb([Claim(mine.pk, owner, "default"), Claim(theirs.pk, other, "default")])
+    found, refused = verb(
+        [UploadAccess(mine.pk, owner, "default"), UploadAccess(theirs.pk, other, "default")]
+    )
     assert found.pk == mine.pk
     assert isinstance(refused, AuthenticationRequired)
 
@@ -529,7 +531,7 @@ def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> 
 @pytest.mark.parametrize("fields", [{"part": "part"}, {"state": State.UPLOADING}])
 def test_an_upload_that_somebody_knows_is_not_forgotten(owner: Owner, fields: Any) -> None:
     known, new = saved(owner, **fields), saved(owner)
-    rows.forget([known.pk, new.pk])
+    rows.delete_new([known.pk, new.pk])
     assert list(UploadSession.objects.all()) == [known]
 
 

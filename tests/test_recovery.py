@@ -267,7 +267,7 @@ async def test_what_failed_rests_before_it_is_tried_again(
     own = uploads._recovery
     for _ in range(3):
         await UploadSession.objects.aupdate(updated_at=timezone.now() - OLD)
-        await own._take_up()
+        await own._recover_abandoned()
         while own._recovering:
             await asyncio.sleep(0.01)
     assert caplog.text.count("could not be published") == 1

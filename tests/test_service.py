@@ -43,7 +43,7 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
-from django_async_upload.sessions.values import Claim, Facts, Wish
+from django_async_upload.sessions.values import Facts, Stop, UploadAccess
 from django_async_upload.stores import Piece, disk
 from django_async_upload.stores.publication import link as link_module
 from django_async_upload.testing.stores import MAX_PIECE, damage, split
@@ -159,7 +159,7 @@ async def attached(
 ) -> AsyncIterator[ActiveUpload]:
     upload = uploads.open(Ear(), "user:1")
     try:
-        await uploads.attach(upload, Claim(pk, owner, "default"), None, taps_of)
+        await uploads.attach(upload, UploadAccess(pk, owner, "default"), None, taps_of)
         upload.forget_queued()
         yield upload
     finally:
@@ -184,7 +184,7 @@ async def interrupted(uploads: UploadService, owner: Owner, data: bytes, sent: i
     async with begun(uploads, owner, data) as upload:
         feed(upload, data[:sent])
         upload.release()
-        assert await upload.write() is Wish.RELEASE
+        assert await upload.write() is Stop.RELEASE
         assert await upload.interrupt() == sent
         return upload.session.pk
 
@@ -674,7 +674,7 @@ async def test_a_crowd_that_attaches_leaves_one_holder(
     async def fight() -> None:
         upload = uploads.open(Ear(), "user:1")
         try:
-            await uploads.attach(upload, Claim(pk, owner, "default"))
+            await uploads.attach(upload, UploadAccess(pk, owner, "default"))
             assert uploads.active[pk] is upload
             await upload.write()
         except UploadError as error:
@@ -706,7 +706,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
         )
         await host.inspecting.wait()
         other = uploads.open(Ear(), "user:1")
-        found = await uploads.attach(other, Claim(upload.session.pk, owner, "default"))
+        found = await uploads.attach(other, UploadAccess(upload.session.pk, owner, "default"))
         assert isinstance(found, Finishing)
         waiting = asyncio.create_task(uploads.result(found.session, lambda progress: None))
         await asyncio.sleep(0.01)
@@ -735,12 +735,12 @@ async def test_an_attach_to_what_is_over_answers_with_the_end(
     upload = uploads.open(Ear(), "user:1")
     try:
         if state == State.COMPLETED:
-            found = await uploads.attach(upload, Claim(session.pk, owner, "default"))
+            found = await uploads.attach(upload, UploadAccess(session.pk, owner, "default"))
             assert isinstance(found, Published)
             assert found.session.stored_as == "a"
         else:
             with pytest.raises(UploadOver):
-                await uploads.attach(upload, Claim(session.pk, owner, "default"))
+                await uploads.attach(upload, UploadAccess(session.pk, owner, "default"))
     finally:
         await uploads.leave(upload)
 
@@ -752,7 +752,7 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
     uploads.store.delete((await row(pk)).part)
     upload = uploads.open(Ear(), "user:1")
     with pytest.raises(DataLost):
-        await uploads.attach(upload, Claim(pk, owner, "default"))
+        await uploads.attach(upload, UploadAccess(pk, owner, "default"))
     await uploads.leave(upload)
     kept = await row(pk)
     assert (kept.state, kept.error) == (State.FAILED, "data_lost")
@@ -775,10 +775,10 @@ async def test_a_cancel_throws_the_bytes_away(
     uploads: UploadService, owner: Owner, heard: Heard
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
-    ended = (await uploads.cancel(Claim(pk, owner, "default"))).session
+    ended = (await uploads.cancel(UploadAccess(pk, owner, "default"))).session
     assert ended.state == State.CANCELLED
     assert not os.listdir(uploads.store.root)
-    again = (await uploads.cancel(Claim(pk, owner, "default"))).session
+    again = (await uploads.cancel(UploadAccess(pk, owner, "default"))).session
     assert again.state == State.CANCELLED
     assert len(heard.named("cancelled")) == 1
 
@@ -793,7 +793,7 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
         feed(upload, b"da")
         while upload.received < 2:
             await asyncio.sleep(0.001)
-        await uploads.cancel(Claim(upload.session.pk, owner, "default"))
+        await uploads.cancel(UploadAccess(upload.session.pk, owner, "default"))
         with pytest.raises(UploadOver):
             async with asyncio.timeout(10):
                 await writing
@@ -806,7 +806,7 @@ async def test_a_cancel_outruns_what_is_queued(uploads: UploadService, owner: Ow
         feed(upload, b"data")
         upload.finish(facts(b"data"))
         upload.cancel()
-        assert await upload.write() is Wish.CANCEL
+        assert await upload.write() is Stop.CANCEL
 
 
 @pytest.mark.parametrize("from_elsewhere", [True, False])
@@ -821,7 +821,7 @@ async def test_a_cancel_works_while_the_file_is_checked(
         await host.inspecting.wait()
         if from_elsewhere:
             cancelling = asyncio.create_task(
-                uploads.cancel(Claim(upload.session.pk, owner, "default"))
+                uploads.cancel(UploadAccess(upload.session.pk, owner, "default"))
             )
             while not upload.is_cancelled:
                 await asyncio.sleep(0.001)
@@ -839,7 +839,7 @@ async def test_a_cancel_after_publication_is_answered_with_the_result(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         session = (await uploads.complete(upload, await write(upload, b"data"), host)).session
-    ended = (await uploads.cancel(Claim(session.pk, owner, "default"))).session
+    ended = (await uploads.cancel(UploadAccess(session.pk, owner, "default"))).session
     assert (ended.state, ended.stored_as) == (State.COMPLETED, session.stored_as)
 
 
@@ -850,7 +850,7 @@ async def test_somebody_elses_upload_is_not_there(
     pk = await interrupted(uploads, owner, b"data", 3)
     stranger = Owner(f"user:{bob.pk}", bob)
     with pytest.raises(NotFound):
-        await getattr(uploads, verb)(Claim(pk, stranger, "default"))
+        await getattr(uploads, verb)(UploadAccess(pk, stranger, "default"))
     assert (await row(pk)).state == State.INTERRUPTED
 
 
@@ -880,7 +880,7 @@ async def die_at(
 
     with patch.context() as until_death:
         if step == "before the link":
-            until_death.setattr(Publisher, "_go_on", die)
+            until_death.setattr(Publisher, "_continue_finalizing", die)
         elif step == "after the link":
             until_death.setattr(link_module, "link", link_and_die)
         else:
@@ -909,10 +909,10 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     assert session.state == (State.COMPLETED if committed else State.FINALIZING)
     assert not heard.named("completed")
     again = await crash(uploads)
-    claim = Claim(session.pk, owner, "default")
+    access = UploadAccess(session.pk, owner, "default")
     if how == "attach":
         upload = again.open(Ear(), "user:1")
-        found = await again.attach(upload, claim)
+        found = await again.attach(upload, access)
         assert isinstance(found, Published if committed else Finishing)
         results = await asyncio.gather(
             *(again.result(found.session, lambda progress: None) for _ in range(3))
@@ -920,7 +920,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
         assert {each.session.stored_as for each in results} == {"uploads/a.bin"}
         await again.leave(upload)
     elif how == "cancel":
-        assert isinstance(await again.cancel(claim), Published)
+        assert isinstance(await again.cancel(access), Published)
     else:
         monkeypatch.setattr(recovery, "STUCK_SECONDS", 0.0)
         again.start()
@@ -1037,7 +1037,7 @@ async def test_close_saves_what_is_held(uploads: UploadService, owner: Owner) ->
     async def hold() -> ActiveUpload:
         async with begun(uploads, owner, b"data") as upload:
             feed(upload, b"da")
-            if await upload.write() is Wish.RELEASE:
+            if await upload.write() is Stop.RELEASE:
                 await upload.interrupt()
             return upload
 
@@ -1089,7 +1089,7 @@ async def test_an_end_whose_commit_was_not_answered_still_deletes_the_part_and_i
         return results
 
     monkeypatch.setattr(Database, "_transact", losing)
-    ended = (await uploads.cancel(Claim(pk, owner, "default"))).session
+    ended = (await uploads.cancel(UploadAccess(pk, owner, "default"))).session
     assert lost
     assert ended.state == State.CANCELLED
     assert len(heard.named("cancelled")) == 1

@@ -18,7 +18,7 @@ from .exceptions import TooManyConnections, UploadError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-MAX_STRANGERS: Final = 64
+MAX_UNAUTHENTICATED: Final = 64
 """Connections of one address that have not signed in yet. One more has the oldest of them closed: it has had the
 most time, so a flood of them does not keep out clients that sign in at once."""
 RETRY_AFTER: Final = 5.0
@@ -134,52 +134,52 @@ def _trusted_origins() -> Iterable[str]:
     return settings.CSRF_TRUSTED_ORIGINS
 
 
-# Places -------------------------------------------------------------------------------------------
+# Slots --------------------------------------------------------------------------------------------
 
 
 _owners: Counter[str] = Counter()
 _addresses: Counter[str] = Counter()
-_strangers: dict[str, dict[Place, None]] = {}  # the oldest first
+_unauthenticated: dict[str, dict[ConnectionSlot, None]] = {}  # the oldest first
 
 
-class Place:
-    """A connection's place among those of this process.
+class ConnectionSlot:
+    """A connection's slot among those of this process, which limits connections per owner and address.
 
-    Until :meth:`sign_in` the connection is a stranger. ``send_away`` is called with the error for the client when a
-    newer stranger needs the place; it must return at once. A connection without an address is counted only after it
-    has signed in, and only by its owner.
+    Until :meth:`sign_in` the connection is unauthenticated. ``evict`` is called with the error for the client when a
+    newer unauthenticated connection needs the slot; it must return at once. A connection without an address is counted
+    only after it has signed in, and only by its owner.
     """
 
-    def __init__(self, address: Address | None, send_away: Callable[[UploadError], None]) -> None:
+    def __init__(self, address: Address | None, evict: Callable[[UploadError], None]) -> None:
         self.address = network_of(address)
         self.is_open = False
-        """Whether the handshake is over: before that, no other connection gets the place."""
-        self._send_away = send_away
+        """Whether the handshake has ended: before that, no other connection gets the slot."""
+        self._evict = evict
         self._owner: str | None = None
 
     def enter(self) -> None:
-        """Take a stranger's place, before the handshake. Raises :class:`TooManyConnections`."""
+        """Take an unauthenticated connection's slot, before the handshake. Raises :class:`TooManyConnections`."""
         if self.address is None:
             return
         self._check(_addresses[self.address], conf.uploads().address_max_connections)
-        strangers = _strangers.setdefault(self.address, {})
-        if len(strangers) >= MAX_STRANGERS:
-            oldest = next(iter(strangers))
-            error = TooManyConnections(max_connections=MAX_STRANGERS, retry_after=RETRY_AFTER)
+        unauthenticated = _unauthenticated.setdefault(self.address, {})
+        if len(unauthenticated) >= MAX_UNAUTHENTICATED:
+            oldest = next(iter(unauthenticated))
+            error = TooManyConnections(max_connections=MAX_UNAUTHENTICATED, retry_after=RETRY_AFTER)
             if not oldest.is_open:
                 raise error
             oldest.leave()
-            oldest._send_away(error)
-        _strangers.setdefault(self.address, {})[self] = None
+            oldest._evict(error)
+        _unauthenticated.setdefault(self.address, {})[self] = None
 
     def sign_in(self, owner: str) -> None:
-        """Exchange the stranger's place for one of the owner's. Raises :class:`TooManyConnections`."""
+        """Exchange the slot for one of the owner's. Raises :class:`TooManyConnections`."""
         limits = conf.uploads()
         self._check(_owners[owner], limits.user_max_connections)
         if self.address is not None:
             self._check(_addresses[self.address], limits.address_max_connections)
             _addresses[self.address] += 1
-        self._leave_strangers()
+        self._leave_unauthenticated()
         _owners[owner] += 1
         self._owner = owner
 
@@ -188,20 +188,20 @@ class Place:
             raise TooManyConnections(max_connections=most, retry_after=RETRY_AFTER)
 
     def leave(self) -> None:
-        """Give the place back; nothing where it was given back before."""
-        self._leave_strangers()
+        """Free the slot; a second call does nothing."""
+        self._leave_unauthenticated()
         if self._owner is not None:
             _decrease(_owners, self._owner)
             if self.address is not None:
                 _decrease(_addresses, self.address)
             self._owner = None
 
-    def _leave_strangers(self) -> None:
-        strangers = _strangers.get(self.address or "")
-        if strangers is not None:
-            strangers.pop(self, None)
-            if not strangers:
-                del _strangers[self.address or ""]
+    def _leave_unauthenticated(self) -> None:
+        unauthenticated = _unauthenticated.get(self.address or "")
+        if unauthenticated is not None:
+            unauthenticated.pop(self, None)
+            if not unauthenticated:
+                del _unauthenticated[self.address or ""]
 
 
 def _decrease(counter: Counter[str], key: str) -> None:
@@ -210,13 +210,13 @@ def _decrease(counter: Counter[str], key: str) -> None:
         del counter[key]
 
 
-def taken() -> int:
-    """Places of this process that are taken."""
-    return sum(_owners.values()) + sum(map(len, _strangers.values()))
+def slots_taken() -> int:
+    """The number of slots of this process that are taken."""
+    return sum(_owners.values()) + sum(map(len, _unauthenticated.values()))
 
 
 def forget() -> None:
-    """Begin anew, for tests."""
+    """Free all slots, for tests."""
     _owners.clear()
     _addresses.clear()
-    _strangers.clear()
+    _unauthenticated.clear()

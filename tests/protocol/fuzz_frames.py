@@ -37,7 +37,13 @@ from django_async_upload.protocol.frames import (
     parse_fields,
     parse_header,
 )
-from django_async_upload.protocol.server import Broken, Chunk, Received, ServerProtocol, StreamState
+from django_async_upload.protocol.server import (
+    Broken,
+    Chunk,
+    Control,
+    ServerProtocol,
+    ServerStreamState,
+)
 
 UPLOAD: Final = "5d3c7f3e-8a1b-4c52-9f0e-2b64a7d1c9e0"
 KINDS: Final = tuple(FrameType)
@@ -97,7 +103,7 @@ def frame_of(protocol: ServerProtocol, record: Record) -> bytes:
     if opcode == RAW:
         return body
     if opcode in (DATA, DAMAGED) and stream is not None and body:
-        restart = stream.state is StreamState.REWINDING
+        restart = stream.state is ServerStreamState.REWINDING
         frame = build_data(number, stream.expected, body, crc32c, restart=restart)
         return frame if opcode == DATA else frame[:-1] + bytes([frame[-1] ^ 1])
     kind = KINDS[opcode % len(KINDS)]
@@ -122,7 +128,7 @@ def receive(protocol: ServerProtocol, frame: bytes) -> None:
         case Broken(stream, error):
             assert type(error) in (WrongOffset, SizeExceeded)
             assert stream in known
-        case Received(stream, message):
+        case Control(stream, message):
             header = parse_header(frame)
             assert header.stream == stream
             assert header.type is message.frame_type
@@ -142,21 +148,24 @@ def answer(protocol: ServerProtocol, record: Record) -> None:
         return
     which, *_ = record.body or b"\0"
     offset = min(stream.expected, len(record.body))
-    messages: dict[StreamState, tuple[m.Message, ...]] = {
-        StreamState.CREATING: (
+    messages: dict[ServerStreamState, tuple[m.Message, ...]] = {
+        ServerStreamState.CREATING: (
             m.Created(UPLOAD, "a", 2000, 100),
             m.Attached(UPLOAD, "a", 5, 10, 500),
         ),
-        StreamState.ATTACHING: (m.Attached(UPLOAD, "a", 5, 10), m.Ready(offset, 0, 1500, 100)),
-        StreamState.OPEN: (
+        ServerStreamState.ATTACHING: (
+            m.Attached(UPLOAD, "a", 5, 10),
+            m.Ready(offset, 0, 1500, 100),
+        ),
+        ServerStreamState.OPEN: (
             m.Ack(offset, 0, 1500, 100),
             m.Rewind(offset, 0, 1500, "corrupt_chunk"),
             m.Pause(),
         ),
-        StreamState.ASKING: (m.Status(UPLOAD, "failed", "a", 0),),
+        ServerStreamState.ASKING: (m.Status(UPLOAD, "failed", "a", 0),),
     }
     closing: tuple[m.Message, ...] = (m.Error("busy", "", True), m.Cancelled(UPLOAD))
-    choices = messages.get(stream.state, messages[StreamState.OPEN]) + closing
+    choices = messages.get(stream.state, messages[ServerStreamState.OPEN]) + closing
     try:
         protocol.send(record.stream, choices[which % len(choices)])
     except CorruptChunks:
@@ -173,9 +182,12 @@ def check(protocol: ServerProtocol) -> None:
     assert len(protocol._streams) <= 3
     for number, stream in protocol._streams.items():
         assert 0 < number <= protocol._highest
-        if stream.state in (StreamState.OPEN, StreamState.FINISHING):
+        if stream.state in (ServerStreamState.OPEN, ServerStreamState.FINISHING):
             assert stream.expected <= max(stream.limit, stream.rewound_to)
-        if stream.size is not None and stream.state in (StreamState.CREATING, StreamState.OPEN):
+        if stream.size is not None and stream.state in (
+            ServerStreamState.CREATING,
+            ServerStreamState.OPEN,
+        ):
             assert stream.expected <= stream.size
 
 

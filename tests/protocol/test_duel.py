@@ -173,21 +173,21 @@ class Duel(RuleBasedStateMachine):
         match event:
             case s.Chunk(stream):
                 self.attachments[stream].queue.append(frame)
-            case s.Received(stream, m.Create(key=key)):
+            case s.Control(stream, m.Create(key=key)):
                 upload = self.uploads[int(key, 16)]
                 self.take_over(stream, upload)
-            case s.Received(stream, m.Attach(upload=upload_id)):
+            case s.Control(stream, m.Attach(upload=upload_id)):
                 (upload,) = (each for each in self.uploads if each.id == upload_id)
                 self.take_over(stream, upload)
-            case s.Received(stream, m.Proof() as proof):
+            case s.Control(stream, m.Proof() as proof):
                 self.attachments[stream].proof = proof
-            case s.Received(stream, m.Finish() as finish):
+            case s.Control(stream, m.Finish() as finish):
                 self.attachments[stream].finish = finish
-            case s.Received(stream, m.Paused()):
+            case s.Control(stream, m.Paused()):
                 attachment = self.attachments[stream]
                 attachment.pausing = False
                 attachment.limit = 0
-            case s.Received(stream, (m.Cancel() | m.Release()) as wish):
+            case s.Control(stream, (m.Cancel() | m.Release()) as wish):
                 self.attachments[stream].wish = wish
             case s.Broken():
                 raise AssertionError(event)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_async_upload.protocol.frames import FrameType, build_header
-from django_async_upload.protocol.server import ServerProtocol, StreamState
+from django_async_upload.protocol.server import ServerProtocol, ServerStreamState
 
 from . import fuzz_frames
 from .fuzz_frames import ANSWER, DATA, FIELDS, KINDS, OPCODES, RAW, Record
@@ -91,7 +91,7 @@ def test_damaged_vectors_are_parsed_or_refused(seed: int) -> None:
 
 def test_the_programmes_reach_every_state_of_a_stream() -> None:
     """Or the fuzzing would prove little."""
-    seen: set[StreamState] = set()
+    seen: set[ServerStreamState] = set()
     check = fuzz_frames.check
 
     def look(protocol: ServerProtocol) -> None:
@@ -106,4 +106,4 @@ def test_the_programmes_reach_every_state_of_a_stream() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fuzz_frames, "check", look)
         explore()
-    assert seen == set(StreamState)
+    assert seen == set(ServerStreamState)

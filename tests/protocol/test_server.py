@@ -20,9 +20,9 @@ from django_async_upload.protocol.server import (
     MAX_REWINDS,
     Broken,
     Chunk,
-    Received,
+    Control,
     ServerProtocol,
-    StreamState,
+    ServerStreamState,
 )
 
 KEY, UPLOAD = "0" * 32, "5d3c7f3e-8a1b-4c52-9f0e-2b64a7d1c9e0"
@@ -35,15 +35,15 @@ REWIND = m.Rewind(offset=0, durable=0, limit=1000, code="corrupt_chunk")
 STREAM = 3
 
 # How a server's stream gets into each state: messages of the client and of the server, in turn.
-ROADS: dict[StreamState, tuple[m.Message, ...]] = {
-    StreamState.CREATING: (CREATE,),
-    StreamState.ATTACHING: (ATTACH,),
-    StreamState.PROVING: (ATTACH, ATTACHED),
-    StreamState.OPEN: (CREATE, CREATED),
-    StreamState.REWINDING: (CREATE, CREATED, REWIND),
-    StreamState.FINISHING: (CREATE, CREATED, FINISH),
-    StreamState.ASKING: (m.Query(UPLOAD),),
-    StreamState.ENDING: (CREATE, CREATED, m.Release()),
+ROADS: dict[ServerStreamState, tuple[m.Message, ...]] = {
+    ServerStreamState.CREATING: (CREATE,),
+    ServerStreamState.ATTACHING: (ATTACH,),
+    ServerStreamState.PROVING: (ATTACH, ATTACHED),
+    ServerStreamState.OPEN: (CREATE, CREATED),
+    ServerStreamState.REWINDING: (CREATE, CREATED, REWIND),
+    ServerStreamState.FINISHING: (CREATE, CREATED, FINISH),
+    ServerStreamState.ASKING: (m.Query(UPLOAD),),
+    ServerStreamState.ENDING: (CREATE, CREATED, m.Release()),
 }
 
 FRAMES: dict[str, Callable[[int], bytes]] = {
@@ -74,22 +74,22 @@ FRAMES: dict[str, Callable[[int], bytes]] = {
     },
 }
 
-_S = StreamState
+_S = ServerStreamState
 BEFORE_DATA = {_S.ATTACHING, _S.PROVING}
 
 
-def road_to(state: StreamState, hello: m.Hello = HELLO) -> ServerProtocol:
+def road_to(state: ServerStreamState, hello: m.Hello = HELLO) -> ServerProtocol:
     protocol = ServerProtocol(hello, crc32c)
     for message in ROADS[state]:
         if message.frame_type in m.FROM_CLIENT:
-            assert isinstance(protocol.receive(message.to_frame(STREAM, crc32c)), Received)
+            assert isinstance(protocol.receive(message.to_frame(STREAM, crc32c)), Control)
         else:
             protocol.send(STREAM, message)
     assert state_of(protocol) is state
     return protocol
 
 
-def state_of(protocol: ServerProtocol) -> StreamState | None:
+def state_of(protocol: ServerProtocol) -> ServerStreamState | None:
     stream = protocol._streams.get(STREAM)
     return stream and stream.state
 
@@ -109,10 +109,10 @@ def outcome(protocol: ServerProtocol, frame: bytes) -> str:
         return error.code
     if isinstance(event, Broken):
         return event.error.code
-    return {Chunk: "chunk", Received: "received", type(None): "dropped"}[type(event)]
+    return {Chunk: "chunk", Control: "received", type(None): "dropped"}[type(event)]
 
 
-def expected(frame: str, state: StreamState) -> str:
+def expected(frame: str, state: ServerStreamState) -> str:
     """What the specification says of a frame on an open stream."""
     kind = FrameType.__members__.get(frame, FrameType.DATA)
     if frame == "DAMAGED":
@@ -140,15 +140,17 @@ def expected(frame: str, state: StreamState) -> str:
     return "received" if state in accepted.get(kind, ()) else "unexpected_message"
 
 
-@pytest.mark.parametrize("state", StreamState)
+@pytest.mark.parametrize("state", ServerStreamState)
 @pytest.mark.parametrize("frame", FRAMES)
-def test_each_frame_in_each_state_of_a_stream(frame: str, state: StreamState) -> None:
+def test_each_frame_in_each_state_of_a_stream(frame: str, state: ServerStreamState) -> None:
     assert outcome(road_to(state), FRAMES[frame](STREAM)) == expected(frame, state)
 
 
-@pytest.mark.parametrize("state", StreamState)
+@pytest.mark.parametrize("state", ServerStreamState)
 @pytest.mark.parametrize("frame", FRAMES)
-def test_each_frame_on_a_closed_and_on_an_unknown_stream(frame: str, state: StreamState) -> None:
+def test_each_frame_on_a_closed_and_on_an_unknown_stream(
+    frame: str, state: ServerStreamState
+) -> None:
     protocol = road_to(state)
     protocol.send(STREAM, m.Error("busy", "", True))
     opens = {"CREATE", "ATTACH", "QUERY"}
@@ -166,7 +168,7 @@ def test_each_frame_on_a_closed_and_on_an_unknown_stream(frame: str, state: Stre
 
 
 @pytest.mark.parametrize("state", sorted(ACCEPTS[FrameType.PAUSED], key=lambda each: each.name))
-def test_paused_is_the_limit_where_no_later_message_set_another(state: StreamState) -> None:
+def test_paused_is_the_limit_where_no_later_message_set_another(state: ServerStreamState) -> None:
     protocol = road_to(state)
     limit = protocol._streams[STREAM].limit
     protocol.send(STREAM, m.Pause())

@@ -29,7 +29,7 @@ from django_async_upload.protocol.frames import (
     parse_fields,
     parse_header,
 )
-from django_async_upload.protocol.server import Broken, Chunk, Received, ServerProtocol
+from django_async_upload.protocol.server import Broken, Chunk, Control, ServerProtocol
 
 Side = Literal["client", "server"]
 
@@ -232,7 +232,7 @@ def run_on_server(transcript: Transcript) -> ServerProtocol:
             case Chunk(stream, payload):
                 _expect(payload == step.encode()[HEADER_SIZE:], transcript, step, event)
                 got = ("taken", None, stream)
-            case Received(stream, message):
+            case Control(stream, message):
                 _expect(message == step.message, transcript, step, event)
                 got = ("taken", None, stream)
             case None:  # PONG needs no handling

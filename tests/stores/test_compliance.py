@@ -277,10 +277,10 @@ def breaks(store_class: type[Store], name: str) -> bool:
 
 
 @with_writer
-class SettlesTooEarly(MemoryWriter):
-    """Says that bytes are settled which a restart does not find."""
+class DurableTooEarly(MemoryWriter):
+    """Reports bytes as durable that a restart does not find."""
 
-    settled = property(lambda self: self.received + 1)
+    durable_unsynced = property(lambda self: self.received + 1)
 
 
 EXPECTED = {
@@ -293,7 +293,7 @@ EXPECTED = {
     PromisesTooMuch: "a_checkpoint_tells_the_truth",
     SyncsHalfOfAMove: "sync_may_run_beside_append",
     NeverSyncs: "a_checkpoint_moves",
-    SettlesTooEarly: "what_is_settled_needs_no_checkpoint",
+    DurableTooEarly: "bytes_that_need_no_checkpoint_are_durable",
     ForgetsTheBoot: "a_checkpoint_tells_the_truth",
     TruncatesForward: "truncate_does_not_go_forward",
     RewritesInPlace: "rewrite_goes_on_in_a_new_part",

@@ -14,7 +14,7 @@ from ..sessions import rows
 from ..sessions.policies import check_size, smallest
 from ..sessions.quotas import Growth
 from ..sessions.state import State
-from ..sessions.values import Change, Facts, Progress, Proof, Wish
+from ..sessions.values import Change, Facts, Progress, Proof, Stop
 from ..stores.base import Checkpoint, Piece, Store, Writer
 from .checkpoints import Checkpoints, is_slow
 from .credit import FLOOR, LARGEST_WINDOW, Account
@@ -35,7 +35,7 @@ MAX_REWRITES: Final = 3
 """Number of rewrites into a new part after failed syncs, before the upload is interrupted."""
 
 
-class Listener(Protocol):
+class UploadListener(Protocol):
     """Callbacks of an upload to its door. They must not block, and must not raise unless stated."""
 
     def acked(self) -> None:
@@ -58,7 +58,7 @@ class ActiveUpload:
     account: Account
     """Its credit."""
 
-    def __init__(self, runtime: Runtime, listener: Listener) -> None:
+    def __init__(self, runtime: Runtime, listener: UploadListener) -> None:
         self.runtime = runtime
         self.listener = listener
         self.session: UploadSession
@@ -86,7 +86,7 @@ class ActiveUpload:
         self._wake = asyncio.Event()
         self._proof: Proof | None = None
         self._facts: Facts | None = None
-        self._wish: Wish | None = None
+        self._stop: Stop | None = None
         self._lost: UploadError | None = None
         self._checkpoint = Checkpoint("")
         self._checkpoints = Checkpoints(self._make_checkpoint, self._wake.set)
@@ -118,12 +118,12 @@ class ActiveUpload:
         self._wake.set()
 
     def cancel(self) -> None:
-        self._wish = Wish.CANCEL
+        self._stop = Stop.CANCEL
         self._wake.set()
 
     def release(self) -> None:
         """Stop writing; the upload stays unfinished: the client asked for that, or its connection was lost."""
-        self._wish = self._wish or Wish.RELEASE
+        self._stop = self._stop or Stop.RELEASE
         self._wake.set()
 
     def lose(self, error: UploadError) -> None:
@@ -197,7 +197,7 @@ class ActiveUpload:
 
     @property
     def is_cancelled(self) -> bool:
-        return self._wish is Wish.CANCEL
+        return self._stop is Stop.CANCEL
 
     def begin(self, session: UploadSession, max_size: int | None, taps: Sequence[Tap] = ()) -> None:
         """Start a new upload. Its part is created with the first bytes, or by :meth:`reserve`."""
@@ -222,7 +222,7 @@ class ActiveUpload:
         self.received = writer.received
         # Less than in the row only after a crash of the machine with durability "os".
         self.durable = min(session.durable, writer.received)
-        self._settle_written()
+        self._advance_durable()
         self.limit = self.received
         self._grant()
 
@@ -241,17 +241,17 @@ class ActiveUpload:
         except UploadError:
             # The client has no answer yet: the upload must not count against its owner's quotas.
             await self.runtime.database.call(
-                rows.forget, self.session.pk, owner=self.session.owner_key
+                rows.delete_new, self.session.pk, owner=self.session.owner_key
             )
             raise
         await self.save(Checkpoint(self.writer.part, token=self.writer.token), State.UPLOADING)
 
-    async def proof(self) -> Proof | Wish:
+    async def proof(self) -> Proof | Stop:
         """Wait for the client's proof, or its wish to stop. Raises the error that ended the upload in the meantime."""
         while True:
             self.raise_if_lost()
-            if self._wish is not None:
-                return self._wish
+            if self._stop is not None:
+                return self._stop
             if self._proof is not None:
                 return self._proof
             self._wake.clear()
@@ -265,7 +265,7 @@ class ActiveUpload:
         self.limit = self.received
         self._grant()
 
-    async def write(self) -> Facts | Wish:
+    async def write(self) -> Facts | Stop:
         """Write pieces until the client has sent FINISH, or stops; returns the facts, or how it stops.
 
         All pieces received before are written then, unless the client cancels. Raises :class:`TakenOver` and other
@@ -275,15 +275,15 @@ class ActiveUpload:
             self.raise_if_lost()
             if self._sync_failed:
                 await self._go_back()
-            elif self._wish is Wish.CANCEL:
-                return self._wish
+            elif self._stop is Stop.CANCEL:
+                return self._stop
             elif self._pieces and self._is_worth_a_hop:
                 await self._write_queued()
             elif self._facts is not None:
                 self.account.complete()
                 return self._facts
-            elif self._wish is not None:
-                return self._wish
+            elif self._stop is not None:
+                return self._stop
             else:
                 self._checkpoint_if_due()
                 self._wake.clear()
@@ -295,7 +295,7 @@ class ActiveUpload:
         return (
             self._waited
             or self._facts is not None
-            or self._wish is not None
+            or self._stop is not None
             or self._queued >= min(BATCH_BYTES, (self.limit - self.received) // 4)
             or self.received + self._queued == self._size
         )
@@ -336,7 +336,7 @@ class ActiveUpload:
         good = await self.store.run(self._append, pieces)
         assert self.writer is not None
         offset, self.received = self.received, self.writer.received
-        self._settle_written()
+        self._advance_durable()
         check_size(self.received, self.max_size)
         self.account.consume(self.received - offset)
         self._grant()
@@ -423,20 +423,20 @@ class ActiveUpload:
         if stale.part and stale.part != checkpoint.part:
             await self.store.run(self.store.delete, stale.part)
         self.durable = max(self.durable, checkpoint.offset)
-        self._settle_written()
+        self._advance_durable()
         self._grant()
         self.listener.acked()
 
-    def _settle_written(self) -> None:
+    def _advance_durable(self) -> None:
         """Advance ``durable`` to the bytes that are durable without a checkpoint, now that the row names the part."""
         assert self.writer is not None
         if self._checkpoint.part == self.writer.part:
             # A running write may have made more bytes durable than were acked.
-            self.durable = max(self.durable, min(self.received, self.writer.settled))
+            self.durable = max(self.durable, min(self.received, self.writer.durable_unsynced))
 
     async def flush(self) -> None:
         """Make a checkpoint of all received bytes now, and ack it."""
-        await self.settle()
+        await self.finish_checkpoint()
         if self.writer is not None:
             await self._checkpoints.make_now(self._unsaved)
 
@@ -446,9 +446,9 @@ class ActiveUpload:
             await self.flush()
             self.raise_if_lost()
 
-    async def settle(self) -> None:
+    async def finish_checkpoint(self) -> None:
         """Wait for a running checkpoint; cancel one that waits for its turn."""
-        await self._checkpoints.settle()
+        await self._checkpoints.finish_checkpoint()
 
     async def _go_back(self) -> None:
         """After a failed sync, go back to the last checkpoint in a new part.
@@ -460,7 +460,7 @@ class ActiveUpload:
         if self._rewrites > MAX_REWRITES:
             raise StorageFailed
         await self.taps.caught_up()
-        await self.settle()
+        await self.finish_checkpoint()
         assert self.writer is not None
         async with self.runtime.slow_turns(self.session.owner_key):
             await self.store.run_slow(self.writer.rewrite, self._checkpoint)
@@ -477,7 +477,7 @@ class ActiveUpload:
         Called when the client leaves, or a newer connection takes the upload over: this holder may change the row until
         the newer one raises the epoch. Raises nothing: the resume proves bytes again that could not be saved.
         """
-        await self.settle()
+        await self.finish_checkpoint()
         holds = not isinstance(self._lost, UploadFailed)
         if self.writer is not None and holds and not self._sync_failed:
             try:
@@ -492,7 +492,7 @@ class ActiveUpload:
     async def close(self) -> None:
         """Close the part and free the credit, even if the task is cancelled."""
         try:
-            await self.settle()
+            await self.finish_checkpoint()
             self.taps.miss()
             await self.taps.caught_up()
         finally:

@@ -10,8 +10,8 @@ from .. import signals
 from ..exceptions import FileChanged, UploadError
 from ..models import UploadSession
 from ..sessions.state import State
-from ..sessions.values import Claim, NewUpload, Progress, Proof, Wish
-from .active import ActiveUpload, Listener
+from ..sessions.values import NewUpload, Progress, Proof, Stop, UploadAccess
+from .active import ActiveUpload, UploadListener
 from .credit import FLOOR
 from .outcomes import Attached, Created, End, Finishing, Known, Published, Released, end_of
 from .service import UploadService
@@ -22,7 +22,7 @@ PROGRESS_SECONDS: Final = 1.0
 """Seconds between reports of progress after the last byte."""
 
 
-class Door(Listener, Protocol):
+class Door(UploadListener, Protocol):
     """Callbacks of an attachment to its door. They must not block, and must not raise unless stated."""
 
     def created(self, session: UploadSession, upload: ActiveUpload) -> None:
@@ -68,9 +68,9 @@ class Attachment:
         """Create an upload, or attach to the existing one with its key. Raises an :class:`UploadError`."""
         return await self._answered(await self._create(new, endpoint))
 
-    async def attach(self, claim: Claim) -> Outcome:
+    async def attach(self, access: UploadAccess) -> Outcome:
         """Take an upload over from its holder, and resume it. Raises an :class:`UploadError`."""
-        return await self._answered(await self._attach(claim))
+        return await self._answered(await self._attach(access))
 
     async def _create(self, new: NewUpload, endpoint: str) -> Outcome:
         upload, service = self.upload, self._service
@@ -85,7 +85,7 @@ class Attachment:
         taps = self._hooks.get_taps(session)
         match await service.create(upload, session, self._hooks.owner, max_size, taps):
             case Known(found):
-                return await self._attach(Claim(found.pk, self._hooks.owner, endpoint))
+                return await self._attach(UploadAccess(found.pk, self._hooks.owner, endpoint))
             case Created(session):
                 return await self._begin(session)
 
@@ -99,10 +99,10 @@ class Attachment:
         await signals.send(signals.upload_started, session)
         return await self._write()
 
-    async def _attach(self, claim: Claim) -> Outcome:
+    async def _attach(self, access: UploadAccess) -> Outcome:
         upload, service = self.upload, self._service
         max_size = await self._hooks.admit()
-        found = await service.attach(upload, claim, max_size, self._hooks.get_taps)
+        found = await service.attach(upload, access, max_size, self._hooks.get_taps)
         self.session = found.session
         match found:
             case Published():
@@ -146,11 +146,11 @@ class Attachment:
             else:
                 await upload.interrupt()
             raise
-        if end is Wish.CANCEL:
+        if end is Stop.CANCEL:
             return end_of(await service.end(upload.session, State.CANCELLED))
-        if end is Wish.RELEASE:
+        if end is Stop.RELEASE:
             return Released(await upload.interrupt())
-        assert not isinstance(end, Wish)
+        assert not isinstance(end, Stop)
         try:
             return await self._reporting(service.complete(upload, end, self._hooks))
         except Exception as error:  # also of a hook: the upload can be attached again

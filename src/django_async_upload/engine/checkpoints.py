@@ -64,9 +64,9 @@ class Checkpoints:
         """Make a checkpoint where none is running, without rest."""
         if unsaved:
             self._start(unsaved, rests=False)
-            await self.settle()
+            await self.finish_checkpoint()
 
-    async def settle(self) -> None:
+    async def finish_checkpoint(self) -> None:
         """Wait for a running checkpoint; cancel one that waits for its turn."""
         if self._timer is not None:
             self._timer.cancel()

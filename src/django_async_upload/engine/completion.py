@@ -107,7 +107,7 @@ class Completions:
         if self.is_running(session.pk):
             return await self.wait(session.pk)
         async with self.turn(session.pk):
-            session = await self._runtime.database.call(rows.read, session.pk)
+            session = await self._runtime.database.call(rows.reload, session.pk)
             if session.state == State.FINALIZING:
                 self._resumed.add(session.pk)
                 try:

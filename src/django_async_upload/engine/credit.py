@@ -54,11 +54,11 @@ def keep_freed_memory() -> None:
 
 
 class Budget:
-    """The credit of one process: ``total`` bytes, for at most ``places`` uploads at once (None: any number)."""
+    """The credit of one process: ``total`` bytes, for at most ``max_uploads`` uploads at once (None: any number)."""
 
-    def __init__(self, total: int, places: int | None = None) -> None:
+    def __init__(self, total: int, max_uploads: int | None = None) -> None:
         self.total = total
-        self.places = places
+        self.max_uploads = max_uploads
         self.promised = 0
         self.accounts: set[Account] = set()
         self._shares: dict[str, Share] = {}
@@ -140,9 +140,9 @@ class Budget:
     def _fits(self, share: Share, wanted: int) -> bool:
         if self.room(share) < wanted:
             return False
-        return self.places is None or (
-            len(self.accounts) < self.places
-            and len(share.accounts) < max(1, int(self.places * OWNER_PART))
+        return self.max_uploads is None or (
+            len(self.accounts) < self.max_uploads
+            and len(share.accounts) < max(1, int(self.max_uploads * OWNER_PART))
         )
 
     def _idlest(self, share: Share) -> Account | None:

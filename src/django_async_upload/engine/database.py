@@ -86,7 +86,7 @@ class _Lane:
             self._thread = DaemonExecutor(1, "async-upload-database")
         return self._thread
 
-    def let_go(self) -> DaemonExecutor | None:
+    def retire_thread(self) -> DaemonExecutor | None:
         """Replace the thread: after its current call it closes its database connections and ends."""
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -198,7 +198,7 @@ class Database:
         running.add_done_callback(lambda done: done.cancelled() or done.exception())
         while not (await asyncio.wait({running}, timeout=STALLED_SECONDS))[0]:
             self._stalled = [thread for thread in self._stalled if thread.is_alive]
-            if len(self._stalled) < MAX_STALLED and (thread := lane.let_go()) is not None:
+            if len(self._stalled) < MAX_STALLED and (thread := lane.retire_thread()) is not None:
                 logger.error(
                     "The database did not answer for %.0f s: continuing on another database connection",
                     STALLED_SECONDS,
@@ -282,7 +282,7 @@ class Database:
     def close(self) -> None:
         """Close the database connections and end the threads; waits :data:`CLOSE_SECONDS` for a running call."""
         for lane in (self._lane, self._slow_lane):
-            if (thread := lane.let_go()) is not None and not thread.join(CLOSE_SECONDS):
+            if (thread := lane.retire_thread()) is not None and not thread.join(CLOSE_SECONDS):
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, Protocol
 
-FAREWELL_SECONDS: Final = 5.0
+CLOSING_SECONDS: Final = 5.0
 """Seconds to wait for closing connections: for their last messages, and for saving their uploads."""
 
 
@@ -42,7 +42,7 @@ async def drain(retry_after: float = 1.0) -> None:
     _draining[:] = [retry_after]
     await asyncio.gather(*(connection.drain(retry_after) for connection in list(connections)))
     if tasks:
-        await asyncio.wait(tasks, timeout=FAREWELL_SECONDS)
+        await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
 
 
 def undrain() -> None:

@@ -15,7 +15,7 @@ from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.holds import put_aside
 from ..sessions.state import OVER, State
-from ..sessions.values import Ending, Trouble
+from ..sessions.values import Ending, UploadProblem
 from .active import ActiveUpload
 from .outcomes import End, end_of
 from .runtime import Runtime
@@ -72,8 +72,8 @@ class Endings:
         """Store an error in the row, for the admin, although the upload has not ended. Raises nothing."""
         if isinstance(error, StorageFailed | StorageFull | InternalError):
             with suppress(UploadError):
-                trouble = Trouble(session.pk, session.epoch, error)
-                await self._runtime.database.call(rows.note, trouble, owner=session.owner_key)
+                trouble = UploadProblem(session.pk, session.epoch, error)
+                await self._runtime.database.call(rows.note_error, trouble, owner=session.owner_key)
 
     async def discard(self, session: UploadSession) -> End:
         """Cancel a completed upload, and delete its file.
@@ -93,7 +93,7 @@ class Endings:
         runtime = self._runtime
         try:
             aside = await loop.run_in_executor(runtime.copies, put_aside, session)
-            await runtime.database.call(rows.withdrawn, session.pk, owner=session.owner_key)
+            await runtime.database.call(rows.mark_withdrawn, session.pk, owner=session.owner_key)
             if aside is not None:
                 await runtime.store.run(os.unlink, aside)
         except Exception:  # of the host's storage: the purge retries

@@ -16,10 +16,10 @@ from ..exceptions import UploadError
 class Hints(Protocol):
     """Messages to the holders of uploads. Methods must not block, and must not raise."""
 
-    def hold(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
+    def register(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
         """Register this process as holder of an upload; ``lose`` is called with the reason when it has to stop."""
 
-    def let_go(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
+    def unregister(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
         """Unregister the holder with this ``lose``."""
 
     def tell_holder(self, upload: uuid.UUID, reason: UploadError) -> None:
@@ -32,10 +32,10 @@ class LocalHints:
     def __init__(self) -> None:
         self._holders: dict[uuid.UUID, Callable[[UploadError], None]] = {}
 
-    def hold(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
+    def register(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
         self._holders[upload] = lose
 
-    def let_go(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
+    def unregister(self, upload: uuid.UUID, lose: Callable[[UploadError], None]) -> None:
         if self._holders.get(upload) == lose:
             del self._holders[upload]
 

@@ -60,7 +60,7 @@ class Outbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._held: dict[uuid.UUID, asyncio.Future[bool]] = {}
+        self._claimed: dict[uuid.UUID, asyncio.Future[bool]] = {}
         """The claimed events, queued or running. The future's result is whether the event was delivered."""
         self._waiting: Turns[CompletionEvent] = Turns()
         self._running: set[asyncio.Task[bool]] = set()
@@ -75,21 +75,21 @@ class Outbox:
         """
         if event.delivered_at is not None:  # by another process, or there are no receivers
             return None
-        if event.pk in self._held:
-            return self._held[event.pk]
+        if event.pk in self._claimed:
+            return self._claimed[event.pk]
         owner = event.session.owner_key
         if self._waiting.waiting(owner) >= MOST_WAITING:
             return None
-        future = self._held[event.pk] = asyncio.get_running_loop().create_future()
+        future = self._claimed[event.pk] = asyncio.get_running_loop().create_future()
         self._waiting.add(owner, event)
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
         self._begin()
         return future
 
-    async def take_up(self) -> None:
-        """Claim events that crashed processes left, and those due after a failure, and start their delivery."""
-        while (room := BATCH - len(self._held)) > 0:
+    async def claim_and_deliver(self) -> None:
+        """UploadAccess events that crashed processes left, and those due after a failure, and start their delivery."""
+        while (room := BATCH - len(self._claimed)) > 0:
             events = await self._database.call(claim_due, room)
             for event in events:
                 self.deliver(event)
@@ -121,8 +121,8 @@ class Outbox:
 
     async def join(self) -> None:
         """Wait for all running and queued deliveries."""
-        while self._held:
-            await asyncio.wait(list(self._held.values()))
+        while self._claimed:
+            await asyncio.wait(list(self._claimed.values()))
 
     async def close(self, seconds: float) -> None:
         """Deliver the claimed events within ``seconds``; other processes deliver the rest."""
@@ -134,9 +134,9 @@ class Outbox:
             left.append(event.pk)
         if left:
             with suppress(UploadError):  # then their claims expire
-                await self._database.call_many(let_go, left, patience=0.0)
-        if self._held:
-            logger.warning("Completions not delivered at shutdown: %d", len(self._held))
+                await self._database.call_many(release_claims, left, patience=0.0)
+        if self._claimed:
+            logger.warning("Completions not delivered at shutdown: %d", len(self._claimed))
         for task in self._running:
             task.cancel()
         if self._renewing is not None:
@@ -163,12 +163,12 @@ class Outbox:
         self._owners[owner] -= 1
         if not self._owners[owner]:
             del self._owners[owner]
-        future = self._held.pop(event.pk)
+        future = self._claimed.pop(event.pk)
         if task.cancelled():
             future.cancel()
         else:
             future.set_result(task.result())
-        if not self._held and self._renewing is not None:
+        if not self._claimed and self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None
         self._begin()
@@ -203,7 +203,7 @@ class Outbox:
         while True:
             await asyncio.sleep(CLAIM.total_seconds() / 3)
             try:
-                await self._database.call_many(renew, list(self._held))
+                await self._database.call_many(renew, list(self._claimed))
             except (
                 UploadError
             ) as error:  # the database is unavailable: other processes may deliver these
@@ -238,7 +238,7 @@ def _run(work: Callable[[Outbox], Coroutine[Any, Any, Result]]) -> Result:
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
-    """Claim due events, up to that many for each caller: owners in turn, the oldest first."""
+    """UploadAccess due events, up to that many for each caller: owners in turn, the oldest first."""
     now = timezone.now()
     claimed = []
     for count in items:
@@ -250,7 +250,7 @@ def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
 
 
 def claim_again(items: Sequence[Sequence[uuid.UUID]]) -> list[list[CompletionEvent]]:
-    """Claim the events of these uploads, also delivered and given-up ones; attempts are counted from zero."""
+    """UploadAccess the events of these uploads, also delivered and given-up ones; attempts are counted from zero."""
     now = timezone.now()
     claimed = []
     for uploads in items:
@@ -279,7 +279,7 @@ def renew(items: Sequence[uuid.UUID]) -> list[None]:
     return [None] * len(items)
 
 
-def let_go(items: Sequence[uuid.UUID]) -> list[None]:
+def release_claims(items: Sequence[uuid.UUID]) -> list[None]:
     """Release the claims of events whose delivery has not started: they are due again, and no attempt is counted."""
     held = CompletionEvent.objects.filter(pk__in=items, delivered_at=None, attempts__gt=0)
     held.update(due_at=timezone.now(), attempts=F("attempts") - 1)

@@ -53,10 +53,10 @@ class Finalization:
     """Whether an earlier attempt may have published the file."""
     report: Callable[[Progress], None] = lambda progress: None
     """Called with the progress, in any thread."""
-    way: Publication | None = None
+    publication: Publication | None = None
     """The publication that suits it."""
     unsuited: list[Publication] = field(default_factory=list)
-    """Ways that were tried, and could not publish the part after all."""
+    """Publications that turned out not to suit the part."""
     error: Exception | None = None
     event: CompletionEvent | None = None
 
@@ -82,7 +82,7 @@ class Publisher:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._store = runtime.store
-        self._ways: list[Publication] = [
+        self._publications: list[Publication] = [
             LinkPublication(runtime.store),
             CopyPublication(runtime.store),
         ]
@@ -98,7 +98,7 @@ class Publisher:
         """Resume the publication of an upload in ``finalizing``, after a crash. Raises as :meth:`publish_one`."""
         item.is_begun = True
         item.progressed(0)
-        await self._go_on([item])
+        await self._continue_finalizing([item])
         return _event(item)
 
     async def publish(self, items: Sequence[Finalization]) -> None:
@@ -109,19 +109,23 @@ class Publisher:
         for item in items:
             item.progressed(0)
         await self._in_shares(self._sync, items)
-        await self._store.run(self._choose_names, _good(items))
-        await self._commit(_good(items))
-        await self._go_on(_good(items))
+        await self._store.run(self._choose_names, _without_error(items))
+        await self._commit(_without_error(items))
+        await self._continue_finalizing(_without_error(items))
 
-    async def _go_on(self, items: Sequence[Finalization]) -> None:
+    async def _continue_finalizing(self, items: Sequence[Finalization]) -> None:
         """Continue with uploads in ``finalizing``."""
-        if undecided := [item for item in items if item.way is None]:
-            await self._store.run(self._choose_ways, undecided)
-            again = [item for item in _good(undecided) if item.way and item.way.copies]
+        if undecided := [item for item in items if item.publication is None]:
+            await self._store.run(self._choose_publications, undecided)
+            again = [
+                item
+                for item in _without_error(undecided)
+                if item.publication and item.publication.copies
+            ]
             await self._store.run(self._rename, again)
-            await self._commit(_good(again))  # fails if another process has completed it
-        await self._place(_good(items))
-        await self._complete(_good(items))
+            await self._commit(_without_error(again))  # fails if another process has completed it
+        await self._publish_files(_without_error(items))
+        await self._complete(_without_error(items))
 
     # Before the commit --------------------------------------------------------------------------
 
@@ -144,22 +148,23 @@ class Publisher:
                 item.session.stored_as = part.name = checked_name(part.storage, item.name)
                 # If the part has another writer now, the commit raises the reason.
                 with suppress(StorageFailed):
-                    item.way = self._way(part)
-                    item.session.stored_as = item.way.first_name(part)
+                    item.publication = self._suitable(part)
+                    item.session.stored_as = item.publication.first_name(part)
             except (
                 Exception
             ) as error:  # a name that leaves the storage, or an error of the host's storage
                 item.error = error
 
-    def _choose_ways(self, items: Sequence[Finalization]) -> None:
+    def _choose_publications(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                item.way = self._way(item.part)
+                item.publication = self._suitable(item.part)
             except Exception as error:  # the part was changed
                 item.error = error
 
-    def _way(self, part: Finished, unsuited: Sequence[Publication] = ()) -> Publication:
-        return next(way for way in self._ways if way not in unsuited and way.suits(part))
+    def _suitable(self, part: Finished, unsuited: Sequence[Publication] = ()) -> Publication:
+        suitable = (each for each in self._publications if each not in unsuited)
+        return next(each for each in suitable if each.suits(part))
 
     async def _commit(self, items: Sequence[Finalization]) -> None:
         """Commit the names of the files, and ``finalizing``, in the rows."""
@@ -194,15 +199,15 @@ class Publisher:
 
     # The file in its storage --------------------------------------------------------------------
 
-    async def _place(self, items: Sequence[Finalization]) -> None:
+    async def _publish_files(self, items: Sequence[Finalization]) -> None:
         """Publish the parts: in each round those without a file yet, under another name or by another publication."""
         while items:
             results = await self._publish_parts(items)
             renamed, again = [], []
             for item, result in zip(items, results, strict=True):
                 if isinstance(result, Unsuited):
-                    item.unsuited.append(cast("Publication", item.way))
-                    item.way = None
+                    item.unsuited.append(cast("Publication", item.publication))
+                    item.publication = None
                     again.append(item)
                 elif isinstance(result, NameTaken):
                     again.append(item)
@@ -216,19 +221,21 @@ class Publisher:
                 await self._store.run_slow(self._withdraw, lost)
             if again:
                 await self._store.run(self._rename, again)
-                await self._commit(_good(again))
-            items = _good(again)
+                await self._commit(_without_error(again))
+            items = _without_error(again)
 
     async def _publish_parts(self, items: Sequence[Finalization]) -> list[str | Exception]:
         """Publish parts: copies one per thread of their own pool, the others in shares."""
         found: dict[Finalization, str | Exception] = {}
 
         def publish(share: Sequence[Finalization]) -> None:
-            way = cast("Publication", share[0].way)
-            found.update(zip(share, way.publish([item.part for item in share]), strict=True))
+            publication = cast("Publication", share[0].publication)
+            found.update(
+                zip(share, publication.publish([item.part for item in share]), strict=True)
+            )
 
         loop = asyncio.get_running_loop()
-        copied = [item for item in items if item.way and item.way.copies]
+        copied = [item for item in items if item.publication and item.publication.copies]
         linked = [item for item in items if item not in copied]
         await asyncio.gather(
             self._in_shares(publish, linked),
@@ -239,9 +246,9 @@ class Publisher:
     def _rename(self, items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                if item.way is None:
-                    item.way = self._way(item.part, item.unsuited)
-                item.session.stored_as = item.way.next_name(item.part)
+                if item.publication is None:
+                    item.publication = self._suitable(item.part, item.unsuited)
+                item.session.stored_as = item.publication.next_name(item.part)
             except Exception as error:  # no room for a longer name
                 item.error = error
 
@@ -260,13 +267,13 @@ class Publisher:
         deleted = [item for item in items if isinstance(item.error, NotFound)]
         if deleted:
             await self._store.run_slow(self._withdraw, deleted)
-        await self._store.run(self._clean_up, [*_good(items), *deleted])
+        await self._store.run(self._clean_up, [*_without_error(items), *deleted])
 
     @staticmethod
     def _withdraw(items: Sequence[Finalization]) -> None:
         for item in items:
             try:
-                cast("Publication", item.way).withdraw(item.part)
+                cast("Publication", item.publication).withdraw(item.part)
             except Exception:  # of the host's storage
                 logger.exception("The file of upload %s could not be deleted", item.session.pk)
 
@@ -303,7 +310,7 @@ class Publisher:
             await asyncio.gather(*(self._store.run(work, share) for share in shares))
 
 
-def _good(items: Sequence[Finalization]) -> list[Finalization]:
+def _without_error(items: Sequence[Finalization]) -> list[Finalization]:
     return [item for item in items if item.error is None]
 
 

@@ -13,7 +13,7 @@ from ..exceptions import Busy, UploadError, UploadFailed
 from ..models import UploadSession
 from ..notices import notice
 from ..sessions import rows
-from ..sessions.values import CLAIM, TakeUp
+from ..sessions.values import CLAIM, AbandonedQuery
 from .completion import Completions
 from .endings import Endings
 from .runtime import Runtime
@@ -36,7 +36,7 @@ class Recovery:
         self._completions = completions
         self._endings = endings
         self._watching: asyncio.Task[None] | None = None
-        self._taking_up: asyncio.Task[None] | None = None
+        self._recovering_task: asyncio.Task[None] | None = None
         self._recovering: dict[uuid.UUID, asyncio.Task[Any]] = {}
         self._resting: dict[uuid.UUID, tuple[float, int]] = {}
         """Uploads whose publication failed: the (monotonic) time of the next attempt, and the number of failures."""
@@ -48,7 +48,7 @@ class Recovery:
 
     def stop(self) -> list[asyncio.Task[Any]]:
         """Recover nothing more; returns the tasks that still publish."""
-        for task in (self._watching, self._taking_up):
+        for task in (self._watching, self._recovering_task):
             if task is not None:
                 task.cancel()
         return list(self._recovering.values())
@@ -56,13 +56,15 @@ class Recovery:
     async def _watch(self) -> None:
         """Look for work regularly, without waiting for deliveries or publications: a slow one delays only itself."""
         while True:
-            await self._survive(self._runtime.outbox.take_up)
-            await self._survive(self._give_sign_of_life)
-            if self._taking_up is None or self._taking_up.done():
-                self._taking_up = asyncio.create_task(self._survive(self._take_up))
+            await self._log_errors(self._runtime.outbox.claim_and_deliver)
+            await self._log_errors(self._touch_publishing)
+            if self._recovering_task is None or self._recovering_task.done():
+                self._recovering_task = asyncio.create_task(
+                    self._log_errors(self._recover_abandoned)
+                )
             await asyncio.sleep(CLAIM.total_seconds())
 
-    async def _survive(self, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _log_errors(self, look: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
             await look()
         except UploadError as error:
@@ -75,19 +77,19 @@ class Recovery:
         except Exception:  # a bug, or an error of the database: the next look may succeed
             logger.exception("The recovery of what crashed processes left failed")
 
-    async def _give_sign_of_life(self) -> None:
+    async def _touch_publishing(self) -> None:
         """Mark the uploads that this process publishes as active, so that other processes leave them alone."""
         if busy := self._completions.publishing:
             await self._runtime.database.call_many(rows.touch, busy)
 
-    async def _take_up(self) -> None:
+    async def _recover_abandoned(self) -> None:
         old = time.monotonic() - 2 * LONGEST_REST  # not retried for long: the upload is gone
         self._resting = {pk: rest for pk, rest in self._resting.items() if rest[0] > old}
         while True:
             while (room := RECOVERIES - len(self._recovering)) <= 0:
                 await asyncio.wait(self._recovering.values(), return_when=asyncio.FIRST_COMPLETED)
-            wanted = TakeUp(STUCK_SECONDS, room)
-            sessions = await self._runtime.database.call(rows.take_up, wanted)
+            wanted = AbandonedQuery(STUCK_SECONDS, room)
+            sessions = await self._runtime.database.call(rows.find_abandoned, wanted)
             for session in sessions:
                 rests = self._resting.get(session.pk, (0.0, 0))[0] > time.monotonic()
                 if not rests and session.pk not in self._recovering:

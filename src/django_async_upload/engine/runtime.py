@@ -34,7 +34,7 @@ class Runtime:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or make_store()
         self.database = Database(router.db_for_write(UploadSession))
-        self.budget = Budget(conf.uploads().memory_budget, self._places())
+        self.budget = Budget(conf.uploads().memory_budget, self._max_uploads())
         self.outbox = Outbox(self.database)
         self.hints: Hints = LocalHints()
         self.telemetry: Telemetry = configured_telemetry()
@@ -45,7 +45,7 @@ class Runtime:
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         keep_freed_memory()
 
-    def _places(self) -> int | None:
+    def _max_uploads(self) -> int | None:
         """The limit of open uploads: half of the descriptors are for their files, the rest for sockets and the site."""
         descriptors = most_descriptors() if self.store.supports_path else None
         return None if descriptors is None else descriptors // 2

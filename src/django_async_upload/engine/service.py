@@ -23,10 +23,10 @@ from ..sessions import rows
 from ..sessions.commits import after_commit
 from ..sessions.owners import Owner
 from ..sessions.state import ACTIVE, PUBLISHED, State
-from ..sessions.values import Claim, Creation, Ending
+from ..sessions.values import Creation, Ending, UploadAccess
 from ..stores.base import Store, Writer
 from ..stores.configured import make_store
-from .active import ActiveUpload, Listener
+from .active import ActiveUpload, UploadListener
 from .answers import Answers
 from .completion import Completions
 from .endings import Endings
@@ -86,7 +86,7 @@ class UploadService(Runtime):
                 task.cancel()
         await super().close(seconds)
 
-    def open(self, listener: Listener, owner: str, *, held: int = 0) -> ActiveUpload:
+    def open(self, listener: UploadListener, owner: str, *, held: int = 0) -> ActiveUpload:
         """Open the queue of an upload that will be created or attached; ``owner`` is the key whose credit it uses.
 
         The request takes ``held`` bytes of memory in addition. Raises :class:`Busy`.
@@ -114,31 +114,31 @@ class UploadService(Runtime):
             return Known(outcome)
         # Also for another object of the same row: an earlier COMMIT, whose answer was lost, succeeded.
         upload.begin(session, max_size, taps)
-        self._hold(upload, session)
+        self._register(upload, session)
         return Created(session)
 
-    async def find(self, claim: Claim) -> UploadSession:
+    async def find(self, access: UploadAccess) -> UploadSession:
         """Read an upload. Raises :class:`NotFound`, also for another owner's."""
-        return await self.database.call(rows.find, claim, owner=claim.owner.key)
+        return await self.database.call(rows.find, access, owner=access.owner.key)
 
     async def attach(
         self,
         upload: ActiveUpload,
-        claim: Claim,
+        access: UploadAccess,
         max_size: int | None = None,
         get_taps: Callable[[UploadSession], Sequence[Tap]] = lambda session: (),
     ) -> Attached | Finishing | Published:
         """Take an upload over from its holder, unless it is past writing: then :meth:`result` has the answer.
 
-        Raises what :func:`rows.claim` returns, :class:`DataLost` and :class:`StorageFailed`.
+        Raises what :func:`rows.take_over` returns, :class:`DataLost` and :class:`StorageFailed`.
         """
-        async with self._completions.turn(claim.upload):
-            session = await self.find(claim)
-            if self._completions.is_running(claim.upload):
+        async with self._completions.turn(access.upload):
+            session = await self.find(access)
+            if self._completions.is_running(access.upload):
                 return Finishing(session)
             if session.state in ACTIVE:
-                await self._evict(claim.upload)
-            session = await self.database.call(rows.claim, claim, owner=claim.owner.key)
+                await self._evict(access.upload)
+            session = await self.database.call(rows.take_over, access, owner=access.owner.key)
             if session.state in PUBLISHED:
                 return Published(session)
             if session.state == State.FINALIZING:
@@ -159,7 +159,7 @@ class UploadService(Runtime):
             await self.fail(session, error)
             raise
         upload.resume(session, max_size, writer, taps)
-        self._hold(upload, session)
+        self._register(upload, session)
         if writer.part != session.part or writer.received < session.durable:
             # Its bytes are in a new part, or lost: save that first.
             await upload.save(await self.store.run(writer.sync), State.UPLOADING)
@@ -180,22 +180,22 @@ class UploadService(Runtime):
                 async with asyncio.timeout(EVICTION_SECONDS):
                     await holder.closed.wait()
 
-    def _hold(self, upload: ActiveUpload, session: UploadSession) -> None:
+    def _register(self, upload: ActiveUpload, session: UploadSession) -> None:
         self.active[session.pk] = upload
-        self.hints.hold(session.pk, upload.lose)
+        self.hints.register(session.pk, upload.lose)
 
     async def leave(self, upload: ActiveUpload) -> None:
         """Leave an upload in any state. Raises nothing."""
         await upload.close()
         session = getattr(upload, "session", None)
         if session is not None:
-            self.hints.let_go(session.pk, upload.lose)
+            self.hints.unregister(session.pk, upload.lose)
             if self.active.get(session.pk) is upload:
                 del self.active[session.pk]
 
-    async def cancel(self, claim: Claim) -> End:
+    async def cancel(self, access: UploadAccess) -> End:
         """Cancel an upload, whoever its holder is; a published one stays so. Raises the error of a failed one."""
-        session = await self.find(claim)
+        session = await self.find(access)
         if self._completions.is_running(session.pk):
             if holder := self.active.get(session.pk):
                 holder.cancel()

@@ -70,7 +70,7 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
     Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and errors of taps and the
     inspection (the upload fails).
     """
-    await upload.settle()
+    await upload.finish_checkpoint()
     session = upload.session
     expected_size = facts.size if session.size is None else session.size
     if not upload.received == facts.size == expected_size:

@@ -47,7 +47,7 @@ IN_FLIGHT_SLACK: Final = 16 * 1024
 """Bytes that dropped frames of one stream may count beyond its credit: FINISH, CANCEL, and shorter chunks."""
 
 
-class StreamState(Enum):
+class ServerStreamState(Enum):
     """States of an open stream. Closed streams are forgotten."""
 
     CREATING = auto()
@@ -67,14 +67,14 @@ class StreamState(Enum):
     """CANCEL or RELEASE was received, or the client violated the stream's rules; the answer is due."""
 
 
-_S = StreamState
+_S = ServerStreamState
 _T = FrameType
 
 _HOLDING: Final = frozenset(
     {_S.CREATING, _S.ATTACHING, _S.PROVING, _S.OPEN, _S.REWINDING, _S.FINISHING}
 )
 
-ACCEPTS: Final[dict[FrameType, frozenset[StreamState]]] = {
+ACCEPTS: Final[dict[FrameType, frozenset[ServerStreamState]]] = {
     _T.DATA: frozenset({_S.CREATING, _S.OPEN}),
     _T.PROOF: frozenset({_S.PROVING}),
     _T.FINISH: frozenset({_S.CREATING, _S.OPEN}),
@@ -109,7 +109,7 @@ class Chunk(NamedTuple):
     offset: int
 
 
-class Received(NamedTuple):
+class Control(NamedTuple):
     """A control message. ``stream`` is 0 for AUTH and PING."""
 
     stream: int
@@ -123,12 +123,12 @@ class Broken(NamedTuple):
     error: UploadError
 
 
-Event = Chunk | Received | Broken
+Event = Chunk | Control | Broken
 
 
 @dataclass(slots=True)
 class _Stream:
-    state: StreamState
+    state: ServerStreamState
     limit: int
     expected: int = 0
     size: int | None = None
@@ -275,7 +275,7 @@ class ServerProtocol:
                     raise UnexpectedMessage(type="AUTH", state="the last one is not answered")
                 self._authenticating = True
                 self._silent = False
-            return None if kind is _T.PONG else Received(0, message)
+            return None if kind is _T.PONG else Control(0, message)
         stream = self._streams.get(number)
         if stream is None and kind in _OPENS and number > self._highest:
             return self._open(number, kind, message)
@@ -298,7 +298,7 @@ class ServerProtocol:
             stream.state = _S.ENDING
         elif isinstance(message, m.Paused):
             self._receive_paused(stream, message)
-        return Received(number, message)
+        return Control(number, message)
 
     def _open(self, number: int, kind: FrameType, message: m.Message) -> Event:
         if kind is _T.CANCEL and isinstance(message, m.Cancel) and message.upload is None:
@@ -310,7 +310,7 @@ class ServerProtocol:
         self._streams[number] = _Stream(_OPENS[kind], limit, size=size, promised=limit)
         self._in_flight += limit + IN_FLIGHT_SLACK
         self._highest = number
-        return Received(number, message)
+        return Control(number, message)
 
     def _receive_paused(self, stream: _Stream, message: m.Paused) -> None:
         if not stream.pausing:

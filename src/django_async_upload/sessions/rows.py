@@ -32,7 +32,7 @@ from ..stores.base import Checkpoint
 from .holds import HOLD
 from .quotas import Quota
 from .state import OVER, PUBLISHED, State
-from .values import CLAIM, Change, Claim, Creation, Ending, TakeUp, Trouble
+from .values import CLAIM, AbandonedQuery, Change, Creation, Ending, UploadAccess, UploadProblem
 
 
 def expiry() -> Any:
@@ -109,22 +109,24 @@ def _same_facts(found: UploadSession, asked: UploadSession) -> UploadSession | U
     return found
 
 
-def forget(items: Sequence[uuid.UUID]) -> list[None]:
+def delete_new(items: Sequence[uuid.UUID]) -> list[None]:
     """Delete sessions that are created and have no part yet."""
     UploadSession.objects.filter(pk__in=items, state=State.CREATED, part="").delete()
     return [None for _ in items]
 
 
-def claim(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
+def take_over(items: Sequence[UploadAccess]) -> list[UploadSession | UploadError]:
     """Take uploads over for writing: the newest holder wins, since the epoch rises.
 
     A published upload, and one in ``finalizing``, is returned unchanged: its result is the answer.
     """
     found = find(items)
-    return [_claim(item, session) for item, session in zip(items, found, strict=True)]
+    return [_take_over(item, session) for item, session in zip(items, found, strict=True)]
 
 
-def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | UploadError:
+def _take_over(
+    item: UploadAccess, found: UploadSession | UploadError
+) -> UploadSession | UploadError:
     session = found
     # Again, where another connection takes it over between the SELECT and the UPDATE.
     for _attempt in range(3):
@@ -149,7 +151,7 @@ def _claim(item: Claim, found: UploadSession | UploadError) -> UploadSession | U
     return TakenOver()
 
 
-def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
+def find(items: Sequence[UploadAccess]) -> list[UploadSession | UploadError]:
     """Read uploads for their owners, all in one query. A missing upload and another owner's get the same answer."""
     refusals = _checked_owners(items)
     sessions = UploadSession.objects.in_bulk({item.upload for item in items})
@@ -168,7 +170,7 @@ def find(items: Sequence[Claim]) -> list[UploadSession | UploadError]:
     return outcomes
 
 
-def read(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
+def reload(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
     """Read uploads again, for the server itself."""
     found = UploadSession.objects.in_bulk(items)
     return [found.get(pk) or NotFound() for pk in items]
@@ -205,15 +207,15 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
     return error_of(session) if session.state in OVER else TakenOver()
 
 
-def take_up(items: Sequence[TakeUp]) -> list[list[UploadSession]]:
+def find_abandoned(items: Sequence[AbandonedQuery]) -> list[list[UploadSession]]:
     """Uploads in ``finalizing`` whose process seems to have crashed, the oldest first, for each caller.
 
     An upload returned to one caller is not returned to another one for ``seconds``.
     """
-    return [_take_up(item) for item in items]
+    return [_find_abandoned(item) for item in items]
 
 
-def _take_up(item: TakeUp) -> list[UploadSession]:
+def _find_abandoned(item: AbandonedQuery) -> list[UploadSession]:
     now = timezone.now()
     lifeless = UploadSession.objects.filter(
         state=State.FINALIZING, updated_at__lt=now - timedelta(seconds=item.seconds)
@@ -318,7 +320,7 @@ def discard(items: Sequence[uuid.UUID]) -> list[tuple[UploadSession, bool] | Upl
     """Cancel completed uploads that are not taken; returns each as it is now, and whether this call cancelled it.
 
     An upload that a request holds stays. ``expires_at`` stays until the file is deleted: see
-    :func:`withdrawn`.
+    :func:`mark_withdrawn`.
     """
     return [_discard(pk) for pk in items]
 
@@ -342,13 +344,13 @@ def _discard(pk: uuid.UUID) -> tuple[UploadSession, bool] | UploadError:
     return (session, bool(changed)) if session is not None else NotFound()
 
 
-def withdrawn(items: Sequence[uuid.UUID]) -> list[None]:
+def mark_withdrawn(items: Sequence[uuid.UUID]) -> list[None]:
     """Record that the published files of cancelled uploads were deleted."""
     UploadSession.objects.filter(pk__in=items, state=State.CANCELLED).update(expires_at=None)
     return [None for _ in items]
 
 
-def note(items: Sequence[Trouble]) -> list[None]:
+def note_error(items: Sequence[UploadProblem]) -> list[None]:
     """Store errors in rows whose uploads did not end, until they continue."""
     for item in items:
         UploadSession.objects.active().filter(pk=item.upload, epoch=item.epoch).update(
@@ -358,7 +360,7 @@ def note(items: Sequence[Trouble]) -> list[None]:
 
 
 def _checked_owners(
-    items: Sequence[Creation | Claim | Change],
+    items: Sequence[Creation | UploadAccess | Change],
 ) -> list[Any]:
     """Check the owners of items again, each once: None or an error for each item."""
     refusals: dict[Hashable, ConnectionRefused | None] = {None: None}

@@ -58,7 +58,7 @@ class Proof:
     """CRC of the bytes below ``received``; None where the client has fewer bytes."""
 
 
-class Wish(Enum):
+class Stop(Enum):
     """How a client stops writing before the end of the file."""
 
     CANCEL = auto()
@@ -86,7 +86,7 @@ class Creation:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class UploadAccess:
     upload: uuid.UUID
     owner: Owner
     endpoint: str
@@ -121,7 +121,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class UploadProblem:
     """An error for which the server could not continue an upload that has not ended."""
 
     upload: uuid.UUID
@@ -130,7 +130,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class TakeUp:
+class AbandonedQuery:
     """A request for publications that a crashed process left."""
 
     seconds: float

@@ -221,7 +221,7 @@ class Writer(abc.ABC):
         return ""
 
     @property
-    def settled(self) -> int:
+    def durable_unsynced(self) -> int:
         """Bytes that are durable without a checkpoint once the row names the part.
 
         0 where only a checkpoint makes bytes durable.

@@ -59,13 +59,13 @@ class FileSystemStore(Store):
         with translated():
             found = self.folder.find(checkpoint.part)
             if found is None:
-                evidence.begin_again()
+                evidence.start_over()
                 return self.create(size)
             file = self._take(found, evidence, steal=steal)
-            with self.folder.keeping(file):
+            with self.folder.closing_on_error(file):
                 position = evidence.prove(file)
                 writer = FileWriter(self.folder, file, size)
-                writer.go_on(position, checkpoint)
+                writer.resume_at(position, checkpoint)
         return writer
 
     def _take(self, found: PartFile, evidence: _Evidence, *, steal: bool) -> PartFile:
@@ -75,7 +75,7 @@ class FileSystemStore(Store):
         with closing(found):
             if not steal:
                 raise Busy(retry_after=1.0)
-            return self.folder.copy(found, evidence.believed(found), evidence.size)
+            return self.folder.copy(found, evidence.candidate_length(found), evidence.size)
 
     def delete(self, part: str) -> None:
         if self.folder.has_name_for(part):
@@ -149,7 +149,7 @@ class _Evidence:
         survives = durability == "fsync" or not self._rebooted
         self._promised = checkpoint.offset if survives else 0
 
-    def believed(self, file: PartFile) -> int:
+    def candidate_length(self, file: PartFile) -> int:
         """The number of a file's bytes that may be the upload's."""
         length = file.length
         if self.size is not None:
@@ -162,10 +162,10 @@ class _Evidence:
     def prove(self, file: PartFile) -> Position:
         """The end of the proved bytes. Raises :class:`DataLost`, :class:`OSError`."""
         whole = self._rebooted or file.is_new
-        position = file.prove(self._checkpoint, self.believed(file), whole=whole)
-        return self.begin_again() if position is None else position
+        position = file.prove(self._checkpoint, self.candidate_length(file), whole=whole)
+        return self.start_over() if position is None else position
 
-    def begin_again(self) -> Position:
+    def start_over(self) -> Position:
         """The start of the file. Raises :class:`DataLost` where bytes were acknowledged as durable."""
         if self._promised:
             raise DataLost(durable=self._promised, proved=0)

@@ -40,20 +40,20 @@ class FileWriter(Writer):
         self._lock = Lock()
         """Acquired while the file's bytes or the file itself change."""
 
-    def go_on(self, position: Position, checkpoint: Checkpoint) -> None:
+    def resume_at(self, position: Position, checkpoint: Checkpoint) -> None:
         """Continue a part at ``position``, which was proved; bytes above it are discarded. Raises :class:`OSError`."""
         if position.offset >= checkpoint.offset:
             self._durable = Position(checkpoint.offset, checkpoint.crc)
         self.position = position
         if self._file.length > position.offset:
-            self._cut(position.offset)
+            self._truncate(position.offset)
 
     @property
     def token(self) -> str:
         return disk.boot_id()
 
     @property
-    def settled(self) -> int:
+    def durable_unsynced(self) -> int:
         # The kernel has the written bytes even if the process crashes; `open` proves them by the file's length.
         return self.received if self._folder.durability == "os" else 0
 
@@ -67,7 +67,7 @@ class FileWriter(Writer):
                 # Bytes of the batch that were written do not count as received, not even after a
                 # restart.
                 with suppress(OSError):
-                    self._cut(self.received)
+                    self._truncate(self.received)
                 raise translate(error) from error
 
     def sync(self) -> Checkpoint:
@@ -77,7 +77,7 @@ class FileWriter(Writer):
             try:
                 self._sync_file()
             except OSError as error:
-                self._forget_unsynced()
+                self._drop_unsynced()
                 raise translate(error) from error
         self._durable = position
         return Checkpoint(self.part, position.offset, position.crc, self.token)
@@ -88,7 +88,7 @@ class FileWriter(Writer):
             self._folder.sync_names()
             self.is_named = True
 
-    def _forget_unsynced(self) -> None:
+    def _drop_unsynced(self) -> None:
         """Truncate the file to the bytes that are on the disk.
 
         The kernel marks pages that it could not write as clean, and reports the error once:
@@ -108,7 +108,7 @@ class FileWriter(Writer):
     def rewrite(self, checkpoint: Checkpoint) -> None:
         with translated():
             file = self._folder.copy(self._file, checkpoint.offset, self._size)
-            with self._folder.keeping(file):
+            with self._folder.closing_on_error(file):
                 position = file.prove(checkpoint, checkpoint.offset, whole=True)
                 if position is None:
                     raise DataLost(durable=checkpoint.offset, proved=0)
@@ -125,12 +125,12 @@ class FileWriter(Writer):
             raise DataLost(durable=checkpoint.offset, proved=self.received)
         with self._lock, translated():
             self._check()
-            self._cut(checkpoint.offset)
+            self._truncate(checkpoint.offset)
             self.position = Position(checkpoint.offset, checkpoint.crc)
             if self._durable.offset > checkpoint.offset:
                 self._durable = self.position
 
-    def _cut(self, offset: int) -> None:
+    def _truncate(self, offset: int) -> None:
         os.ftruncate(self._file.fd, offset)
         self._room = offset  # truncation frees the space reserved above it
 

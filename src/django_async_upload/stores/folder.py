@@ -47,7 +47,7 @@ class Folder:
             self._make_root()
         name = secrets.token_hex(16)
         file = PartFile(name, self._open(name, os.O_CREAT | os.O_EXCL), is_new=True)
-        with self.keeping(file):
+        with self.closing_on_error(file):
             file.lock()
             disk.require_room(file.fd, size or 0, self.min_free)
         return file
@@ -62,7 +62,7 @@ class Folder:
             if error.errno == errno.ELOOP:  # a symbolic link has replaced the part
                 return None
             raise
-        with self.keeping(file):
+        with self.closing_on_error(file):
             file.lock(partfile.LOCK_WAIT)
             # Another process may have deleted it during the wait: a file without a name is lost.
             if self.has(file):
@@ -76,7 +76,7 @@ class Folder:
         It is synced at once, because a row may name it before the next checkpoint.
         """
         file = self.create(size)
-        with self.keeping(file):
+        with self.closing_on_error(file):
             disk.copy(source.fd, file.fd, length)
             if self.durability == "fsync":
                 disk.fdatasync(file.fd)
@@ -84,7 +84,7 @@ class Folder:
         return file
 
     @contextmanager
-    def keeping(self, file: PartFile) -> Iterator[None]:
+    def closing_on_error(self, file: PartFile) -> Iterator[None]:
         """Close the file if the block fails and, if it is new, delete it; otherwise it stays open."""
         try:
             yield

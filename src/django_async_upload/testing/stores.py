@@ -247,14 +247,14 @@ class StoreCompliance:
         writer.append(split(rest, offset=writer.received))
         self.assert_holds(writer, self.data + b"more")
 
-    def test_what_is_settled_needs_no_checkpoint(self, store: Store) -> None:
+    def test_bytes_that_need_no_checkpoint_are_durable(self, store: Store) -> None:
         writer = store.create(self.size)
         named = replace(writer.sync(), offset=0, crc=0)
         writer.append(split(self.data[: self.size // 2]))
-        settled = writer.settled
-        assert settled <= writer.received
+        durable = writer.durable_unsynced
+        assert durable <= writer.received
         writer = store.open(named, size=self.size)  # the older writer was never closed
-        assert writer.received >= settled
+        assert writer.received >= durable
         self.assert_holds(writer, self.data[: writer.received])
 
     def test_bytes_above_the_checkpoint_are_proved_or_gone(self, store: Store) -> None:

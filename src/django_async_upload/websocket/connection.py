@@ -10,11 +10,11 @@ from channels.consumer import AsyncConsumer
 from crc32c import crc32c
 
 from .. import __version__, conf
-from ..admission import Place, client_address, origin_is_trusted, origins
+from ..admission import ConnectionSlot, client_address, origin_is_trusted, origins
 from ..concurrency import pace
 from ..endpoints import Endpoint
 from ..engine.credit import FLOOR, LARGEST_WINDOW
-from ..engine.drain import FAREWELL_SECONDS, connections, retry_after, spawn
+from ..engine.drain import CLOSING_SECONDS, connections, retry_after, spawn
 from ..engine.service import UploadService, get_service
 from ..exceptions import (
     AuthenticationRequired,
@@ -29,7 +29,7 @@ from ..exceptions import (
 )
 from ..protocol import messages as m
 from ..protocol.frames import SUBPROTOCOL
-from ..protocol.server import Broken, Chunk, Received, ServerProtocol
+from ..protocol.server import Broken, Chunk, Control, ServerProtocol
 from ..sessions import policies
 from ..sessions.owners import Owner, look_up
 from ..stores.base import Piece, Seal
@@ -51,7 +51,7 @@ MAX_IN_TURN: Final = 64
 """Messages of one connection per turn of the event loop."""
 PATIENCE_SECONDS: Final = 0.005
 """A delay of reading shorter than this is skipped."""
-HELD_SECONDS: Final = 5.0
+THROTTLE_SECONDS: Final = 5.0
 """Seconds for which a connection may exceed the rate at which it is read, without a pause."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that run in the database at once; further ones wait."""
@@ -75,7 +75,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._sender = Sender(self.send, self._newest_ack)
         self._in_turn = 0
         self._behind = 0.0
-        self._held_since: float | None = None
+        self._throttled_since: float | None = None
         listening = asyncio.create_task(self._listen(receive))
         try:
             await self._life.last(listening)
@@ -93,12 +93,12 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     async def _listen(self, receive: Any) -> None:
         while not self._life.is_over:
             await self.dispatch(await receive())
-            await self._give_way()
+            await self._yield_to_others()
 
     async def _say_farewell(self, error: UploadError, receive: Any) -> None:
         """Send the error, close the connection, and give the client time to close its side."""
         self._sender.close(self._protocol.send(0, error_message(error)), close_code(error))
-        if not await self._sender.ended(FAREWELL_SECONDS):
+        if not await self._sender.ended(CLOSING_SECONDS):
             self._sender.cancel()  # the client does not read
             return
         # Hypercorn continues to read until the client or the application ends the connection.
@@ -123,7 +123,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             case "websocket.disconnect":
                 self._end()
 
-    async def _give_way(self) -> None:
+    async def _yield_to_others(self) -> None:
         """Yield to other tasks: a server with buffered messages never waits in ``receive()``."""
         self._in_turn += 1
         if self._behind > PATIENCE_SECONDS:
@@ -136,13 +136,13 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self.service = get_service()
         self.service.start()
         self._streams: dict[int, UploadStream] = {}
-        self._held: dict[int, asyncio.TimerHandle] = {}
+        self._deferred: dict[int, asyncio.TimerHandle] = {}
         self.queries = asyncio.Semaphore(MAX_QUERIES)
         self._heard = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
         self.address = client_address(self.scope)
-        self._place = Place(self.address, self._send_away)
-        self._login = Login(self.endpoint, self._place, self._look_up, self._signed_in)
+        self._slot = ConnectionSlot(self.address, self._evict)
+        self._login = Login(self.endpoint, self._slot, self._look_up, self._signed_in)
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
             log_origin(self.scope)
@@ -156,7 +156,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
         )
         self._protocol = ServerProtocol(self._hello(), crc32c)
-        self._place.is_open = True
+        self._slot.is_open = True
         connections.add(self)
         if (seconds := retry_after()) is not None:  # draining started during the handshake
             refusal = Draining(retry_after=seconds)
@@ -175,14 +175,14 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         if (seconds := retry_after()) is not None:
             return Draining(retry_after=seconds)
         try:
-            self._place.enter()
+            self._slot.enter()
             if origins(self.scope):  # without one it is no browser: its cookie proves nothing
                 await self._login.by_cookie(self.scope)
         except UploadError as error:
             return error
         return None
 
-    def _send_away(self, error: UploadError) -> None:
+    def _evict(self, error: UploadError) -> None:
         """Close the connection, whose slot a newer one needs."""
         self._login.refuse(error)
         self._end(error)
@@ -197,7 +197,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     @property
     def counted_as(self) -> str:
         """The key whose share of the server the connection uses: its owner, or before authentication its address."""
-        return self._login.key or f"address:{self._place.address}"
+        return self._login.key or f"address:{self._slot.address}"
 
     def _hello(self) -> m.Hello:
         configured = conf.uploads()
@@ -220,14 +220,14 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         if not self._life.end(error):
             return
         connections.discard(self)
-        self._place.leave()
+        self._slot.leave()
         if self._timer is not None:
             self._timer.cancel()
         self._login.refuse(AuthenticationRequired())
         for stream in list(self._streams.values()):
             stream.disconnected()
-        for number in list(self._held):
-            self._serve_held(number)
+        for number in list(self._deferred):
+            self._serve_deferred(number)
         if error is not None and not isinstance(
             error, Draining | IdleTimeout
         ):  # neither is a fault
@@ -251,12 +251,12 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 stream = self._streams.get(number)
                 if stream is not None and stream.upload is not None:
                     stream.upload.append(Piece(payload, Seal(start, crc)))
-            case Received(0, message):
+            case Control(0, message):
                 self._receive_own(message)
-            case Received(number, message) if number in self._streams:
+            case Control(number, message) if number in self._streams:
                 self._streams[number].receive(message)
-                self._serve_held(number)
-            case Received(number, message):
+                self._serve_deferred(number)
+            case Control(number, message):
                 self._open_stream(number, message)
             case Broken(number, reason):
                 upload = self._streams[number].upload
@@ -264,25 +264,25 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                     upload.lose(reason)
         if frames := cost(event):
             if self._pace.has_rested(self._heard):
-                self._held_since = None
+                self._throttled_since = None
             self._behind = self._pace.delay(self._heard, frames)
             if self._behind and not (
-                isinstance(event, Received) and isinstance(event.message, m.Query)
+                isinstance(event, Control) and isinstance(event.message, m.Query)
             ):
-                self._hold_back()
+                self._throttle()
         # For every frame: dropped bytes have left the window, too.
         self._replenish()
 
-    def slow_down(self) -> None:
+    def count_refusal(self) -> None:
         """Count a refused message as an expensive one."""
         now = asyncio.get_running_loop().time()
         self._behind = self._pace.delay(now, pace.QUESTION)
 
-    def _hold_back(self) -> None:
+    def _throttle(self) -> None:
         """Delay reading, with a limit: Daphne reads on meanwhile, and buffers. Streams limit the QUERYs."""
-        if self._held_since is None:
-            self._held_since = self._heard
-        elif self._heard - self._held_since > HELD_SECONDS:
+        if self._throttled_since is None:
+            self._throttled_since = self._heard
+        elif self._heard - self._throttled_since > THROTTLE_SECONDS:
             reason = "Too many frames without data were received for too long."
             self._end(FlowControlViolation(reason))
 
@@ -301,17 +301,19 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             return
         self._streams[number] = stream
         if isinstance(message, m.Create) and message.size is not None and message.size <= FLOOR:
-            self._hold(stream)
+            self._defer(stream)
         else:
             spawn(self._run_stream(stream))
 
-    def _hold(self, stream: UploadStream) -> None:
+    def _defer(self, stream: UploadStream) -> None:
         """Defer a CREATE: a small file's data and FINISH mostly follow at once, and can be handled with it."""
         loop = asyncio.get_running_loop()
-        self._held[stream.number] = loop.call_later(GATHER_SECONDS, self._serve_held, stream.number)
+        self._deferred[stream.number] = loop.call_later(
+            GATHER_SECONDS, self._serve_deferred, stream.number
+        )
 
-    def _serve_held(self, number: int) -> None:
-        timer = self._held.pop(number, None)
+    def _serve_deferred(self, number: int) -> None:
+        timer = self._deferred.pop(number, None)
         if timer is not None:
             timer.cancel()
             spawn(self._run_stream(self._streams[number]))
@@ -381,9 +383,9 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         uploads = [stream.upload for stream in self._streams.values()]
         saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
         if saving:
-            await asyncio.wait(saving, timeout=FAREWELL_SECONDS)
+            await asyncio.wait(saving, timeout=CLOSING_SECONDS)
         self._end(Draining(retry_after=retry_after))
-        await self._sender.ended(FAREWELL_SECONDS)
+        await self._sender.ended(CLOSING_SECONDS)
 
     # Time ---------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Final
 from ..concurrency import pace
 from ..protocol import messages as m
 from ..protocol.frames import HEADER_SIZE
-from ..protocol.server import Chunk, Event, Received
+from ..protocol.server import Chunk, Control, Event
 
 SHORT_FRAME: Final = 4096
 """Bytes. Clients, which are advised at least 16 KiB, send shorter frames only at the end of a file."""
@@ -20,8 +20,8 @@ def cost(event: Event | None) -> int:
             missing = SHORT_FRAME - HEADER_SIZE - len(payload)
             is_short = missing > 0 and offset
             return pace.SHORT_CHUNK * missing // SHORT_FRAME if is_short else 0
-        case Received(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
+        case Control(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
             return 0
-        case Received(_number, m.Query() | m.Auth() | m.Cancel()):
+        case Control(_number, m.Query() | m.Auth() | m.Cancel()):
             return pace.QUESTION
     return 1

@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 
-from ..admission import Place
+from ..admission import ConnectionSlot
 from ..exceptions import (
     AuthenticationRequired,
     AuthenticationTimeout,
@@ -31,14 +31,14 @@ class Login:
     def __init__(
         self,
         endpoint: str,
-        place: Place,
+        place: ConnectionSlot,
         look_up: Callable[[Any], Awaitable[Owner]],
         changed: Callable[[Owner], None],
     ) -> None:
         """``look_up`` reads an owner from the database by a session, a ticket or an earlier owner; ``changed`` is
         called with each new owner object."""
         self._endpoint = endpoint
-        self._place = place
+        self._slot = place
         self._look_up = look_up
         self._changed = changed
         self._owner: Owner | None = None
@@ -65,7 +65,7 @@ class Login:
             owner = await self._look_up(_session_of(scope) or scope)
         except ConnectionRefused:
             return
-        self._place.sign_in(owner.key)
+        self._slot.sign_in(owner.key)
         self._accept(owner, self._answer)
 
     def expect(self) -> Answer:
@@ -88,7 +88,7 @@ class Login:
             if answer.done():
                 return None
             if self._owner is None:
-                self._place.sign_in(owner.key)
+                self._slot.sign_in(owner.key)
             elif owner.key != self._owner.key:
                 raise TicketInvalid
         except UploadError as error:

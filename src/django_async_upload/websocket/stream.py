@@ -25,7 +25,7 @@ from ..notices import notice
 from ..protocol import messages as m
 from ..receipts import receipt_of
 from ..sessions.state import OVER, State
-from ..sessions.values import Claim, Facts, NewUpload, Progress, Proof
+from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess
 from .errors import error_message
 
 logger = logging.getLogger("django_async_upload")
@@ -52,7 +52,7 @@ class Peer(Protocol):
     def ack(self, stream: int) -> None:
         """Queue an ACK of a stream."""
 
-    def slow_down(self) -> None:
+    def count_refusal(self) -> None:
         """Count a refused message as an expensive one."""
 
 
@@ -158,7 +158,7 @@ class UploadStream:
         except UploadError as failure:
             error, closing = failure, error_message(failure)
             if isinstance(failure, SessionQuotaExceeded | ByteQuotaExceeded):
-                self._peer.slow_down()  # a refusal costs as much as an upload
+                self._peer.count_refusal()  # a refusal costs as much as an upload
             self._log(failure)
         except Exception:  # a bug of a host's hook, or of this app
             logger.exception("Upload stream %s failed", self.number)
@@ -197,12 +197,12 @@ class UploadStream:
                 return ended_message(await self._attachment.create(_new_upload(opening), endpoint))
             case m.Attach(upload=upload):
                 assert self._attachment is not None
-                return ended_message(await self._attachment.attach(self._claim(upload)))
+                return ended_message(await self._attachment.attach(self._access(upload)))
             case m.Query(upload=upload):
                 async with self._peer.queries:
-                    return status_message(await self._service.find(self._claim(upload)))
+                    return status_message(await self._service.find(self._access(upload)))
             case m.Cancel(upload=str(upload), finished=finished):
-                end = await self._service.cancel(self._claim(upload))
+                end = await self._service.cancel(self._access(upload))
                 if finished and end.session.state == State.COMPLETED:
                     if not await self._peer.hooks.may_discard(end.session):
                         raise PermissionRefused
@@ -210,9 +210,9 @@ class UploadStream:
                 return ended_message(await self._service.answered(end, self._peer.hooks))
         raise AssertionError(opening)
 
-    def _claim(self, upload: str) -> Claim:
+    def _access(self, upload: str) -> UploadAccess:
         hooks = self._peer.hooks
-        return Claim(uuid.UUID(upload), hooks.owner, hooks.endpoint)
+        return UploadAccess(uuid.UUID(upload), hooks.owner, hooks.endpoint)
 
 
 def _new_upload(create: m.Create) -> NewUpload:
