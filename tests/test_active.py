@@ -32,7 +32,7 @@ from django_async_upload.sessions.values import Stop
 from django_async_upload.stores import Checkpoint, Piece, disk
 
 from .fixtures import KIB, MIB, facts, row
-from .test_service import Ear, attached, begun, crash, feed, pieces
+from .test_service import RecordingListener, attached, begun, crash, feed, pieces
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -248,7 +248,7 @@ async def test_closing_gives_everything_back(uploads: UploadService, owner: Owne
 
 def test_a_listener_is_what_the_stream_is() -> None:
     assert {name for name in vars(active.UploadListener) if not name.startswith("_")} <= set(
-        dir(Ear)
+        dir(RecordingListener)
     )
 
 

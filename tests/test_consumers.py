@@ -103,7 +103,7 @@ async def test_a_file_arrives(connect: Connect, media: Path, size: int) -> None:
     )
 
 
-async def test_many_files_in_one_breath(connect: Connect, media: Path, heard: Heard) -> None:
+async def test_many_files_before_any_answer(connect: Connect, media: Path, heard: Heard) -> None:
     contents = {number: os.urandom(number) for number in range(1, 101)}
     async with connect() as client:
         for stream, data in contents.items():

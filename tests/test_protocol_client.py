@@ -325,7 +325,7 @@ def test_the_limit_of_the_connection_never_goes_down() -> None:
     refuses(protocol, MalformedFrame, protocol.receive, m.Limit(999).to_frame(0, crc32c))
 
 
-def test_a_small_file_goes_in_one_breath_before_any_answer() -> None:
+def test_a_small_file_is_sent_as_a_whole_before_any_answer() -> None:
     protocol = new()
     stream = create(protocol)
     payload = b"x" * 60

@@ -80,7 +80,7 @@ def test_a_row_enters_a_state_only_from_where_the_table_allows(
 
 @pytest.mark.parametrize("source", sorted(State))
 @pytest.mark.parametrize("target", CHANGES)
-def test_a_holder_changes_the_state_or_hears_why_not(
+def test_a_holder_changes_the_state_or_gets_the_error(
     owner: Owner, source: State, target: State
 ) -> None:
     session = saved(owner, state=source)
@@ -470,7 +470,7 @@ def finalizing(owner: Owner, **fields: Any) -> UploadSession:
     return saved(owner, state=State.FINALIZING, part="p", stored_as="a.bin", **fields)
 
 
-def test_a_completion_writes_its_event_in_the_same_breath(owner: Owner, heard: Heard) -> None:
+def test_a_completion_writes_its_event_in_the_same_transaction(owner: Owner, heard: Heard) -> None:
     session = finalizing(owner, expires_at=timezone.now())
     (event,) = rows.complete([session])
     session.refresh_from_db()

@@ -53,7 +53,7 @@ from .fixtures import KIB, MIB, Heard, crc, facts, forget_service, new_key, row
 pytest_plugins = ["tests.fixtures"]
 
 
-class Ear:
+class RecordingListener:
     """A listener that writes down what it hears."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ def pieces(data: bytes, start: int = 0, size: int = MAX_PIECE) -> list[Piece]:
 async def begun(
     uploads: UploadService, owner: Owner, data: bytes | None, **fields: Any
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(Ear(), "user:1")
+    upload = uploads.open(RecordingListener(), "user:1")
     try:
         session = new_session(owner, data, **fields)
         assert await uploads.create(upload, session, owner, None, taps_of(session)) == Created(
@@ -157,7 +157,7 @@ async def begun(
 async def attached(
     uploads: UploadService, owner: Owner, pk: uuid.UUID
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(Ear(), "user:1")
+    upload = uploads.open(RecordingListener(), "user:1")
     try:
         await uploads.attach(upload, UploadAccess(pk, owner, "default"), None, taps_of)
         upload.forget_queued()
@@ -339,7 +339,7 @@ async def test_the_same_key_finds_the_upload_that_it_made(
     uploads: UploadService, owner: Owner
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        again = uploads.open(Ear(), "user:1")
+        again = uploads.open(RecordingListener(), "user:1")
         session = new_session(owner, b"data", key=upload.session.key)
         pk = upload.session.pk
         found = await uploads.create(again, session, owner)
@@ -672,7 +672,7 @@ async def test_a_crowd_that_attaches_leaves_one_holder(
     outcomes: list[str] = []
 
     async def fight() -> None:
-        upload = uploads.open(Ear(), "user:1")
+        upload = uploads.open(RecordingListener(), "user:1")
         try:
             await uploads.attach(upload, UploadAccess(pk, owner, "default"))
             assert uploads.active[pk] is upload
@@ -705,7 +705,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
             uploads.complete(upload, await write(upload, b"data"), host)
         )
         await host.inspecting.wait()
-        other = uploads.open(Ear(), "user:1")
+        other = uploads.open(RecordingListener(), "user:1")
         found = await uploads.attach(other, UploadAccess(upload.session.pk, owner, "default"))
         assert isinstance(found, Finishing)
         waiting = asyncio.create_task(uploads.result(found.session, lambda progress: None))
@@ -732,7 +732,7 @@ async def test_an_attach_to_what_is_over_answers_with_the_end(
 ) -> None:
     session = new_session(owner, b"data", state=state, stored_as="a")
     await session.asave(force_insert=True)
-    upload = uploads.open(Ear(), "user:1")
+    upload = uploads.open(RecordingListener(), "user:1")
     try:
         if state == State.COMPLETED:
             found = await uploads.attach(upload, UploadAccess(session.pk, owner, "default"))
@@ -750,7 +750,7 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
     uploads.store.delete((await row(pk)).part)
-    upload = uploads.open(Ear(), "user:1")
+    upload = uploads.open(RecordingListener(), "user:1")
     with pytest.raises(DataLost):
         await uploads.attach(upload, UploadAccess(pk, owner, "default"))
     await uploads.leave(upload)
@@ -761,11 +761,11 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 
 async def test_without_credit_a_new_upload_is_busy(uploads: UploadService, settings: Any) -> None:
     uploads.budget.total = 40 * KIB
-    first = uploads.open(Ear(), "user:1")
+    first = uploads.open(RecordingListener(), "user:1")
     with pytest.raises(Busy):
-        uploads.open(Ear(), "user:1")
+        uploads.open(RecordingListener(), "user:1")
     await uploads.leave(first)
-    await uploads.leave(uploads.open(Ear(), "user:1"))
+    await uploads.leave(uploads.open(RecordingListener(), "user:1"))
 
 
 # Cancel -------------------------------------------------------------------------------------------
@@ -911,7 +911,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     again = await crash(uploads)
     access = UploadAccess(session.pk, owner, "default")
     if how == "attach":
-        upload = again.open(Ear(), "user:1")
+        upload = again.open(RecordingListener(), "user:1")
         found = await again.attach(upload, access)
         assert isinstance(found, Published if committed else Finishing)
         results = await asyncio.gather(

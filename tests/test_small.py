@@ -39,7 +39,7 @@ pytest_plugins = ["tests.fixtures"]
 Connect = Callable[..., UploadCommunicator]
 
 
-async def breathe(
+async def send_small_files(
     uploads: UploadCommunicator,
     files: Sequence[tuple[str, bytes]],
     *,
@@ -121,7 +121,7 @@ async def test_many_files_share_few_transactions(
     files = [(f"{n}.bin", os.urandom(1000 + n)) for n in range(100)]
     async with connect() as uploads:
         transactions.clear()
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     assert len(transactions) <= 20
     for (name, data), end in zip(files, ends, strict=True):
         assert isinstance(end, m.Completed)
@@ -142,9 +142,9 @@ async def test_the_same_files_once_more_share_as_few(
     monkeypatch.setattr(connection_module, "GATHER_SECONDS", 5.0)
     files = [(f"{n}.bin", os.urandom(100)) for n in range(100)]
     async with connect() as uploads:
-        first = await breathe(uploads, files)
+        first = await send_small_files(uploads, files)
         transactions.clear()
-        second = await breathe(uploads, files, first=101)
+        second = await send_small_files(uploads, files, first=101)
     assert len(transactions) <= 20
     assert alone == []
     stored = [end.stored_as for end in first + second if isinstance(end, m.Completed)]
@@ -172,7 +172,7 @@ async def test_one_whose_part_cannot_be_linked_leaves_the_others_together(
     monkeypatch.setattr(FileWriter, "path", failing)
     files = [(f"{n}.bin", os.urandom(100)) for n in range(50)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     assert len(alone) == 1
     for (_name, data), end in zip(files, ends, strict=True):
         assert isinstance(end, m.Completed)
@@ -194,7 +194,7 @@ async def test_what_many_files_have_in_common_is_synced_once(
     monkeypatch.setattr(disk, "sync_directory", counting)
     async with connect() as uploads:
         assert get_service().store.durability == "fsync"
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     assert all(isinstance(end, m.Completed) for end in ends)
     assert str(media) in synced
     assert len(synced) < 100
@@ -203,7 +203,7 @@ async def test_what_many_files_have_in_common_is_synced_once(
 async def test_files_that_want_one_name_all_survive(connect: Connect, media: Path) -> None:
     files = [("same.bin", os.urandom(100)) for _ in range(20)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     stored = [end.stored_as for end in ends if isinstance(end, m.Completed)]
     assert len(set(stored)) == 20
     for (_name, data), name in zip(files, stored, strict=True):
@@ -212,7 +212,7 @@ async def test_files_that_want_one_name_all_survive(connect: Connect, media: Pat
 
 async def test_an_empty_file_is_one_of_them(connect: Connect, media: Path) -> None:
     async with connect() as uploads:
-        (end,) = await breathe(uploads, [("empty", b"")])
+        (end,) = await send_small_files(uploads, [("empty", b"")])
     assert isinstance(end, m.Completed)
     assert (media / end.stored_as).read_bytes() == b""
 
@@ -222,7 +222,7 @@ async def test_a_damaged_one_is_sent_again_and_the_others_do_not_notice(
 ) -> None:
     files = [(f"{n}.bin", os.urandom(500)) for n in range(5)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files, damaged=2)
+        ends = await send_small_files(uploads, files, damaged=2)
     for (_name, data), end in zip(files, ends, strict=True):
         assert isinstance(end, m.Completed)
         assert (media / end.stored_as).read_bytes() == data
@@ -233,7 +233,7 @@ async def test_one_whose_sender_lies_fails_alone(
 ) -> None:
     files = [(f"{n}.bin", os.urandom(500)) for n in range(5)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files, lying=1)
+        ends = await send_small_files(uploads, files, lying=1)
     assert [type(end) for end in ends].count(m.Completed) == 4
     assert isinstance(ends[1], m.Error)
     assert ends[1].code == "digest_mismatch"
@@ -243,7 +243,7 @@ async def test_one_whose_sender_lies_fails_alone(
 async def test_one_key_is_one_upload(connect: Connect, media: Path) -> None:
     data, key = os.urandom(300), new_key()
     async with connect() as uploads:
-        ends = await breathe(uploads, [("a.bin", data)] * 2, keys=[key, key])
+        ends = await send_small_files(uploads, [("a.bin", data)] * 2, keys=[key, key])
     assert isinstance(ends[0], m.Completed)
     assert ends[1] == ends[0]
     assert await UploadSession.objects.acount() == 1
@@ -255,7 +255,7 @@ async def test_a_quota_refuses_the_one_that_is_too_many(
 ) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_BYTES": 1000}
     async with connect() as uploads:
-        ends = await breathe(uploads, [("a.bin", bytes(600)), ("b.bin", bytes(600))])
+        ends = await send_small_files(uploads, [("a.bin", bytes(600)), ("b.bin", bytes(600))])
     codes = [end.code if isinstance(end, m.Error) else "" for end in ends]
     assert codes == ["", "byte_quota"]
     await emptied(staging)
@@ -276,7 +276,7 @@ async def test_a_batch_that_fails_half_way_goes_one_by_one(
     monkeypatch.setattr(rows, "complete", failing)
     files = [(f"{n}.bin", os.urandom(200)) for n in range(3)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     for (_name, data), end in zip(files, ends, strict=True):
         assert isinstance(end, m.Completed)
         assert (media / end.stored_as).read_bytes() == data
@@ -297,7 +297,7 @@ async def test_who_listens_to_chunks_hears_of_small_ones_too(
     signals.chunk_received.connect(receiver)
     try:
         async with connect() as connection:
-            (end,) = await breathe(connection, [("a.bin", bytes(10))])
+            (end,) = await send_small_files(connection, [("a.bin", bytes(10))])
     finally:
         signals.chunk_received.disconnect(receiver)
     assert isinstance(end, m.Completed)
@@ -349,7 +349,7 @@ async def test_a_commit_whose_answer_was_lost_costs_no_file(
     monkeypatch.setattr(Database, "_transact", losing)
     files = [(f"{n}.bin", os.urandom(1000)) for n in range(5)]
     async with connect() as uploads:
-        ends = await breathe(uploads, files)
+        ends = await send_small_files(uploads, files)
     assert lost
     assert [type(end) for end in ends] == [m.Completed] * 5
     for (_name, data), end in zip(files, ends, strict=True):
@@ -377,7 +377,7 @@ async def test_a_host_is_asked_for_a_name_once_and_not_before_it_has_inspected_t
 
     app = AuthMiddlewareStack((Inspecting if inspects else Named).as_asgi())
     async with connect(app) as uploads:  # the second one goes the ordinary way
-        ends = await breathe(uploads, [("a.bin", b"a"), ("b.bin", b"b")], damaged=1)
+        ends = await send_small_files(uploads, [("a.bin", b"a"), ("b.bin", b"b")], damaged=1)
     assert {type(end) for end in ends} == {m.Completed}
     assert sorted(asked) == sorted(["name", *(["inspect"] if inspects else [])] * 2)
     if inspects:

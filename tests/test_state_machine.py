@@ -277,7 +277,7 @@ class Uploading(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.uploads) < MAX_UPLOADS)
     @rule(where=connections, size=st.sampled_from(SIZES[:4]), pause=pauses)
-    def send_in_one_breath(self, where: int, size: int, pause: float) -> None:
+    def send_before_any_answer(self, where: int, size: int, pause: float) -> None:
         upload = Upload(self.random.randbytes(size), True, "same name.bin")
         self.uploads.append(upload)
 
