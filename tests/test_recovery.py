@@ -298,7 +298,7 @@ async def test_a_process_gives_a_sign_of_life_for_what_it_publishes(
 ) -> None:
     async with slowly_completing(uploads, owner, host):
         await UploadSession.objects.aupdate(updated_at=timezone.now() - OLD)
-        await uploads._recovery._give_sign_of_life()
+        await uploads._recovery._touch_publishing()
         session = await UploadSession.objects.aget(state=State.FINALIZING)
         assert session.updated_at > timezone.now() - OLD / 2
 
