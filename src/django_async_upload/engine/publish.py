@@ -60,17 +60,18 @@ class Finalization:
     error: Exception | None = None
     event: CompletionEvent | None = None
 
+    _part: Finished | None = None
+
     @property
     def part(self) -> Finished:
+        """The part under the name that the row has now."""
         session = self.session
-        return Finished(
-            self.writer,
-            session.get_storage(),
-            session.pk,
-            session.stored_as,
-            self.progressed,
-            self.is_begun,
-        )
+        if self._part is None:
+            storage = session.get_storage()
+            self._part = Finished(self.writer, storage, session.pk, "", self.progressed)
+        self._part.name = session.stored_as
+        self._part.is_begun = self.is_begun
+        return self._part
 
     def progressed(self, done: int) -> None:
         self.report(Progress("finalizing", done, self.writer.received))
@@ -108,8 +109,7 @@ class Publisher:
         """
         for item in items:
             item.progressed(0)
-        await self._in_shares(self._sync, items)
-        await self._store.run(self._choose_names, _without_error(items))
+        await self._in_shares(self._prepare, items)
         await self._commit(_without_error(items))
         await self._continue_finalizing(_without_error(items))
 
@@ -128,6 +128,10 @@ class Publisher:
         await self._complete(_without_error(items))
 
     # Before the commit --------------------------------------------------------------------------
+
+    def _prepare(self, items: Sequence[Finalization]) -> None:
+        self._sync(items)
+        self._choose_names(_without_error(items))
 
     def _sync(self, items: Sequence[Finalization]) -> None:
         try:
@@ -150,6 +154,8 @@ class Publisher:
                 with suppress(StorageFailed):
                     item.publication = self._suitable(part)
                     item.session.stored_as = item.publication.first_name(part)
+                    if item.is_new and item.publication.copies:
+                        item.error = Unsuited()  # a copy would delay the others of its group
             except (
                 Exception
             ) as error:  # a name that leaves the storage, or an error of the host's storage

@@ -24,7 +24,6 @@ from ..models import UploadSession
 from ..sessions.owners import Owner
 from ..sessions.state import State
 from ..stores.base import Checkpoint, Piece
-from ..stores.publication.link import links_into
 from .active import ActiveUpload
 from .publish import Finalization, Publisher
 from .runtime import Runtime
@@ -118,7 +117,13 @@ class SmallFiles:
             if items:
                 await self._publisher.publish(items)
         finally:
-            await store.run(self._close, group)
+            left = [
+                file.finalization
+                for file in group
+                if file.finalization is not None and file.finalization.event is None
+            ]
+            if left:
+                await store.run(self._close, left)
         for file in group:
             item = file.finalization
             if item is None:
@@ -146,7 +151,6 @@ class SmallFiles:
                 good == len(file.pieces)
                 and writer.received == session.size
                 and f"{writer.crc:08x}" == file.crc32c
-                and links_into(session.get_storage(), writer.path())
             ):
                 file.finalization = Finalization(
                     session, writer, file.name, file.owner, is_new=True
@@ -156,12 +160,9 @@ class SmallFiles:
                 writer.close()
                 self._runtime.store.delete(writer.part)
 
-    def _close(self, group: Sequence[SmallFile]) -> None:
+    def _close(self, items: Sequence[Finalization]) -> None:
         """Close the parts, and delete those that no row names: the normal path creates new ones."""
-        for file in group:
-            item = file.finalization
-            if item is None:
-                continue
+        for item in items:
             item.writer.close()
             if item.is_new:
                 self._runtime.store.delete(item.writer.part)
