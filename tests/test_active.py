@@ -371,7 +371,10 @@ async def test_pieces_that_follow_closely_are_written_in_one_hop(
         await writing
 
 
-async def test_much_that_waits_is_acked_in_parts(uploads: UploadService, owner: Owner) -> None:
+async def test_much_that_waits_is_acked_in_parts(
+    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_checkpoints(monkeypatch)  # each has an ACK of its own
     data = os.urandom(5 * MIB)
     async with begun(uploads, owner, data) as upload:
         feed(upload, data, chunk=512 * KIB)
