@@ -1,4 +1,4 @@
-"""One upload's queue and task: credit, order of wishes, and what is let go of at its end."""
+"""One upload's queue and task: credit, the order of requests, and what is released at its end."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def test_a_size_that_was_not_declared_is_limited(
 async def test_what_is_lost_is_lost_at_once(uploads: UploadService, owner: Owner) -> None:
     async with begun(uploads, owner, b"data") as upload:
         upload.lose(TakenOver())
-        upload.lose(UploadOver(state="cancelled"))  # the first word holds
+        upload.lose(UploadOver(state="cancelled"))  # the first reason holds
         upload.finish(facts(b"data"))
         with pytest.raises(TakenOver):
             await upload.write()
@@ -270,7 +270,7 @@ async def test_durable_never_goes_down(uploads: UploadService, owner: Owner) -> 
 async def test_the_old_part_stays_until_the_row_names_the_new_one(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash, or a database that is away, comes between: what was durable is still there."""
+    """A crash, or a database that is away, comes in between: what was durable is still there."""
     data = os.urandom(100)
     async with begun(uploads, owner, data) as upload:
         feed(upload, data[:60])
@@ -317,12 +317,12 @@ async def test_what_the_database_refuses_when_an_upload_is_left_is_logged_and_br
 async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everything_back(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, syncing = threading.Event(), threading.Event()
+    released, syncing = threading.Event(), threading.Event()
     fdatasync = disk.fdatasync
 
     def slow(fd: int) -> None:
         syncing.set()
-        let_go.wait(30)
+        released.wait(30)
         fdatasync(fd)
 
     monkeypatch.setattr(disk, "fdatasync", slow)
@@ -335,7 +335,7 @@ async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everythin
         closing = asyncio.create_task(upload.close())
         await asyncio.sleep(0)
         closing.cancel()
-        let_go.set()
+        released.set()
         with pytest.raises(asyncio.CancelledError):
             await closing
         assert upload.closed.is_set()
@@ -397,7 +397,7 @@ async def test_a_piece_alone_does_not_wait_for_long(uploads: UploadService, owne
 
 
 async def test_credit_rises_by_whole_chunks(uploads: UploadService, owner: Owner) -> None:
-    """A client sends what it may: once given a crumb for each crumb that arrived, it would send crumbs for ever."""
+    """A client sends what it may: if each small chunk earned a small credit, it would send small chunks for ever."""
     uploads.budget.total = 2 * MIB  # a share of 1 MiB, chunks of 508 KiB
     data = os.urandom(8 * MIB)
     async with begun(uploads, owner, data) as upload:

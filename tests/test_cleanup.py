@@ -125,7 +125,7 @@ def test_a_bound_file_is_the_hosts_and_stays(owner: Owner, alice: Any, media: Pa
     session = publish(owner, b"mine", "a.bin")
     with transaction.atomic():
         document = Document.objects.create(attachment=session.bind())
-    # The name is free again, and somebody else's next file may have it.
+    # The name is free again, and another user's next file may get it.
     assert publish(owner, b"theirs", "a.bin").stored_as == session.stored_as
     UploadSession.objects.get(pk=session.pk).delete()
     assert document.attachment.read() == b"mine"
@@ -291,7 +291,7 @@ async def test_a_wrong_clock_ends_no_upload_that_somebody_is_at(
     staging: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The machine of the purge is two days ahead."""
+    """The clock of the machine that purges is two days ahead."""
     data = os.urandom(MIB)
 
     def purge() -> cleanup.Purge:
@@ -315,7 +315,7 @@ async def test_a_wrong_clock_ends_no_upload_that_somebody_is_at(
         await client.send(m.Release(), stream)
         await client.wait_for(m.Released, stream)
     await settled()
-    assert (await run(purge)).sessions == 1  # nobody is at it
+    assert (await run(purge)).sessions == 1  # no connection holds it
 
 
 @on_postgresql
@@ -363,7 +363,7 @@ class Full(sqlite3.OperationalError):
 def test_the_purge_frees_a_full_disk_that_the_database_lies_on(
     owner: Owner, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing can be written down before something is deleted."""
+    """No row can be written before something is deleted."""
     then = timezone.now() - LONG_AGO
     old = unfinished(owner, part(staging), expires_at=then)
     orphan = part(staging, age=LONG_AGO)
@@ -489,10 +489,10 @@ def test_a_receiver_that_hangs_does_not_keep_the_purge_from_its_work(
     owner: Owner, media: Path, settings: Any
 ) -> None:
     settings.ASYNC_UPLOAD = {"RECEIVER_TIMEOUT": 0.2}
-    let_go = threading.Event()
+    released = threading.Event()
 
     def hang(**kwargs: Any) -> None:
-        let_go.wait(60)
+        released.wait(60)
 
     signals.upload_expired.connect(hang)
     for _ in range(2):
@@ -502,5 +502,5 @@ def test_a_receiver_that_hangs_does_not_keep_the_purge_from_its_work(
         assert cleanup.purge().sessions == 2
         assert time.monotonic() - begun < 30
     finally:
-        let_go.set()
+        released.set()
         signals.upload_expired.disconnect(hang)

@@ -152,11 +152,11 @@ async def test_close_ends_the_thread_and_its_connection(database: Database) -> N
     database.close()
     assert not thread.is_alive()
     database.close()
-    assert await database.call(insert, "b") == "B"  # and begins anew where it is still needed
+    assert await database.call(insert, "b") == "B"  # and starts again where it is still needed
 
 
 class Outage:
-    """Calls fail as those to a database that is away do, until it is told to end."""
+    """Calls fail as those to a database that is away do, until it is over."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -248,15 +248,15 @@ async def test_a_connection_that_rested_is_tried_before_it_is_used(
 
 
 class Hang:
-    """A call that has no answer until it is let go, as over a network that swallows everything."""
+    """A call that blocks until it is released, as over a network that drops every packet."""
 
     def __init__(self) -> None:
         self.began = threading.Event()
-        self.let_go = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self, items: Sequence[Any]) -> list[None]:
         self.began.set()
-        self.let_go.wait(60)
+        self.released.wait(60)
         return [None for _ in items]
 
 
@@ -264,7 +264,7 @@ class Hang:
 def hang() -> Iterator[Hang]:
     hang = Hang()
     yield hang
-    hang.let_go.set()
+    hang.released.set()
 
 
 async def test_who_asks_a_database_that_gives_no_answer_hears_of_it(
@@ -277,9 +277,9 @@ async def test_who_asks_a_database_that_gives_no_answer_hears_of_it(
         for call in (hanging, database.call(insert, "a", patience=0.1)):
             with pytest.raises(DatabaseUnavailable):
                 await call
-    hang.let_go.set()
+    hang.released.set()
     assert await database.call(insert, "b") == "B"
-    assert await names() == {"b"}  # nobody waited for "a" any more when its turn came
+    assert await names() == {"b"}  # no caller waited for "a" any more when its turn came
 
 
 async def test_a_connection_without_an_answer_does_not_stop_the_others(
@@ -318,7 +318,7 @@ async def test_close_does_not_wait_for_ever_for_a_call_that_hangs(
     hanging = asyncio.create_task(database.call(hang, None, patience=0.0))
     await asyncio.to_thread(hang.began.wait, 30)
     database.close()
-    assert not hang.let_go.is_set()
+    assert not hang.released.is_set()
     with pytest.raises(DatabaseUnavailable):
         await hanging
 
@@ -370,13 +370,13 @@ async def test_a_row_that_somebody_holds_delays_only_those_who_want_it(
         return [Group.objects.filter(name=name).update(name=f"new {name}") for name in items]
 
     await database.call(insert, "held")
-    held, let_go = threading.Event(), threading.Event()
+    held, released = threading.Event(), threading.Event()
 
     def hold() -> None:
         with transaction.atomic():
             Group.objects.select_for_update().get(name="held")
             held.set()
-            let_go.wait(60)
+            released.wait(60)
         connections.close_all()
 
     holding = asyncio.create_task(asyncio.to_thread(hold))
@@ -388,7 +388,7 @@ async def test_a_row_that_somebody_holds_delays_only_those_who_want_it(
             await asyncio.sleep(0.05)
         assert not wanting.done()
     finally:
-        let_go.set()
+        released.set()
         await holding
     assert await wanting == 1
 

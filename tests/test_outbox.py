@@ -31,7 +31,7 @@ Listen = Callable[[Any], None]
 
 
 def left_behind(owner: Owner, name: str = "a.bin", **fields: Any) -> CompletionEvent:
-    """An event that nobody delivered."""
+    """An event that no process delivered."""
     return CompletionEvent.objects.create(session=publish(owner, name=name), **fields)
 
 
@@ -225,12 +225,12 @@ async def test_receivers_that_hang_delay_nobody_else(
     uploads: UploadService, owner: Owner, listen: Listen, settings: Any, kind: str
 ) -> None:
     settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "RECEIVER_TIMEOUT": 0.3}
-    let_go = threading.Event()
+    released = threading.Event()
     told: list[str] = []
 
     def hang(session: Any, **kwargs: Any) -> None:
         if session.name == "hang.bin":
-            let_go.wait(60)
+            released.wait(60)
         else:
             told.append(session.name)
 
@@ -252,19 +252,19 @@ async def test_receivers_that_hang_delay_nobody_else(
             assert kept.delivered_at is None
             assert "0.3 s" in kept.error
     finally:
-        let_go.set()
+        released.set()
 
 
 async def test_slow_receivers_of_one_owner_leave_room_for_another(
     uploads: UploadService, owner: Owner, bob: Any, listen: Listen
 ) -> None:
-    go_on, bob_is_told = asyncio.Event(), asyncio.Event()
+    released, bob_is_notified = asyncio.Event(), asyncio.Event()
 
     async def slow(session: Any, **kwargs: Any) -> None:
         if session.owner_id == bob.pk:
-            bob_is_told.set()
+            bob_is_notified.set()
         else:
-            await go_on.wait()
+            await released.wait()
 
     listen(slow)
     until = timezone.now() + timedelta(seconds=60)
@@ -272,8 +272,8 @@ async def test_slow_receivers_of_one_owner_leave_room_for_another(
         uploads.outbox.deliver(await run(left_behind, owner, due_at=until))
     uploads.outbox.deliver(await run(left_behind, Owner(f"user:{bob.pk}", bob), due_at=until))
     async with asyncio.timeout(30):
-        await bob_is_told.wait()
-    go_on.set()
+        await bob_is_notified.wait()
+    released.set()
     await uploads.outbox.join()
 
 
@@ -318,8 +318,8 @@ async def test_closing_does_not_wait_for_ever_and_leaves_the_rest_to_others(
     uploads: UploadService, owner: Owner, listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "CLOSE_SECONDS", 0.2)
-    let_go = threading.Event()
-    listen(lambda **kwargs: let_go.wait(60) and None)
+    released = threading.Event()
+    listen(lambda **kwargs: released.wait(60) and None)
     until = timezone.now() + timedelta(seconds=60)
     for _ in range(AT_ONCE_PER_OWNER + 3):
         uploads.outbox.deliver(await run(left_behind, owner, due_at=until, attempts=1))
@@ -327,9 +327,13 @@ async def test_closing_does_not_wait_for_ever_and_leaves_the_rest_to_others(
         async with asyncio.timeout(30):
             await forget_service()
     finally:
-        let_go.set()
+        released.set()
     due = CompletionEvent.objects.due(timezone.now())
-    assert [each.attempts async for each in due] == [0, 0, 0]  # not begun: any process may, at once
+    assert [each.attempts async for each in due] == [
+        0,
+        0,
+        0,
+    ]  # not started: any process may, at once
 
 
 async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_them(
@@ -337,7 +341,7 @@ async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_
 ) -> None:
     claim = timedelta(seconds=1)
     monkeypatch.setattr(outbox, "CLAIM", claim)
-    go_on = asyncio.Event()
+    released = asyncio.Event()
     running = 0
     most = 0
 
@@ -345,7 +349,7 @@ async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await go_on.wait()
+        await released.wait()
         running -= 1
 
     listen(slow)
@@ -357,7 +361,7 @@ async def test_claims_are_renewed_while_receivers_run_and_while_events_wait_for_
         while await CompletionEvent.objects.filter(due_at__gt=until + claim).acount() < count:
             await asyncio.sleep(0.05)
     assert most == running == AT_ONCE_PER_OWNER
-    go_on.set()
+    released.set()
     await uploads.outbox.join()
     assert await CompletionEvent.objects.filter(delivered_at=None).acount() == 0
 

@@ -1,4 +1,4 @@
-"""A process looks after publications and completions that others left behind: nothing stops it, and none hides."""
+"""A process recovers publications and completions that others left; nothing stops it, and it misses none."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def host(owner: Owner) -> Host:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process looks twenty times a second."""
+    """The process looks for them twenty times a second."""
     monkeypatch.setattr(recovery, "CLAIM", timedelta(seconds=0.05))
 
 
@@ -62,7 +62,7 @@ async def lifeless(uploads: UploadService, owner: Owner, host: Host, patch: Any)
 
 def is_completed(session: UploadSession) -> Callable[[], Any]:
     async def look() -> bool:
-        # The sign of life of the process that "died" may come a moment after its death.
+        # The last heartbeat of the process that "died" may be written a moment after its death.
         rows = UploadSession.objects.filter(pk=session.pk, state=State.FINALIZING)
         return not await rows.aupdate(updated_at=timezone.now() - OLD)
 
@@ -215,11 +215,11 @@ async def test_a_hanging_receiver_does_not_stop_recovery(
     often: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hanging, let_go = asyncio.Event(), asyncio.Event()
+    hanging, released = asyncio.Event(), asyncio.Event()
 
     async def receiver(**kwargs: Any) -> None:
         hanging.set()
-        await let_go.wait()
+        await released.wait()
 
     signals.upload_completed.connect(receiver)
     try:
@@ -229,7 +229,7 @@ async def test_a_hanging_receiver_does_not_stop_recovery(
         left = await lifeless(uploads, owner, host, monkeypatch)
         await eventually(is_completed(left))
     finally:
-        let_go.set()
+        released.set()
         signals.upload_completed.disconnect(receiver)
 
 
@@ -337,7 +337,7 @@ async def test_closing_does_not_wait_for_ever_for_an_inspection(
 ) -> None:
     monkeypatch.setattr(service, "CLOSE_SECONDS", 0.2)
     host.inspects = True
-    host.go_on.clear()
+    host.released.clear()
 
     async def complete() -> None:
         async with begun(uploads, owner, b"data") as upload:
@@ -347,7 +347,7 @@ async def test_closing_does_not_wait_for_ever_for_an_inspection(
     await asyncio.wait_for(host.inspecting.wait(), 30)
     async with asyncio.timeout(30):
         await forget_service()
-    host.go_on.set()
+    host.released.set()
     await asyncio.wait({completing})
 
 

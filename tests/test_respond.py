@@ -165,11 +165,11 @@ async def test_the_hook_sees_the_finished_file_and_may_bind_it(
 
 
 async def test_the_hook_is_asked_when_the_client_has_gone(connect: Connect) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, released = asyncio.Event(), asyncio.Event()
 
     async def answer(session: UploadSession) -> dict[str, int]:
         begun.set()
-        await go_on.wait()
+        await released.wait()
         return {"document": 7}
 
     endpoint = answering(answer)
@@ -178,7 +178,7 @@ async def test_the_hook_is_asked_when_the_client_has_gone(connect: Connect) -> N
         await uploads.send_data(1, 0, b"hello")
         await uploads.send(finish(b"hello"), 1)
         await asyncio.wait_for(begun.wait(), 10)
-    go_on.set()
+    released.set()
     await settled()
     async with connect(application(endpoint)) as uploads:
         assert (await uploads.upload("a.bin", b"hello", key=key)).response == {"document": 7}
@@ -335,12 +335,12 @@ async def test_a_hook_that_fails_breaks_no_upload(
 
 async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect) -> None:
     together = threading.Barrier(2, timeout=10)
-    go_on = threading.Event()
+    released = threading.Event()
 
     async def answer(session: UploadSession) -> dict[str, bool]:
         def wait() -> None:
             together.wait()
-            go_on.wait(10)
+            released.wait(10)
 
         await sync_to_async(wait)()
         return {"done": True}
@@ -354,7 +354,7 @@ async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect)
         assert (progress.phase, progress.done, progress.total) == ("finalizing", 5, 5)
         async with connect() as others:
             await others.upload("b.bin", b"hello")
-        go_on.set()
+        released.set()
         ended = {}
         while len(ended) < 2:
             stream, message = await uploads.receive()
@@ -369,8 +369,8 @@ async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect)
 async def test_an_owner_has_some_answers_at_once_and_nobody_else_waits_for_them(
     uploads: UploadService, owner: Owner, bob: Any
 ) -> None:
-    go_on = asyncio.Event()
-    slow, other = Hooks({"document": 7}, go_on), Hooks({"document": 8})
+    released = asyncio.Event()
+    slow, other = Hooks({"document": 7}, released), Hooks({"document": 8})
     sessions = [await run(publish, owner) for _ in range(AT_ONCE_PER_OWNER + 2)]
     asking = [asyncio.create_task(uploads.answered(Published(each), slow)) for each in sessions]
     while slow.asked < AT_ONCE_PER_OWNER:
@@ -378,7 +378,7 @@ async def test_an_owner_has_some_answers_at_once_and_nobody_else_waits_for_them(
     of_bob = await run(publish, Owner(f"user:{bob.pk}", bob))
     assert (await uploads.answered(Published(of_bob), other)).session.response == {"document": 8}
     assert slow.asked == AT_ONCE_PER_OWNER
-    go_on.set()
+    released.set()
     assert {each.session.response["document"] for each in await asyncio.gather(*asking)} == {7}
 
 
@@ -455,7 +455,7 @@ async def test_a_commit_whose_answer_was_lost_is_recognised(
 async def test_the_answer_that_was_saved_first_is_everybodys(
     uploads: UploadService, owner: Owner
 ) -> None:
-    """A process that came to life again after its time has no second answer."""
+    """A stopped process that wakes after its claim ran out gives no second answer."""
     session = await run(publish, owner)
     endpoint = Hooks({"document": 7}, asyncio.Event())
     asking = asyncio.create_task(uploads.answered(Published(session), endpoint))

@@ -54,7 +54,7 @@ pytest_plugins = ["tests.fixtures"]
 
 
 class RecordingListener:
-    """A listener that writes down what it hears."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.acks = 0
@@ -85,8 +85,8 @@ class Host:
         self.refusal: UploadError | None = None
         self.name = "uploads/a.bin"
         self.inspecting = asyncio.Event()
-        self.go_on = asyncio.Event()
-        self.go_on.set()
+        self.released = asyncio.Event()
+        self.released.set()
 
     async def admit(self) -> int | None:
         return None
@@ -105,7 +105,7 @@ class Host:
     async def inspect(self, session: UploadSession, file: Any) -> None:
         self.seen = await asyncio.to_thread(file.read)
         self.inspecting.set()
-        await self.go_on.wait()
+        await self.released.wait()
         if self.refusal is not None:
             raise self.refusal
 
@@ -190,7 +190,7 @@ async def interrupted(uploads: UploadService, owner: Owner, data: bytes, sent: i
 
 
 async def crash(uploads: UploadService) -> UploadService:
-    """Throw the service away as a dead process does, and begin another one."""
+    """Discard the service as if its process had died, and start another one."""
     service._services.pop(asyncio.get_running_loop())
     uploads._recovery.stop()
     uploads.store.close()
@@ -427,7 +427,7 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
 async def test_the_old_part_stays_until_the_row_names_the_new_one(
     uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a crash in between would leave a row that names nothing."""
+    """Otherwise a crash in between would leave a row that names no file."""
     data = os.urandom(300 * KIB)
     pk = await interrupted(uploads, owner, data, 200 * KIB)
     old = (await row(pk)).part
@@ -595,7 +595,7 @@ async def test_the_newest_wins_while_the_older_one_writes(
         async with attached(uploads, owner, older.session.pk) as newer:
             await giving_way
             assert newer.session.epoch == older.session.epoch + 1
-            older.append(pieces(b"x")[0])  # nobody writes it any more
+            older.append(pieces(b"x")[0])  # no task writes it any more
             received = newer.received
             assert newer.writer is not None
             assert f"{newer.writer.crc:08x}" == crc(data[:received])
@@ -640,7 +640,7 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
     media: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one in another process that is stopped: the newer one goes on in another file."""
+    """As a holder in another process that is stopped: the newer one continues in another file."""
     from django_async_upload.stores import partfile
 
     monkeypatch.setattr(service, "EVICTION_SECONDS", 0.05)
@@ -699,7 +699,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
     uploads: UploadService, owner: Owner, host: Host
 ) -> None:
     host.inspects = True
-    host.go_on.clear()
+    host.released.clear()
     async with begun(uploads, owner, b"data") as upload:
         completing = asyncio.create_task(
             uploads.complete(upload, await write(upload, b"data"), host)
@@ -711,7 +711,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
         waiting = asyncio.create_task(uploads.result(found.session, lambda progress: None))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        host.go_on.set()
+        host.released.set()
         assert await waiting == await completing
         await uploads.leave(other)
     assert await CompletionEvent.objects.acount() == 1
@@ -814,7 +814,7 @@ async def test_a_cancel_works_while_the_file_is_checked(
     uploads: UploadService, owner: Owner, host: Host, media: Path, from_elsewhere: bool
 ) -> None:
     host.inspects = True
-    host.go_on.clear()
+    host.released.clear()
     async with begun(uploads, owner, b"data") as upload:
         done = await write(upload, b"data")
         completing = asyncio.create_task(uploads.complete(upload, done, host))
@@ -827,7 +827,7 @@ async def test_a_cancel_works_while_the_file_is_checked(
                 await asyncio.sleep(0.001)
         else:
             upload.cancel()
-        host.go_on.set()
+        host.released.set()
         assert isinstance(await completing, Cancelled)
         if from_elsewhere:
             assert isinstance(await cancelling, Cancelled)

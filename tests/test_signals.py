@@ -1,4 +1,4 @@
-"""Receivers observe: none of them can break, stop or silence an upload, or wait in another's way."""
+"""Receivers observe: none of them can break or stop an upload, or delay another receiver."""
 
 from __future__ import annotations
 
@@ -179,11 +179,11 @@ async def test_every_chunk_is_told_in_order_after_it_was_written(
 async def test_a_hanging_receiver_delays_its_own_upload_only(
     connect: Callable[..., UploadCommunicator], listen: Listen, signal: Signal
 ) -> None:
-    go_on = threading.Event()
+    released = threading.Event()
 
     def hang(session: Any, **kwargs: Any) -> None:
         if session.name == "slow.bin":
-            go_on.wait(10)
+            released.wait(10)
 
     listen(signal, hang)
     async with connect() as client:
@@ -197,7 +197,7 @@ async def test_a_hanging_receiver_delays_its_own_upload_only(
             await client.send(finish(b"fast"), stream)
             await client.wait_for(m.Completed, stream)
         assert time.monotonic() - begun < 5
-        go_on.set()
+        released.set()
         await client.wait_for(m.Completed, 1)
 
 

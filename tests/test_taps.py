@@ -37,7 +37,7 @@ class TestDigest(TapCompliance):
 
 
 class Recorder:
-    """Keeps what it sees, and refuses what its head says."""
+    """Keeps what it sees, and refuses the content that its head names."""
 
     def __init__(self, refuses: bytes = b"BAD") -> None:
         self.seen = bytearray()
@@ -237,11 +237,11 @@ async def test_a_slow_tap_holds_up_its_own_upload_only(
 ) -> None:
     from channels.auth import AuthMiddlewareStack
 
-    let_go = threading.Event()
+    released = threading.Event()
 
     class Slow(Recorder):
         def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
-            let_go.wait(20)
+            released.wait(20)
 
     class Tapped(UploadConsumer):
         def taps(self, session: UploadSession) -> Sequence[Tap]:
@@ -253,17 +253,17 @@ async def test_a_slow_tap_holds_up_its_own_upload_only(
         async with connect() as other:
             await other.upload("b.bin", bytes(64 * KIB))
         assert not slow.done()
-        let_go.set()
+        released.set()
         await slow
 
 
 async def test_the_writing_waits_for_taps_that_are_far_behind() -> None:
-    began, let_go = threading.Event(), threading.Event()
+    began, released = threading.Event(), threading.Event()
 
     class Slow(Recorder):
         def feed(self, offset: int, pieces: Sequence[Piece]) -> None:
             began.set()
-            let_go.wait(20)
+            released.wait(20)
 
     taps = Taps(MemoryStore(), [Slow()], lambda error: None)
     await taps.feed(split(b"x"))
@@ -272,7 +272,7 @@ async def test_the_writing_waits_for_taps_that_are_far_behind() -> None:
     waiting = asyncio.create_task(taps.feed(split(b"x")))
     await asyncio.wait({waiting}, timeout=0.05)
     assert not waiting.done()
-    let_go.set()
+    released.set()
     async with asyncio.timeout(20):
         await waiting
         await taps.caught_up()

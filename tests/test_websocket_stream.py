@@ -1,4 +1,4 @@
-"""One stream: the messages that its end is told in, and how it serves while the host is slow."""
+"""One stream: the messages that announce its end, and how it serves while the host is slow."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_an_error_carries_its_facts_and_when_to_come_back() -> None:
 
 
 class Scanning(UploadConsumer):
-    go_on: asyncio.Event
+    released: asyncio.Event
 
     async def inspect(self, session: UploadSession, file: Any) -> None:
-        await type(self).go_on.wait()
+        await type(self).released.wait()
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def scanning(application: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from channels.auth import AuthMiddlewareStack
 
     monkeypatch.setattr(attachment, "PROGRESS_SECONDS", 0.05)
-    Scanning.go_on = asyncio.Event()
+    Scanning.released = asyncio.Event()
     return AuthMiddlewareStack(Scanning.as_asgi())
 
 
@@ -103,9 +103,9 @@ async def test_a_slow_scanner_is_told_as_progress_to_everybody_who_waits(
         assert await client.wait_for(m.Progress, 1) == m.Progress("inspecting", 0, 4)
         await other.send(m.Create(key, "a.bin", 4), 1)  # a client that lost the answer
         await asyncio.sleep(0.1)
-        await client.send(m.Ping(1))  # other things go on
+        await client.send(m.Ping(1))  # other frames are still answered
         await client.wait_for(m.Pong)
-        Scanning.go_on.set()
+        Scanning.released.set()
         assert await client.wait_for(m.Completed, 1) == await other.wait_for(m.Completed, 1)
 
 
@@ -115,7 +115,7 @@ async def test_a_scan_goes_on_when_its_client_has_gone(connect: Connect, scannin
         await client.send_data(1, 0, b"data")
         await client.send(finish(b"data"), 1)
         await client.wait_for(m.Progress, 1)
-    Scanning.go_on.set()
+    Scanning.released.set()
     await settled()
     assert (await UploadSession.objects.aget()).state == State.COMPLETED
 
@@ -128,7 +128,7 @@ async def test_a_cancel_stops_a_scan(connect: Connect, scanning: Any) -> None:
         await client.wait_for(m.Progress, 1)
         await client.send(m.Cancel(), 1)
         await asyncio.sleep(0.02)
-        Scanning.go_on.set()
+        Scanning.released.set()
         await client.wait_for(m.Cancelled, 1)
 
 

@@ -1,4 +1,4 @@
-"""Going on after the program was killed: what is in the state file, and when."""
+"""Resuming after the program was killed: what is in the state file, and when."""
 
 from __future__ import annotations
 
@@ -267,12 +267,12 @@ async def test_changes_that_come_together_are_one_write(
 async def test_a_change_beside_a_write_is_written_too(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writing, go_on = threading.Event(), threading.Event()
+    writing, released = threading.Event(), threading.Event()
     write = StateFile._write
 
     def slow(self: StateFile, changes: Any) -> None:
         writing.set()
-        go_on.wait(5)
+        released.wait(5)
         write(self, changes)
 
     monkeypatch.setattr(StateFile, "_write", slow)
@@ -280,7 +280,7 @@ async def test_a_change_beside_a_write_is_written_too(
     file.change(entry("first"))
     await asyncio.to_thread(writing.wait, 5)
     file.change(entry("second"))  # and nobody waits for it
-    go_on.set()
+    released.set()
     async with asyncio.timeout(5):
         while len(file.read()) < 2:
             await asyncio.sleep(0.01)

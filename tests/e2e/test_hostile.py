@@ -256,7 +256,7 @@ def test_a_message_of_100_mib_is_refused(host: Host) -> None:
 
 
 def test_a_frame_of_one_byte_too_many_closes_the_connection_with_the_reason(host: Host) -> None:
-    """By the web server, or by ours where that takes larger messages."""
+    """By the web server, or by the app where the server takes larger messages."""
     with host.connect() as connection:
         largest = b"\x01" + bytes(MIB)
         with contextlib.suppress(Closed):
@@ -265,7 +265,7 @@ def test_a_frame_of_one_byte_too_many_closes_the_connection_with_the_reason(host
         print(f"1 MiB and a byte on {host.server.kind}: {close_code}, {error}")
         if error is not None:
             assert (error.code, close_code) == ("malformed_frame", 4400)
-        else:  # Daphne drops the connection without a word
+        else:  # Daphne drops the connection without a close frame
             assert close_code == (None if host.server.kind == "daphne" else 1009)
 
 

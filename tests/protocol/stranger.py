@@ -1,6 +1,6 @@
-"""A client that somebody wrote who had the protocol page and nothing else: small, slow, and complete for one file.
+"""A client written from the protocol page and nothing else: small, slow, and complete for one file.
 
-It imports nothing of the package. Where the server and the page part, it fails.
+It imports nothing of the package. It fails where the server differs from the page.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Stranger:
         self.stream += 1
         await self.say("CREATE", self.stream, key=self.key, name="a.bin", size=len(self.file))
         self.state(sending=True, limit=self.hello["stream_limit"])
-        return await self.go_on()
+        return await self.transfer()
 
     async def attach(self) -> dict[str, Any]:
         """ATTACH, and everything up to COMPLETED."""
         self.stream += 1
         await self.say("ATTACH", self.stream, upload=self.upload)
         self.state(sending=False, limit=0)
-        return await self.go_on()
+        return await self.transfer()
 
     def state(self, *, sending: bool, limit: int) -> None:
         self.sending, self.limit = sending, limit
@@ -82,7 +82,7 @@ class Stranger:
         self.chunk = self.hello["max_chunk"]
         self.restart = self.finished = False
 
-    async def go_on(self) -> dict[str, Any]:
+    async def transfer(self) -> dict[str, Any]:
         completed = None
         while completed is None:
             await self.send_what_may_be_sent()
