@@ -94,7 +94,7 @@ async def forget_service() -> None:
 
 
 async def settled() -> None:
-    """Wait for what goes on after its connection has gone; a test that left something hanging fails."""
+    """Wait for work that outlives its connection; a test that left something hanging fails."""
     try:
         async with asyncio.timeout(PATIENCE):
             while drain.tasks:
@@ -151,7 +151,7 @@ class Heard(list[tuple[str, dict[str, Any]]]):
 
 @pytest.fixture
 def heard() -> Iterator[Heard]:
-    """Every signal but ``chunk_received``, heard by an async receiver."""
+    """Every signal but ``chunk_received``, recorded by an async receiver."""
     heard = Heard()
     connected = []
     for name in ("started", "resumed", "completed", "failed", "cancelled", "expired"):

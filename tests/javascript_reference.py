@@ -1,7 +1,7 @@
 """Writes the reference of the JavaScript API from its JSDoc: ``python -m tests.javascript_reference``.
 
-Reads what the browser client exports, and the widget's element. Whatever of it is public and has no words, or no
-type, is an error.
+Reads what the browser client exports, and the widget's element. A public name without a description or a type is
+an error.
 """
 
 from __future__ import annotations

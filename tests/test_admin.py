@@ -1,4 +1,4 @@
-"""The admin: what goes on is seen and can be ended, safely, among a million rows, by whoever has the right to."""
+"""The admin: permitted users see uploads and can end them, safely, among a million rows."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def staff(django_user_model: Any, *rights: str, **fields: Any) -> Client:
 
 @pytest.fixture
 def site(django_user_model: Any) -> Client:
-    """The admin, for somebody who may do everything."""
+    """The admin, for a superuser."""
     return staff(django_user_model, is_superuser=True)
 
 

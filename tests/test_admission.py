@@ -188,7 +188,7 @@ def _nobody_is_there() -> Iterator[None]:
 
 
 class Slot(ConnectionSlot):
-    """A place that remembers what it was sent away with."""
+    """A slot that records the error with which it was ended."""
 
     def __init__(self, address: str = "192.0.2.1") -> None:
         self.sent_away: list[UploadError] = []

@@ -1,4 +1,4 @@
-"""The communicator for hosts' own tests, by the tests of its page in the docs, and where it says no."""
+"""The communicator for hosts' own tests, by the tests of its page in the docs, and what it refuses."""
 
 from __future__ import annotations
 

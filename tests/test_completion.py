@@ -1,4 +1,4 @@
-"""From FINISH to the published file: the host's last words, links, copies and modes."""
+"""From FINISH to the published file: the host's last checks, links, copies and modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: one frozen object over the defaults, and a sentence for whatever is wrong."""
+"""Settings: one frozen object over the defaults, and a sentence for each mistake."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def mounted(consumer: type[UploadConsumer]) -> Any:
 
 
 async def ends_with(client: UploadCommunicator, error: type[UploadError]) -> UploadError:
-    """The connection is told why, and closed with the error's close code."""
+    """The client gets the ERROR, and the connection is closed with the error's close code."""
     with pytest.raises(error) as caught:
         await client.wait_for(m.Completed)
     with pytest.raises(ConnectionLost):
@@ -184,7 +184,7 @@ async def test_a_newer_connection_takes_over(connect: Connect, media: Path) -> N
 async def test_what_is_queued_behind_a_create_is_void_where_the_upload_is_known(
     connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The data that follows a repeated CREATE begins at 0; the upload goes on elsewhere."""
+    """The data that follows a repeated CREATE begins at 0; the upload resumes at a later offset."""
     data, key = os.urandom(40 * KIB), new_key()
     async with connect() as client:
         await client.send(m.Create(key, "a.bin", len(data)), 1)
@@ -241,7 +241,7 @@ async def test_what_lies_above_the_durable_bytes_may_be_sent_anew(
         await client.send_data(1, 0, data[:100])
         await client.send(m.Release(), 1)
         await client.wait_for(m.Released, 1)
-        # As after a crash before the last checkpoint was written down.
+        # As after a crash before the last checkpoint was committed.
         await UploadSession.objects.aupdate(durable=40, crc=crc32c(data[:40]))
         await client.send(m.Attach(created.upload), 2)
         attached = await client.wait_for(m.Attached, 2)
@@ -1375,7 +1375,7 @@ async def test_a_host_without_sessions_may_set_the_user_itself(
 async def test_a_database_without_the_tables_is_told_by_a_code_that_no_client_waits_for(
     connect: Callable[..., UploadCommunicator], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server was started before ``migrate``: the client shall not begin again and again."""
+    """The server was started before ``migrate``: the client must not try again and again."""
 
     def rename(source: str, target: str) -> None:
         with connection.cursor() as cursor:

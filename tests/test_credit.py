@@ -184,7 +184,7 @@ def test_an_owner_with_little_gets_the_floor_of_one_who_has_the_most(
 def test_an_owner_at_his_limit_gives_up_what_was_idle_for_long(clock: Clock) -> None:
     budget = Budget(64 * FLOOR)
     evicted: list[int] = []
-    opened(budget, evict=partial(evicted.append, -1)).complete()  # it goes on to its end
+    opened(budget, evict=partial(evicted.append, -1)).complete()  # it continues to its end
     accounts = [opened(budget, evict=partial(evicted.append, n)) for n in range(48)]
     clock.now += credit.IDLE_SECONDS
     for account in accounts[1:]:
@@ -245,7 +245,7 @@ def test_the_idle_are_asked_to_pause_once_and_the_busy_are_not(clock: Clock) -> 
     busy.grant(0)
     assert called == ["pause first", "pause second"] or called == ["pause second", "pause first"]
     assert first.is_pausing
-    assert first.grant(MIB) == MIB  # nothing new meanwhile
+    assert first.grant(MIB) == MIB  # nothing new in between
     first.paused()
     assert first.promised == FLOOR
     assert busy.grant(0) == WINDOW
@@ -302,7 +302,7 @@ def test_a_refused_stream_has_credit_called_back_for_the_next(clock: Clock) -> N
     [
         (0, 0.0, FLOOR, FLOOR),
         (MIB, 1.0, MIB, 208_896),  # a fifth of a second, whole pages
-        (MIB, 0.1, 8 * MIB, LARGEST_CHUNK),  # in the first second: as it goes so far
+        (MIB, 0.1, 8 * MIB, LARGEST_CHUNK),  # in the first second: at the rate so far
         (MIB, 0.5, 8 * MIB, 417_792),
         (8 * MIB, 1.0, MIB // 2, MIB // 4),  # two to a grant
         (100 * MIB, 1.0, WINDOW, LARGEST_CHUNK),

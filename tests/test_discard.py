@@ -1,4 +1,4 @@
-"""A sender can delete a finished file as long as nobody has taken it, and not a moment longer."""
+"""A sender can delete a finished file until it is taken."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_the_sender_of_a_finished_file_can_delete_it(
         assert files(media) == ["kept.bin"]
         assert files(staging) == []
         status = await discard(uploads, kept.upload, finished=None)
-        assert isinstance(status, m.Completed), "as ever: finished has to be said"
+        assert isinstance(status, m.Completed), "as ever: the client has to name it as finished"
     session = await row(gone.upload)
     assert (session.state, session.metadata, session.expires_at) == (State.CANCELLED, {}, None)
     assert [each["session"].pk for each in heard.named("cancelled")] == [session.pk]
@@ -156,7 +156,7 @@ async def test_a_storage_that_fails_is_tried_again_by_the_purge(
 async def test_a_receiver_that_comes_too_late_is_not_called_again(
     connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was called before the sender threw the file away, and binds behind that."""
+    """It was called before the sender deleted the file, and binds afterwards."""
     gone = threading.Event()
     failures: list[Exception] = []
 

@@ -113,7 +113,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_what_a_page_installs_is_this_project_and_its_extras_are_quoted() -> None:
-    """Brackets are a pattern to zsh; ``django-async-upload`` on the package index is somebody else's."""
+    """Brackets are a pattern to zsh; ``django-async-upload`` on the package index is another project."""
     commands = [
         line for page in PAGES for line in re.findall(r"\$ pip (?:un)?install .+", page.read_text())
     ]
@@ -562,7 +562,7 @@ def test_the_scan_of_the_how_to_speaks_with_clamd(tmp_path: Path) -> None:
 
 
 class Reader:
-    """Somebody who does what the tutorial says, with the programs of one environment.
+    """Does what the tutorial says, with the programs of one environment.
 
     A context manager that stops the server which the tutorial starts.
     """

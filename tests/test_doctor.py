@@ -190,7 +190,7 @@ def test_what_is_no_endpoint_is_said(host: Host) -> None:
 
 
 class WithoutWebsockets:
-    """An import system in which nobody has installed it."""
+    """An import system without the package websockets."""
 
     def find_spec(self, name: str, *args: object) -> None:
         if name.partition(".")[0] == "websockets":

@@ -1,4 +1,4 @@
-"""Recovery, deletion and binding leave no file that no row knows, and delete none that is somebody's."""
+"""Recovery, deletion and binding leave no file that no row knows, and delete none that is another's."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ async def test_but_not_a_file_that_only_has_the_name_that_it_hoped_for(
     assert theirs.read_bytes() == b"theirs"
 
 
-# A part that somebody else can change ----------------------------------------------------------------
+# A part that another process can change --------------------------------------------------------------
 
 
 async def test_a_part_with_a_second_name_is_published_as_another_file(
@@ -276,7 +276,7 @@ def test_the_purge_removes_the_published_name_of_a_bound_file(
     document = bind_and_die(session, monkeypatch)
     assert files(media) == [document.attachment.name, session.stored_as]
     cleanup.purge()
-    assert len(files(media)) == 2, "a live process may be about to do it"
+    assert len(files(media)) == 2, "a live process may be about to remove it"
     later(session)
     lines: list[str] = []
     cleanup.purge(dry_run=True, log=lines.append)

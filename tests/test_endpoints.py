@@ -1,4 +1,4 @@
-"""What a host says of single uploads: the storage of each."""
+"""What a host decides for each upload: its storage."""
 
 from __future__ import annotations
 

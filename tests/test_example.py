@@ -69,7 +69,7 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo") / "example_project"
-    # What the site made where somebody has tried it is left out.
+    # Leaves out the files that the site makes when it is run.
     shutil.copytree(
         ROOT / "example_project",
         folder,

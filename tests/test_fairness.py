@@ -1,4 +1,4 @@
-"""One user's uploads, questions and mistakes leave the others, and his own later ones, their share."""
+"""One user's uploads, questions and mistakes leave the other users, and the same user's later uploads, their share."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ async def test_a_flood_of_tiny_chunks_that_cannot_be_written_is_cut_off(
         assert (await alice.wait_for(m.Error, 1)).code == "busy"
 
 
-# What comes in masses ------------------------------------------------------------------------------
+# Frames in great numbers --------------------------------------------------------------------------
 
 
 async def test_frames_that_move_no_upload_are_read_only_so_fast_whatever_their_connection(
@@ -546,7 +546,7 @@ async def test_resumes_that_read_whole_files_hold_up_no_chunks(
 async def test_an_upload_that_ends_does_not_wait_for_checkpoints_of_others(
     connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uploads that bring little take turns at the disk, and these turns rest: one that is finished goes on."""
+    """Checkpoints of small uploads take turns, and the turns pause; a finished upload does not wait for them."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
     monkeypatch.setattr(runtime, "SLOW_SYNC_REST", 1_000_000)
     async with connect() as alice:

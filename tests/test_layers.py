@@ -60,7 +60,7 @@ MODULES = {
 
 
 def layer_of(module: str) -> int:
-    """Raises LookupError for a module that no layer has."""
+    """Raises LookupError for a module that is in no layer."""
     folder = module.partition(".")[0]
     for height, layer in enumerate(LAYERS):
         if folder in layer:

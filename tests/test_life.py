@@ -1,4 +1,4 @@
-"""The life of a connection: when it is over, and what its client is told."""
+"""The life of a connection: when it ends, and what its client gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def test_it_opens_once_and_ends_once_with_the_first_reason() -> None:
     assert life.end(first)
     assert not life.is_open
     assert life.is_over
-    assert not life.end(Draining(retry_after=1.0)), "somebody has ended it before"
+    assert not life.end(Draining(retry_after=1.0)), "it was ended before"
     assert not life.end()
     assert life.error is first
     life.begin()

@@ -111,7 +111,7 @@ def test_a_file_that_was_bound_and_not_used_stays(session: UploadSession, media:
 def test_a_file_whose_object_could_not_be_saved_stays(
     session: UploadSession, media: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The storage had it already, the row failed, and the view went on without the object."""
+    """The storage had the file already, saving the row failed, and the view continued without the object."""
     taken = Document.objects.create()
     with transaction.atomic():
         file = session.bind()

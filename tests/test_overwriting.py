@@ -1,4 +1,4 @@
-"""A storage that overwrites loses nothing: uploads of one name stay two files, and a host's file stays the host's."""
+"""A storage that overwrites loses nothing: uploads of one name stay two files, and no host's file is overwritten."""
 
 from __future__ import annotations
 

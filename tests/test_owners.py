@@ -1,4 +1,4 @@
-"""Owners: found once, checked against the database ever after."""
+"""Owners: found once, then checked against the database."""
 
 from __future__ import annotations
 

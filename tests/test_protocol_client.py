@@ -1,4 +1,4 @@
-"""The client's half of the protocol: what may come, what may be said, and that refusals change nothing."""
+"""The client's half of the protocol: what it may receive, what it may send, and that refusals change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receipts and field tokens: who may use which upload for what, and what an attacker gets for trying."""
+"""Receipts and field tokens: who may use which upload for what, and what an attacker gets."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_a_holder_changes_the_state_or_gets_the_error(
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("target", CHANGES)
 def test_an_old_epoch_changes_nothing(owner: Owner, target: State, is_there: bool) -> None:
-    """Nor does its holder believe so where the new one has made the same change."""
+    """Nor does the old holder where the new one has made the same change."""
     source = target if is_there else min(SOURCES[target])
     session = saved(owner, state=source, epoch=3)
     (outcome,) = rows.change([Change(session.pk, 2, target, {"durable": 7})])
@@ -567,7 +567,7 @@ def test_a_race_for_a_key_in_another_connection_is_an_integrity_error(
 
 
 def test_keys_are_looked_up_by_the_whole_unique_index(owner: Owner) -> None:
-    """Or each create reads every row that its owner ever had."""
+    """Otherwise each create reads every row that its owner ever had."""
     with CaptureQueriesContext(connection) as queries:
         rows.create([Creation(make(owner), owner)])
     (lookup,) = (each["sql"] for each in queries if '"key" IN' in each["sql"])

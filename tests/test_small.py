@@ -1,4 +1,4 @@
-"""Small files that arrive whole: together where nothing is unusual, the ordinary way where something is."""
+"""Small files that arrive whole: published in a group, or one by one where something is unusual."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ async def test_a_quota_refuses_the_one_that_is_too_many(
 async def test_a_batch_that_fails_half_way_goes_one_by_one(
     connect: Connect, media: Path, monkeypatch: pytest.MonkeyPatch, staging: Path
 ) -> None:
-    """The files are linked when the database fails: nobody may link them a second time."""
+    """The files are linked when the database fails: they must not be linked a second time."""
     complete = rows.complete
     failures = iter([True])
 

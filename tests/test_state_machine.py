@@ -71,7 +71,7 @@ class Upload:
     durable: int = 0
     stored_as: str | None = None
     end: str | None = None
-    """``completed``, ``cancelled`` or ``failed``, once the client was told."""
+    """``completed``, ``cancelled`` or ``failed``, once the client got the message."""
     stream: Stream | None = None
     was_cancelled: bool = False
     damaged: int = 0
@@ -167,7 +167,7 @@ class Uploading(RuleBasedStateMachine):
                 if stream is not None:
                     await self._take_in(stream, message)
                 elif isinstance(message, m.Error):
-                    # Damage that came too late to be assigned to anybody: come back.
+                    # Damage that came too late to be assigned to a stream: reconnect.
                     assert message.code == "corrupt_frame", message
                     assert any(upload.damaged for upload in self.uploads)
                     await self._reconnect_later(index)
@@ -257,7 +257,7 @@ class Uploading(RuleBasedStateMachine):
             stream.upload.stream = None
 
     def _pick(self, index: int) -> Stream | None:
-        """An open stream whose upload goes on."""
+        """An open stream whose upload has not ended."""
         found = [each.stream for each in self.uploads if each.stream and each.end is None]
         return found[index % len(found)] if found else None
 

@@ -1,4 +1,4 @@
-"""What happens is counted under stable names, and a class that fails harms no upload."""
+"""Events are counted under stable names, and a telemetry class that fails harms no upload."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def refusal(widget: AsyncFileInput, file: Any) -> str | None:
 def test_the_fields_own_rules_hold_for_uploads_and_plain_files(
     file: Any, expected: str | None
 ) -> None:
-    """A token of another page's field of the same name, or an endpoint's, does not get around them."""
+    """A token of another page's field of the same name, or an endpoint's, does not bypass them."""
     widget = AsyncFileInput({"accept": "image/*, .pdf"}, max_size=10)
     assert refusal(widget, file) == expected
 

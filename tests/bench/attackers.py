@@ -37,7 +37,7 @@ def ready() -> None:
 
 
 def read(connections: Iterable[RawConnection], seconds: float) -> None:
-    """Throw away what the server says, and have nobody count as silent."""
+    """Discard what the server sends for so many seconds."""
     deadline = time.monotonic() + seconds
     sockets = [each.socket for each in connections if each.socket.fileno() >= 0]
     while (left := deadline - time.monotonic()) > 0:
@@ -56,7 +56,7 @@ def idle(connections: list[RawConnection]) -> None:
 
 
 def creates(connection: RawConnection, count: int, size: int) -> list[int]:
-    """Begin uploads, all in one go; returns the streams that are open."""
+    """Create uploads, all at once; returns the streams that are open."""
     streams = [connection.next_stream() for _ in range(count)]
     for stream in streams:
         connection.send(m.Create(uuid.uuid4().hex, f"{stream}.bin", size), stream)
@@ -177,7 +177,7 @@ def flood(port: int, ticket: str) -> None:
 
 
 def create_and_cancel(port: int, ticket: str) -> None:
-    """X24: CREATE and CANCEL without end, by one who has nearly as many uploads open as he may."""
+    """X24: CREATE and CANCEL without end, by a user who has nearly as many uploads open as the limit allows."""
     connections = [connect(port, ticket) for _ in range(4)]
     ready()
     while True:

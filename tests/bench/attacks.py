@@ -1,4 +1,4 @@
-"""What one user's attack leaves to another, on each server: ``python -m tests.bench.attacks``.
+"""How much service one user's attack leaves to another user, on each server: ``python -m tests.bench.attacks``.
 
 Each attack meets a server process of its own, on the loopback interface. Another user uploads 64 MiB and begins
 uploads there, and in turn on a server that nobody attacks; the table says how fast. It ends by itself, with 1
@@ -187,7 +187,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="uploads of 64 MiB, each way")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and disks go, too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # stops the servers and unmounts the disks, too
     directory = Path(tempfile.mkdtemp(prefix="async-upload-attacks-", dir=options.directory))
     try:
         template = directory / "template"

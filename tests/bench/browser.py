@@ -1,4 +1,4 @@
-"""``python -m tests.bench.browser``: one file, from one Chromium, by this client and by what else people use.
+"""``python -m tests.bench.browser``: one file, from one Chromium, by this client and by the alternatives.
 
 See "In the browser" in docs/benchmarks.md.
 """
@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 class Contest:
-    """The servers, the browser and the figures of each contestant beside its speed."""
+    """The servers, the browser, and what is measured of each contestant in addition to its speed."""
 
     def __init__(self, browser: Chromium, site: Site, peer: Server) -> None:
         self._browser = browser
@@ -66,7 +66,7 @@ class Contest:
         """Milliseconds of the main thread's longest task in each round."""
 
     def measure(self, name: str, source: Path) -> float:
-        """Bytes per second, from the call to the last answer; what landed is compared and deleted."""
+        """Bytes per second, from the call to the last answer; the stored file is compared and deleted."""
         contestant, server, options = self.contestants[name]
         with self._browser.open(self._page) as page:
             page.choose("input", source)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Result(NamedTuple):
-    """What one run of one contestant came to."""
+    """The result of one run of one contestant."""
 
     value: float
     cost: float
@@ -41,7 +41,7 @@ def compete(contestants: dict[str, Measure], repetitions: int, title: str) -> di
                 continue
             try:
                 result = measure()
-            except Exception as error:  # one is broken, the others go on
+            except Exception as error:  # the contestant is broken; the others continue
                 figures[name].broken = f"{type(error).__name__}: {error}"
                 print(f"{name}: {figures[name].broken}", file=sys.stderr, flush=True)
                 continue

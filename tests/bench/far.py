@@ -1,4 +1,4 @@
-"""The browser client beside slices of 32 MiB over HTTP, to a server that is 100 ms away and takes all that comes."""
+"""The browser client beside slices of 32 MiB over HTTP, to a server that is 100 ms away and accepts everything."""
 
 from __future__ import annotations
 

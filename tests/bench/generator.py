@@ -1,4 +1,4 @@
-"""The load, a process of its own: reads one job as JSON, prints what came of it as JSON.
+"""The load, a process of its own: reads one job as JSON, prints the result as JSON.
 
 All that can be made ready is made ready before the clock starts: files are mapped and in memory, frames and
 requests are built, connections are open.
@@ -209,7 +209,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
 
 
 def _rehearse(work: Callable[[Job], Job], job: Job) -> None:
-    """Until it gets no faster: until memory is warm.
+    """Repeat until it gets no faster: then memory is warm.
 
     A virtual machine gives free memory back to its host within seconds, and whoever writes a file next pays
     for getting it again (seen: 2.8 s for a gigabyte, 0.3 s for the next one).

@@ -1,4 +1,4 @@
-"""Puts one load on one server, checks what landed on the disk, and clears it away, outside the timed part."""
+"""Puts one load on one server, checks the stored files and deletes them, outside the timed part."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Load:
             self.job |= {"path": UPLOAD_PATH, "ticket": server.ticket}
 
     def rate(self) -> Result:
-        """Bytes a second and what each cost the server, after rehearsals on each other's heels."""
+        """Bytes a second and what each cost the server, after rehearsals without a pause between them."""
         self.job["rehearsal"] = str(self.server.files)
         self._watch()
         return self._rate(self.run())

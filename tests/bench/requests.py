@@ -71,7 +71,7 @@ def _expect(status: int, wanted: int, body: bytes) -> None:
 
 
 def multipart(name: str) -> tuple[bytes, bytes]:
-    """What stands before and after the file's bytes in a form with the one field ``file``."""
+    """What comes before and after the file's bytes in a form with the one field ``file``."""
     before = (
         f"--{BOUNDARY}\r\n"
         f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n'

@@ -31,7 +31,7 @@ def account(pids: Iterable[int]) -> Account:
 
 
 def spent(before: Account, after: Account) -> Account:
-    """What was added meanwhile; threads that ended are left out."""
+    """What was added since; threads that ended are left out."""
     threads: Account = {}
     for name, (ran, waited) in after.items():
         ran_before, waited_before = before.get(name, (0.0, 0.0))

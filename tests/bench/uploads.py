@@ -75,7 +75,7 @@ class Connection:
         self.websocket.socket.setblocking(False)
 
     def take(self, frame: bytes) -> bool:
-        """Whether a frame was about the connection's credit or life, and is dealt with."""
+        """Handle a frame about the connection's credit or life; false for any other frame."""
         kind = parse_header(frame).type
         if kind is FrameType.LIMIT:
             self.limit = max(self.limit, parse_fields(frame, crc32c)["limit"])
@@ -177,7 +177,7 @@ class Upload:
                 self._take(frame)
 
     def run(self, timeout: float) -> None:
-        """Start, and go on until COMPLETED. Raises :class:`TimeoutError`."""
+        """Start, and continue until COMPLETED. Raises :class:`TimeoutError`."""
         poll = select.poll()
         number = self.connection.websocket.socket.fileno()
         self.start()

@@ -87,7 +87,7 @@ class WebSocket:
         return found
 
     def close(self) -> None:
-        """Say 1000 and hang up."""
+        """Close with code 1000."""
         self.socket.setblocking(True)
         self.socket.settimeout(1)
         try:

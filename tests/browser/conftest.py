@@ -74,7 +74,7 @@ def example(_example: Example) -> Iterator[Example]:
     start = _example.log_size()
     yield _example
     assert _example.is_running, "the test left no server behind"
-    # Receivers run on behind the answers: what they do and log belongs to this test, not to the next one.
+    # Receivers still run after the answers: what they do and log belongs to this test, not to the next.
     undelivered = "SELECT 1 FROM async_upload_completionevent WHERE delivered_at IS NULL LIMIT 1"
     wait_for(lambda: not _example.rows(undelivered), seconds=LONG, what="the end of the receivers")
     log = _example.log(start)

@@ -36,7 +36,7 @@ urlpatterns.append(re_path("^apps/(?P<path>.+)$", serve, {"document_root": setti
 
 def prepare(folder: Path) -> None:
     """A copy of the example with a database and its person."""
-    # What the site made where somebody has tried it is left out.
+    # Leaves out the files that the site makes when it is run.
     made = shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles", "__pycache__")
     shutil.copytree(ROOT / "example_project", folder, ignore=made)
     # The bundle of the modules as they are now, which may be newer than the one that was committed.

@@ -122,14 +122,14 @@ class Firefox:
         """Wait until a JavaScript expression is true, on this page or the one that follows."""
 
         def is_true() -> Any:
-            # While one page makes room for another there is nothing to ask.
+            # While one page replaces another there is no page to evaluate it in.
             with contextlib.suppress(RuntimeError):
                 return self.evaluate(expression)
 
         wait_for(is_true, seconds=seconds, what=expression)
 
     def cookie(self, name: str) -> str:
-        """The value of a cookie of this page, be it for HTTP only."""
+        """The value of a cookie of this page, also one that is HttpOnly."""
         found = self.call(
             "storage.getCookies",
             filter={"name": name},

@@ -45,7 +45,7 @@ def press(row: Any, action: str) -> None:
 
 
 def until(page: Any, condition: Callable[[], Any], what: str, *, seconds: float = SECONDS) -> Any:
-    """As ``wait_for``, while the page's events are heard."""
+    """As ``wait_for``, while the page's events are dispatched."""
 
     def look() -> Any:
         page.wait_for_timeout(20)

@@ -52,7 +52,7 @@ def pictures(tmp_path: Path) -> Path:
 def pages(
     visit: Visit, proxy: ChaosProxy, tmp_path: Path, middling: Path
 ) -> Callable[..., Iterator[tuple[str, Any, str | None]]]:
-    """``pages(**options of a context)``: every page with a name, and where in it we are (None: all of it is ours)."""
+    """``pages(**options of a context)``: each page's name, the page, and the app's part of it (None: all)."""
     image = picture(
         tmp_path / "Ein Bild mit einem ziemlich langen Namen, das jemand hochlädt.png", 90
     )

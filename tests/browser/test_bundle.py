@@ -95,7 +95,7 @@ def page(
 ) -> Iterator[Any]:
     context = browser.new_context(base_url=example.url)
     context.set_default_timeout(PATIENCE)
-    # A page that the test has changed comes from nowhere, and may not speak with this machine unasked.
+    # A page that the test fulfils has no address: Chromium asks before it may send requests to this machine.
     context.grant_permissions(["local-network-access"])
     context.add_cookies([{"name": k, "value": v, "url": example.url} for k, v in cookies.items()])
 

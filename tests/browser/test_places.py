@@ -1,4 +1,4 @@
-"""Which field of which page a file belongs to: what goes on by itself, what is asked for, what is never shown."""
+"""Which field of which page a file belongs to: what resumes by itself, what is asked for, what is never shown."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_field_for_one_file_never_posts_two(page: Any, site: WidgetSite) -> No
     page.evaluate("delete window.unfinished[0].denied")
     page.evaluate(
         "Object.assign(uploaders[0], {remembered: async () => []})"
-    )  # asked once: the row knows how to go on
+    )  # asked once: the row keeps what it needs to resume
     page.get_by_role("button", name="Continue: 0.pdf").click()
     until(page, "uploads.length === 2")
     page.evaluate("uploads[1].complete()")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("kind", ["uvicorn"], indirect=True)
 @pytest.fixture
 def page(visit: Visit, proxy: ChaosProxy) -> Any:
     page = visit(proxy.port).new_page()
-    page.on("dialog", lambda dialog: dialog.accept())  # it asks before it is left
+    page.on("dialog", lambda dialog: dialog.accept())  # the page asks before it is left
     return page
 
 
@@ -69,7 +69,7 @@ def test_what_is_under_way_for_one_object_never_reaches_another(
 
     proxy.rate = None
     page.get_by_role("link", name=titles[0], exact=True).click()
-    row(page, middling.name, "completed")  # by itself: here it was begun
+    row(page, middling.name, "completed")  # by itself: it was created here
     page.click(SAVE)
     saved(page, titles[0])
     assert sha256(stored(example, titles[0])) == sha256(middling)

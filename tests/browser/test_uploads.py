@@ -1,4 +1,4 @@
-"""A page without a form: what networks, servers and people do to an upload, and how it arrives nevertheless."""
+"""A page without a form: what networks, servers and people do to an upload, and how it still arrives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REMEMBERED = """async () => {
     const owner = document.querySelector("async-upload").getAttribute("owner");
     return (await new Uploader({ url: "/ws/uploads/", owner }).remembered()).map(({ name }) => name);
 }"""
-"""The names of what a later page could go on with."""
+"""The names of the uploads that a later page could resume."""
 
 Visit = Callable[..., Any]
 
@@ -191,7 +191,7 @@ def test_a_login_that_expired_is_renewed_in_another_tab(
 ) -> None:
     cookies = example.sign_in()
     page = visit(proxy.port, cookies).new_page()
-    # Without the look every half a minute: coming back to the tab has to be enough.
+    # Without the check every half minute: coming back to the tab has to be enough.
     page.add_init_script(
         "const { setInterval: every } = window;"
         "window.setInterval = (run, ms) => (ms < 30_000 ? every(run, ms) : 0);"

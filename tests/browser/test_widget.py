@@ -1,4 +1,4 @@
-"""The widget in a real Chromium, with uploads that stand still where a test wants them."""
+"""The widget in a real Chromium, with uploads that stop where a test wants them to."""
 
 from __future__ import annotations
 
@@ -368,7 +368,7 @@ def test_an_upload_that_was_taken_away_can_be_brought_back(page: Any, site: Widg
     page.evaluate("uploads.forEach((upload) => upload.move(0.5))")
     page.get_by_role("button", name="Cancel: b.bin").click()
     expect(rows(page)).to_have_count(2)
-    until(page, "uploads[1].state === 'paused'")  # it costs nothing while the person thinks
+    until(page, "uploads[1].state === 'paused'")  # nothing is sent while the person decides
     page.get_by_role("button", name="Undo").click()
     expect(rows(page)).to_have_count(3)
     expect(rows(page).nth(1)).to_contain_text("b.bin")
@@ -412,7 +412,7 @@ def test_a_receipt_that_was_taken_away_is_not_posted_and_comes_back_with_undo(
     page.mouse.move(0, 0)
     until(
         page, "uploads[0].calls.includes('discard')"
-    )  # without a second thought it goes on the server, too
+    )  # not undone: it is deleted on the server, too
     assert not page.evaluate("uploads[1].calls.includes('discard')")
 
 
@@ -422,7 +422,7 @@ def test_a_form_that_is_reset_deletes_nothing_on_the_server(page: Any, site: Wid
     page.evaluate("uploads[0].complete()")
     page.evaluate("document.querySelector('form').reset()")
     expect(rows(page)).to_have_count(0)
-    page.wait_for_timeout(300)  # whatever would be said is said in the next slices
+    page.wait_for_timeout(300)  # what would be announced is announced in the next slices
     assert page.evaluate("uploads[0].calls") == []
 
 
@@ -461,7 +461,7 @@ def test_files_can_be_dropped_and_pasted(page: Any, site: WidgetSite) -> None:
     until(page, "uploads.length === 2")
     assert drop(page, ["c.png"], "body", "paste")
     until(page, "uploads.length === 3")
-    assert not drop(page, ["d.png"], "#id_title", "paste")  # somebody who writes pastes there
+    assert not drop(page, ["d.png"], "#id_title", "paste")  # a person who types pastes text there
     assert page.evaluate("uploads.map((u) => u.name)") == ["a.txt", "b.txt", "c.png"]
 
 
@@ -900,7 +900,7 @@ def test_thousands_of_files_stay_fast(page: Any, site: WidgetSite, tmp_path: Pat
 
 
 def hold_time(page: Any) -> None:
-    """From now on a page's clock and timers go on by ``page.clock.run_for()`` only."""
+    """From now on a page's clock and timers advance by ``page.clock.run_for()`` only."""
     page.clock.install(time=0)
     page.clock.pause_at(1)
 

@@ -1,4 +1,4 @@
-"""A server in the same process, which a test tells what to do wrong. It knows no network: its wires are the
+"""A server in the same process, whose faults a test scripts. It knows no network: its wires are the
 client's seam for transports.
 
 It keeps uploads by key, checks every chunk, and grants little credit, so that a file of some hundred
@@ -185,7 +185,7 @@ class Session(Wire):
 
 
 class ScriptedServer:
-    """``hooks`` see each frame first; one that returns True has dealt with it."""
+    """``hooks`` see each frame first; one that returns True has handled it."""
 
     def __init__(self, hello: m.Hello = HELLO) -> None:
         self.hello = hello

@@ -211,7 +211,7 @@ async def test_uploads_share_the_credit_of_the_connection() -> None:
 
 
 async def test_a_long_way_is_filled_with_bytes() -> None:
-    """What is queued is capped by time. The cap must follow the rate that the way has, not one that it makes itself."""
+    """What is queued is capped by time. It must follow the network's rate, not the rate that the cap causes."""
     server = ScriptedServer(replace(HELLO, stream_limit=8 << 20))
     content = bytes(8 << 20)
     received = acked = most = 0
@@ -716,7 +716,7 @@ async def test_a_paused_upload_whose_stream_the_server_takes_away_waits_until_it
         (stream,) = session.streams
         session.say(m.Error("busy", "others need it", True, retry_after=0.01), stream)
         await eventually(lambda: not client._connection.protocol.streams)
-        await asyncio.sleep(0.3)  # patience is not what it lacks
+        await asyncio.sleep(0.3)  # more than ``patience``, which does not run while it is paused
         assert len(session.of(m.Create)) == 1
         upload.resume()
         await upload
@@ -781,7 +781,7 @@ async def test_a_progress_callback_that_raises_breaks_nothing(
 
 
 async def test_a_cancelled_task_lets_the_upload_go(server: ScriptedServer, large: Path) -> None:
-    """Released where a later program can go on with it, cancelled where none can."""
+    """Released where a later program can resume it, cancelled where none can."""
     for state, kind in ((large.parent / "state.json", m.Release), (False, m.Cancel)):
         before = server.payload_bytes
         async with server.client(state=state) as client:

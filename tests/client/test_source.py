@@ -1,4 +1,4 @@
-"""Where the bytes come from: running checksums, marks, and what may be forgotten."""
+"""Where the bytes come from: running checksums, marks, and what may be discarded."""
 
 from __future__ import annotations
 

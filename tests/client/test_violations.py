@@ -23,7 +23,7 @@ BROKEN = [
 
 
 class Line(Wire):
-    """Goes nowhere, and remembers how it was closed."""
+    """Sends nothing, and records how it was closed."""
 
     def __init__(self) -> None:
         self.codes: list[int] = []

@@ -50,7 +50,7 @@ def _shared(kind: str, template: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def tracebacks(log: str) -> list[str]:
-    """Those with a line of the package or of the host in them. A server's own are its own: uvicorn logs one
+    """Tracebacks with a line of the package or of the host in them. A server's own do not count: uvicorn logs one
     for a text message that is not UTF-8."""
     found = re.findall(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+.*", log)
     return [each for each in found if "django_async_upload" in each or "tests/site" in each]

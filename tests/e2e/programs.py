@@ -52,7 +52,7 @@ class Program:
         return self._err.read_text(errors="replace")
 
     def kill(self) -> None:
-        """SIGKILL: it has no chance to write anything down."""
+        """SIGKILL: it cannot save anything."""
         if self.is_running:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(30)

@@ -191,7 +191,7 @@ class ChaosProxy:
         self._cut_at = self.bytes_up + size
 
     def half_open(self) -> None:
-        """The client sees a reset; the server goes on believing that the connection is there."""
+        """The client sees a reset; the server still believes that the connection is open."""
         self._run(self._half_open())
 
     def stall(self) -> None:
@@ -222,7 +222,7 @@ class ChaosProxy:
         self._raw_flips.append(self.bytes_up + after)
 
     def lose(self, kind: FrameType) -> None:
-        """Cut the connection in place of the next message of this type from the server."""
+        """Cut the connection instead of delivering the server's next message of this type."""
         self._lose.add(kind)
 
     @property

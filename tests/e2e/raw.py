@@ -54,7 +54,7 @@ class RawConnection:
     """One WebSocket, opened by the constructor; :meth:`greet` reads HELLO.
 
     The newest offsets that the server has named are kept per stream in ``limits``, ``received`` and
-    ``durable``; nothing is held to them but :meth:`upload`.
+    ``durable``; only :meth:`upload` keeps to them.
     """
 
     def __init__(
@@ -316,7 +316,7 @@ def finish(data: bytes, **fields: Any) -> messages.Finish:
 
 
 class SteadyUpload:
-    """An upload that somebody else has under way: it must complete on its one connection, undisturbed.
+    """Another user's upload that is under way: it must complete on its one connection, undisturbed.
 
     Use as a context manager around the hostile part of a test; leaving it finishes the upload and compares
     its CRC with the answer's.

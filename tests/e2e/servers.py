@@ -181,7 +181,7 @@ class Server:
         self.start()
 
     def stop(self) -> None:
-        """SIGSTOP: alive, its sockets open, and deaf."""
+        """SIGSTOP: alive, its sockets open, reading nothing."""
         self._signal(signal.SIGSTOP)
         wait_for(lambda: all(map(_is_stopped, self.processes())), what="the stop of the server")
 
@@ -195,7 +195,7 @@ class Server:
     def memory(self) -> int:
         """Bytes of the whole tree: what is its own, and its share of what is shared (PSS).
 
-        Without the code: its share grows when somebody else's process ends.
+        Without the code: its share grows when another process ends.
         """
         return sum(map(_memory, self.processes()))
 

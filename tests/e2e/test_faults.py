@@ -26,7 +26,7 @@ GONE_FOR = 5.0
 
 
 def send_on(host: Host, ticket: str, upload: str, data: bytes) -> messages.Completed:
-    """Attach again, as often as an error says that it can help, and finish."""
+    """Attach again after each retryable error, and finish."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -140,7 +140,7 @@ def test_a_database_that_is_locked_for_five_seconds_is_waited_for(
 
 
 def _upload(connection: RawConnection, stream: int, data: bytes, offset: int) -> None:
-    """All of it, unless the server says that it cannot go on for now."""
+    """Send all of it, unless the server says that it cannot continue for now."""
     try:
         connection.upload(stream, data, offset=offset)
     except Failed as failed:

@@ -25,7 +25,7 @@ WINDOW = 8 * MIB
 def test_a_server_that_is_killed_again_and_again_gets_the_file_that_was_sent(
     hosts: Callable[..., Host], tmp_path: Path, chance: random.Random
 ) -> None:
-    """Killed at random moments, from the handshake to the publication; the client goes on by itself."""
+    """Killed at random moments, from the handshake to the publication; the client resumes by itself."""
     host = hosts()
     ticket = host.ticket()
     source = tmp_path / "killed.bin"
@@ -69,7 +69,7 @@ def wait_until_a_random_moment(program: Program, proxy: ChaosProxy, chance: rand
 
 
 def assert_completed_once(host: Host, ticket: str, upload: str) -> None:
-    """Told at least once, and always of the same event."""
+    """Delivered at least once, and always the same event."""
     # Killed between the answer and the signal, a server without lifespan looks after that at its next connection.
     host.connect(ticket).close()
     told = host.wait_for_signals("upload_completed", upload)

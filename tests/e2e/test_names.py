@@ -1,4 +1,4 @@
-"""File names, content types and metadata that somebody hopes will go wrong."""
+"""File names, content types and metadata that an attacker would try."""
 
 from __future__ import annotations
 

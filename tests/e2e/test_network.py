@@ -123,7 +123,7 @@ def test_flipped_bits_in_messages_are_found_and_sent_again(
 def test_flipped_bits_anywhere_in_the_connection_end_in_the_file_that_was_sent(
     hosts: Callable[..., Host], tmp_path: Path, chance: random.Random
 ) -> None:
-    """Framing too: the server may hear nonsense, or wait for bytes that never come."""
+    """Framing too: the server may get nonsense, or wait for bytes that never come."""
     host = hosts(IDLE_TIMEOUT=3.0)
     source = tmp_path / "nonsense.bin"
     source.write_bytes(data := os.urandom(24 * MIB))
@@ -138,7 +138,7 @@ def test_flipped_bits_anywhere_in_the_connection_end_in_the_file_that_was_sent(
 
 
 def test_a_bit_flipped_in_a_header_is_damage_and_no_violation(host: Host) -> None:
-    """Or one bad cable would end an upload for good: a client does not come back from a violation."""
+    """Otherwise one bad cable would end an upload for good: a client does not come back from a violation."""
     data = os.urandom(4000)
     ticket = host.ticket()
     whole = frames.build_data(1, 0, data, crc32c)

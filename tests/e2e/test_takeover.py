@@ -20,7 +20,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 class Intruder:
-    """An old holder that reads nothing and goes on sending: the file at first, and once it ``lies``, not.
+    """An old holder that reads nothing and continues sending: the file at first, and once it ``lies``, not.
 
     Of what it may send, which can be as little as 16 KiB, it keeps half for lies.
     """
@@ -67,7 +67,7 @@ def test_the_newest_connection_wins_within_a_second_and_no_older_byte_lands(host
 
 
 def take_over(host: Host, another: Host, data: bytes) -> float:
-    """Seconds until a connection to ``another`` has an upload that goes on at ``host``, and then finishes it."""
+    """Seconds until a connection to ``another`` has taken over an upload of ``host``; then finishes it."""
     with host.connect() as old:
         stream, created = old.create("newest.bin", len(data))
         old.upload(stream, data, stop=2 * MIB)
@@ -88,7 +88,7 @@ def take_over(host: Host, another: Host, data: bytes) -> float:
 
 
 def assert_within_a_second(takeover: Callable[[], float]) -> None:
-    """It returns its seconds. On a busy machine anything may be held up, but not time after time."""
+    """It returns its seconds. On a busy machine one attempt may be slow, but not every one."""
     seconds: list[float] = []
     while not seconds or (seconds[-1] >= 1 and len(seconds) < 5):
         seconds.append(takeover())
@@ -96,7 +96,7 @@ def assert_within_a_second(takeover: Callable[[], float]) -> None:
 
 
 def test_a_half_open_connection_does_not_lock_its_owner_out(host: Host) -> None:
-    """The network dies without a word; the server still believes in the old connection."""
+    """The network fails silently; the server still believes that the old connection is open."""
     assert_within_a_second(lambda: come_back(host, os.urandom(3 * MIB)))
 
 
@@ -169,7 +169,7 @@ def test_a_holder_that_sleeps_through_takeover_and_completion_changes_nothing_wh
         old.upload(stream, data, stop=2 * MIB)
         wait_for(lambda: durable(host, created.upload) == 2 * MIB, what="a checkpoint")
         assert old.limits[stream] >= len(data)
-        with host.locked():  # or it might sleep in a transaction of its own
+        with host.locked():  # or it might be stopped within a transaction of its own
             host.server.stop()
         try:
             old.send_data(stream, 2 * MIB, wrong[2 * MIB :])

@@ -33,7 +33,7 @@ def section(title: str) -> str:
 
 
 def number(text: str) -> int:
-    """``1,024`` or ``2^48 - 1`` with a minus sign of typography."""
+    """``1,024`` or ``2^48 - 1`` with a typographic minus sign."""
     power = re.fullmatch(r"2\^(\d+) \u2212 1", text)
     return 2 ** int(power[1]) - 1 if power else int(text.replace(",", ""))
 

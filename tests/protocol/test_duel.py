@@ -1,6 +1,6 @@
 """The client's half of the protocol against the server's, over a line that delays and damages.
 
-Neither half may ever call the other one wrong, whatever crosses whatever; and whatever has happened, once
+Neither half may report a violation by the other, whichever messages cross; and whatever has happened, once
 the line is quiet every upload that nobody gave up completes with the bytes that were sent.
 """
 

@@ -86,7 +86,7 @@ def test_there_is_a_vector_for_every_message() -> None:
 
 
 def parse_whole(written: bytes) -> None:
-    """Everything that is checked of a frame before anybody looks at its stream."""
+    """Everything that is checked of a frame before its stream is looked up."""
     header = parse_header(written)
     if header.type is not FrameType.DATA:
         m.parse_message(header.type, parse_fields(written, crc32c))

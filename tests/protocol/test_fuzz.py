@@ -18,7 +18,7 @@ from .vectors import EXAMPLES, FRAMES, TRANSCRIPTS, frame
 
 streams = st.sampled_from(
     [1, 1, 1, 2, 2, 3, 0, 7]
-)  # mostly the same ones, or little happens on any
+)  # mostly the same few streams, so that much happens on each
 json_like = st.text(alphabet='{}[]":,0123456789.eE-+truefalsn\\ud8 ', max_size=60)
 likely = st.sampled_from(sorted(FIELDS)).flatmap(
     lambda kind: st.builds(Record, st.just(KINDS.index(kind)), streams, st.just(FIELDS[kind]))
@@ -90,7 +90,7 @@ def test_damaged_vectors_are_parsed_or_refused(seed: int) -> None:
 
 
 def test_the_programmes_reach_every_state_of_a_stream() -> None:
-    """Or the fuzzing would prove little."""
+    """Otherwise the fuzzing would prove little."""
     seen: set[ServerStreamState] = set()
     check = fuzz_frames.check
 

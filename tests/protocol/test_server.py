@@ -95,7 +95,7 @@ def state_of(protocol: ServerProtocol) -> ServerStreamState | None:
 
 
 def snapshot(protocol: ServerProtocol) -> dict[str, Any]:
-    """All that the object knows, deeply."""
+    """All state of the object, at every depth."""
     return copy.deepcopy({k: v for k, v in vars(protocol).items() if k not in ("_hello", "_crc")})
 
 

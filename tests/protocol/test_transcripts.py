@@ -136,7 +136,7 @@ def test_what_a_transcript_says_of_a_whole_file_is_true() -> None:
             if step.type is FrameType.DATA and step.outcome == "taken" and step.damage is None:
                 file = files.setdefault(step.stream, bytearray())
                 del file[step.offset :]
-                file.extend(bytes(step.offset - len(file)))  # what an earlier stream brought
+                file.extend(bytes(step.offset - len(file)))  # what an earlier stream sent
                 file.extend(step.payload)
             elif step.type is FrameType.FINISH and step.outcome == "taken":
                 message = step.message

@@ -19,7 +19,7 @@ class OtherConsumer(UploadConsumer):
 
 
 class AnsweringConsumer(UploadConsumer):
-    """Answers, and dies the first time that it is asked where a file's name asks for it."""
+    """Answers; where the file's name says so, the process dies the first time."""
 
     endpoint = "answering"
 

@@ -1,4 +1,4 @@
-"""The host's receivers: they write down what came, and misbehave where a file's name asks for it."""
+"""The host's receivers: they record each signal, and misbehave where a file's name says so."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def completed(session: Any, event_id: Any, **kwargs: Any) -> None:
 
 
 def is_first(name: str) -> bool:
-    """Whether this is asked for the first time, by any process."""
+    """Whether this is the first call, in any process."""
     try:
         os.close(os.open(settings.ROOT / name, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""A host project for the end-to-end tests. Where it keeps things, and how, is said by the environment."""
+"""A host project for the end-to-end tests. The environment says where and how it keeps things."""
 
 import json
 import os

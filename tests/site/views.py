@@ -44,7 +44,7 @@ async def drain_all(request: HttpRequest) -> JsonResponse:
 
 
 def undrain_all(request: HttpRequest) -> JsonResponse:
-    """Stands for the next process."""
+    """Stands in for the next process."""
     undrain()
     return JsonResponse({})
 

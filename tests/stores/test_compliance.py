@@ -54,7 +54,7 @@ class WritesBehindDamage(MemoryWriter):
 
 @with_writer
 class WritesAtTheEnd(MemoryWriter):
-    """As O_APPEND does: right until something has to be written again."""
+    """As O_APPEND does: correct until bytes have to be written again."""
 
     def write(self, payloads: Sequence[memoryview]) -> None:
         self._content.data += b"".join(payloads)

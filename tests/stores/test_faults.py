@@ -74,7 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def inject(fault: str) -> tuple[str, ...]:
-    """The command before a command in which a system call fails as told."""
+    """The command prefix that makes a system call of a command fail as given."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is missing")

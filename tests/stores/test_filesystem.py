@@ -302,7 +302,7 @@ def test_a_failed_sync_leaves_only_what_is_durable(
         with pytest.raises(StorageFailed) as caught:
             writer.sync()
     assert caught.value.facts == {"errno": "EIO"}
-    # The kernel would say nothing the next time, though the bytes are not there.
+    # The kernel would report no error the next time, though the bytes are not there.
     with pytest.raises(StorageFailed):
         writer.sync()
     with pytest.raises(StorageFailed):
@@ -575,7 +575,7 @@ class TestCheck:
     def test_a_root_that_cannot_be_written_is_an_error(
         self, store: FileSystemStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Root may write anywhere, so that the answer is made up here.
+        # Root may write anywhere, so the answer is faked.
         monkeypatch.setattr(os, "access", lambda path, how: False)
         assert [message.id for message in store.check()] == ["async_upload.E020"]
 

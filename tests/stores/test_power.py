@@ -29,7 +29,7 @@ def run(*command: str | Path) -> None:
 @contextmanager
 def mounted(image: Path, folder: Path) -> Iterator[Path]:
     folder.mkdir()
-    # Nothing is committed by itself within the time of a test.
+    # The journal commits nothing by itself within the time of a test.
     run("mount", "-o", "loop,commit=300", image, folder)
     try:
         yield folder
@@ -103,7 +103,7 @@ def test_with_os_what_is_there_is_proved_or_begun_again(disk: tuple[Path, PowerC
         writer.append(split(DATA))
         checkpoints.append(writer.sync())
     with open(os.path.join(store.root, checkpoints[0].part), "rb") as file:
-        os.fsync(file.fileno())  # one of them was lucky
+        os.fsync(file.fileno())  # as if the kernel had written one of them already
 
     store = FileSystemStore(cut() / "staging", durability="os")
     received = []
