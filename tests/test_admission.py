@@ -177,11 +177,11 @@ def test_an_ipv6_subscriber_counts_once_for_all_his_addresses() -> None:
     assert counted("") is None
 
 
-# Places -------------------------------------------------------------------------------------------
+# Slots --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
-def _nobody_is_there() -> Iterator[None]:
+def _no_connections() -> Iterator[None]:
     admission.forget()
     yield
     admission.forget()

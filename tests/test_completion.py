@@ -140,7 +140,7 @@ async def test_a_file_system_that_cannot_link_after_all_gets_a_copy(
 
 
 class Slow(FileSystemStorage):
-    """A storage with a save() of its own: nothing may be linked into it."""
+    """A storage with a save() of its own: no file may be linked into it."""
 
     def _save(self, name: str, content: Any) -> str:
         self.seen = b"".join(content.chunks())

@@ -1,4 +1,4 @@
-"""The consumer over ASGI: who may, from where, what a host's hooks decide, and how a connection ends."""
+"""The consumer over ASGI: who may upload, from where, what a host's hooks decide, and how a connection ends."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ async def test_a_failure_that_is_told_again_keeps_its_figures(connect: Connect) 
 
 
 async def test_a_refusal_of_the_host_is_told_again_in_its_words(connect: Connect) -> None:
-    """With what no database holds taken out."""
+    """Without the characters that no database can store."""
 
     class Wordy(UploadConsumer):
         async def inspect(self, session: UploadSession, file: Any) -> None:
@@ -1277,18 +1277,18 @@ async def test_refusals_are_logged_once_a_minute(
     def lines() -> list[str]:
         return [record.getMessage() for record in caplog.records if "closed" in record.getMessage()]
 
-    async def break_it() -> None:
+    async def send_junk() -> None:
         async with connect() as client:
             await client.send_frame(b"junk")
             await ends_with(client, BY_CODE["malformed_frame"])
 
     for _ in range(3):
-        await break_it()
+        await send_junk()
     (line,) = lines()
     assert "malformed_frame" in line
     assert "127.0.0.1" in line
     monkeypatch.setattr(notices, "SECONDS", 0)
-    await break_it()
+    await send_junk()
     assert "2 more like this" in lines()[1]
 
 

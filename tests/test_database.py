@@ -109,7 +109,7 @@ async def test_a_refusal_is_raised_to_its_caller_and_undoes_nothing(database: Da
 
 async def test_a_lone_call_that_loses_a_race_for_a_key_looks_again(database: Database) -> None:
     def get_or_insert(items: Sequence[str]) -> list[str]:
-        """What another connection inserts after this one looked, a look before cannot see."""
+        """A look-up cannot see what another connection inserts after it."""
         attempts.append(list(items))
         if len(attempts) > 1:
             assert set(items) <= set(Group.objects.values_list("name", flat=True))
@@ -198,11 +198,11 @@ async def test_patience_ends(database: Database) -> None:
 async def test_a_locked_database_heals_when_the_lock_goes(
     database: Database, settings: Any
 ) -> None:
-    def be_impatient(items: Sequence[None]) -> list[None]:
+    def shorten_the_busy_timeout(items: Sequence[None]) -> list[None]:
         connection.cursor().execute("PRAGMA busy_timeout = 50")
         return [None]
 
-    await database.call(be_impatient, None)
+    await database.call(shorten_the_busy_timeout, None)
     locker = sqlite3.connect(settings.DATABASES["default"]["NAME"], isolation_level=None)
     locker.execute("BEGIN IMMEDIATE")
     call = asyncio.create_task(database.call(insert, "a"))
@@ -234,13 +234,13 @@ async def test_a_terminated_backend_is_replaced(database: Database) -> None:
 async def test_a_connection_that_rested_is_tried_before_it_is_used(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die_quietly(items: Sequence[None]) -> list[None]:
+    def close_the_connection(items: Sequence[None]) -> list[None]:
         """After the commit: the driver's connection, without Django's knowing."""
         transaction.on_commit(lambda: connections["default"].connection.close())
         return [None]
 
     monkeypatch.setattr(database_module, "HEALTH_CHECK_AFTER", -1.0)
-    await database.call(die_quietly, None, patience=0.0)
+    await database.call(close_the_connection, None, patience=0.0)
     assert await database.call(insert, "b", patience=0.0) == "B"
 
 

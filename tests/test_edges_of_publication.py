@@ -143,11 +143,11 @@ async def test_a_user_who_is_deleted_in_the_middle_of_a_publication_leaves_no_fi
         monkeypatch.setattr(link_module, "links_into", lambda *args: False)
     place = Publisher._publish_files
 
-    async def and_then_she_goes(self: Publisher, items: Any) -> None:
+    async def place_and_delete_the_owner(self: Publisher, items: Any) -> None:
         await place(self, items)
         await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(Publisher, "_publish_files", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_publish_files", place_and_delete_the_owner)
     assert isinstance(await send(connect), UploadError)
     await settled()
     assert not await UploadSession.objects.aexists()
@@ -164,11 +164,11 @@ async def test_so_does_a_user_who_is_deleted_behind_the_link_of_small_files(
 ) -> None:
     place = Publisher._publish_files
 
-    async def and_then_she_goes(self: Publisher, items: Any) -> None:
+    async def place_and_delete_the_owner(self: Publisher, items: Any) -> None:
         await place(self, items)
         await sync_to_async(alice.delete)()
 
-    monkeypatch.setattr(Publisher, "_publish_files", and_then_she_goes)
+    monkeypatch.setattr(Publisher, "_publish_files", place_and_delete_the_owner)
     async with connect() as client:
         with pytest.raises(UploadError):
             await client.upload("a.bin", b"hello")

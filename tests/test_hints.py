@@ -16,7 +16,7 @@ def test_a_holder_hears_of_its_own_upload_until_it_lets_go() -> None:
     reason = TakenOver()
     hints.register(one, older.append)
     hints.register(one, heard.append)
-    hints.unregister(one, older.append)  # the older holder: the newer one stays
+    hints.unregister(one, older.append)  # the older holder leaves; the newer one stays
     hints.tell_holder(other, reason)
     assert not heard
     hints.tell_holder(one, reason)

@@ -1,4 +1,4 @@
-"""The session and the outbox as a host sees them: what one may ask, and what a state allows."""
+"""The session and the outbox as a host sees them: their properties, and what a state allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``upload_completed`` comes at least once, with one id; nothing is lost with a process."""
+"""``upload_completed`` comes at least once, with one id; no event is lost with a process."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_an_owner_is_looked_at_again(alice: Any, login: Client, how: str, end: A
     assert (owner.key, owner.user_id) == (f"user:{alice.pk}", alice.pk)
     if end is not None:
         end(alice)
-    if end is None or (how == "scope" and end is set_password):  # the host looks after those itself
+    if end is None or (how == "scope" and end is set_password):  # the host checks these itself
         assert owner.check().key == owner.key
     else:
         with pytest.raises(AuthenticationRequired):

@@ -1,4 +1,4 @@
-"""What may be let in, and the names that files get in a storage."""
+"""Which files are allowed, and the names that they get in a storage."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def _media_root() -> str:
 
 @pytest.fixture(autouse=True)
 def defaults(settings: Any) -> None:
-    """As a project has it that says nothing about storages."""
+    """As in a project that does not set its storages."""
     settings.STORAGES = {key: each for key, each in settings.STORAGES.items() if key != PRIVATE}
     settings.ROOT_URLCONF = __name__
 

@@ -1,4 +1,4 @@
-"""An endpoint answers a finished upload with JSON of its own: asked once, kept, the same for each who asks again."""
+"""An endpoint answers a finished upload with JSON of its own: asked once, the answer is kept and repeated."""
 
 from __future__ import annotations
 

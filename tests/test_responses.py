@@ -291,9 +291,9 @@ async def test_a_middleware_may_wrap_what_is_sent(owner: Owner) -> None:
     assert zipped["Content-Encoding"] == "gzip"
     assert 0 < len(b"".join([piece async for piece in zipped])) < 1000
 
-    async def shout() -> AsyncIterator[bytes]:
+    async def one_piece() -> AsyncIterator[bytes]:
         yield b"A"
 
     again = await a_view(asking())
-    again.streaming_content = shout()
+    again.streaming_content = one_piece()
     assert [piece async for piece in again] == [b"A"]

@@ -48,7 +48,7 @@ async def send_small_files(
     lying: int | None = None,
     first: int = 1,
 ) -> list[m.Message]:
-    """Send all files without waiting for an answer; the message that each stream ends with.
+    """Send all files without waiting for an answer; returns the last message of each stream.
 
     ``first`` is the number of the first stream.
     """
@@ -83,7 +83,7 @@ async def emptied(folder: Path) -> None:
 
 @pytest.fixture
 def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many calls each transaction was shared by."""
+    """How many calls shared each transaction."""
     counted: list[int] = []
     transact = Database._transact
 
@@ -97,7 +97,7 @@ def transactions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of those that went the ordinary way."""
+    """The names of those that were published one by one."""
     names: list[str] = []
     for step in ("publish_one", "resume_one"):
         real = getattr(Publisher, step)
@@ -376,7 +376,7 @@ async def test_a_host_is_asked_for_a_name_once_and_not_before_it_has_inspected_t
             asked.append("inspect")
 
     app = AuthMiddlewareStack((Inspecting if inspects else Named).as_asgi())
-    async with connect(app) as uploads:  # the second one goes the ordinary way
+    async with connect(app) as uploads:  # the second one is published by itself
         ends = await send_small_files(uploads, [("a.bin", b"a"), ("b.bin", b"b")], damaged=1)
     assert {type(end) for end in ends} == {m.Completed}
     assert sorted(asked) == sorted(["name", *(["inspect"] if inspects else [])] * 2)

@@ -158,7 +158,7 @@ class Uploading(RuleBasedStateMachine):
             await stream.client.send(finish(stream.upload.data), stream.number)
 
     async def _listen(self, seconds: float) -> None:
-        """Give the server some time, and take in what it said."""
+        """Give the server some time, and read what it sent."""
         await asyncio.sleep(seconds)
         for index, client in enumerate(self.clients):
             while client is self.clients[index] and client and client.socket.output_queue.qsize():

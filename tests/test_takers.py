@@ -1,4 +1,4 @@
-"""An upload says when it is created who takes its file, and forms, APIs, receivers and the purge ask."""
+"""An upload's taker is named when it is created; forms, APIs, receivers and the purge check it."""
 
 from __future__ import annotations
 

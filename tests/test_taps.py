@@ -1,4 +1,4 @@
-"""Taps see every byte once and in order, beside the writing; the suite for them notices taps that do not."""
+"""Taps see every byte once and in order, beside the writing; their suite catches taps that do not."""
 
 from __future__ import annotations
 

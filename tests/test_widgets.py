@@ -320,7 +320,7 @@ def test_the_bundle_names_no_other_file() -> None:
 
 
 def test_script_and_style_stay_small_together() -> None:
-    """As gzip makes them; a cold page waits for both."""
+    """Compressed by gzip; a page that is not cached waits for both."""
     files = [STATIC / f"async-upload.min.{kind}" for kind in ("js", "css")]
     assert sum(len(gzip.compress(each.read_bytes(), 9)) for each in files) <= 35 * 1024
 

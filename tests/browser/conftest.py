@@ -90,7 +90,7 @@ def proxy(example: Example) -> Iterator[ChaosProxy]:
 
 @pytest.fixture(scope="session")
 def cookies(_example: Example) -> dict[str, str]:
-    """Of a login that the tests of one kind share: leave it alive."""
+    """The cookies of a login that the tests of one kind share: do not end it."""
     return _example.sign_in()
 
 
@@ -160,7 +160,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def middling(tmp_path: Path) -> Path:
-    """24 MiB under a name of its own: more than a window, so that it is remembered."""
+    """24 MiB under a name of its own: more than a window, so that the page remembers it."""
     path = tmp_path / f"{tmp_path.name.strip('_')}.bin"
     with open("/dev/urandom", "rb") as noise:
         path.write_bytes(noise.read(24 << 20))

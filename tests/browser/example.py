@@ -1,4 +1,4 @@
-"""The example site as a process of its own, in a copy of its folder; looked into past Django."""
+"""The example site as a process of its own, in a copy of its folder; its database and files are read without Django."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ urlpatterns.append(re_path("^apps/(?P<path>.+)$", serve, {"document_root": setti
 
 
 def prepare(folder: Path) -> None:
-    """A copy of the example with a database and its person."""
+    """A copy of the example with a database and its user."""
     # Leaves out the files that the site makes when it is run.
     made = shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles", "__pycache__")
     shutil.copytree(ROOT / "example_project", folder, ignore=made)

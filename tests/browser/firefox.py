@@ -114,7 +114,7 @@ class Firefox:
         self.call("browsingContext.reload", context=self.tab, wait="complete")
 
     def evaluate(self, expression: str) -> Any:
-        """A text, number, truth value or null that a JavaScript expression is. Raises :class:`RuntimeError`."""
+        """The value of a JavaScript expression: a text, number, truth value or null. Raises :class:`RuntimeError`."""
         said = self._evaluate(expression)
         return said.get("value")
 

@@ -158,7 +158,7 @@ def test_a_page_loads_the_second_file_with_its_first_upload(page: Any, delivery:
 def test_files_are_uploaded_without_the_second_file_until_it_can_be_loaded(
     visit: Callable[..., Any], example: Example, middling: Path
 ) -> None:
-    """As in a page that was left open while a deploy removed the files of the version before."""
+    """As in a page that is open while a deploy removes the files of the previous version."""
     page = visit().new_page()
     asked: list[str] = []
 

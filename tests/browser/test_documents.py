@@ -60,7 +60,7 @@ def fill_in(page: Any, title: str, file: Path, cover: Path | None = None) -> Non
 
 
 def saved(page: Any, title: str) -> None:
-    """Wait for the list, which is where a form that was saved leads."""
+    """Wait for the list, to which a saved form leads."""
     page.wait_for_url("**/documents/")
     page.get_by_role("link", name=title, exact=True).wait_for()
 
@@ -98,7 +98,7 @@ def test_a_form_waits_and_one_with_errors_keeps_what_was_uploaded(
     saved(page, f"{title}, better")
     size = middling.stat().st_size + cover.stat().st_size
     assert proxy.data_bytes() - before == size  # once
-    assert proxy.bytes_up - posted < size + MIB  # and no form carried a file
+    assert proxy.bytes_up - posted < size + MIB  # and no form contained a file
     assert [each["state"] for each in example.uploads(middling.name)] == ["bound"]
     assert sha256(stored(example, f"{title}, better")) == sha256(middling)
     assert stored(example, f"{title}, better", "cover").read_bytes() == cover.read_bytes()
@@ -117,7 +117,7 @@ def test_a_forbidden_file_stops_the_form_until_it_is_taken_away(
     refused = row(page, bad.name, "refused")
     said = {"type": "This type of file is not allowed", "size": "This file is too large"}[what]
     assert said in refused.inner_text()
-    page.set_input_files(COVER, bad)  # so that the required one is not all that is missing
+    page.set_input_files(COVER, bad)  # so that the required file is not the only mistake
     page.locator(".async-upload-file", has_text=bad.name).nth(1).wait_for()
     page.set_input_files(FILE, good)
     page.click(SAVE)

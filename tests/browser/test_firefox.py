@@ -59,7 +59,7 @@ def row(name: str, state: str) -> str:
 
 
 def press(firefox: Firefox, name: str, state: str, action: str) -> None:
-    """A button in the row of a file that is, or comes, in that state."""
+    """A button in the row of a file, once the row is in that state."""
     firefox.until(row(name, state))
     selector = json.dumps(f".async-upload-file[data-state={state}] [data-action={action}]")
     firefox.evaluate(f"document.querySelector({selector}).click()")

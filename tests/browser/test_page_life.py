@@ -258,7 +258,7 @@ def htmx_page(attributes: str = "") -> str:
 
 @pytest.fixture
 def htmx(page: Any, site: WidgetSite) -> Any:
-    """A page whose form htmx sends, and puts the answer in its place."""
+    """A page whose form htmx sends and replaces by the answer."""
     config = """<meta name="htmx-config" content='{"includeIndicatorStyles": false, "allowEval": false}'>"""
     site.show(htmx_page(), head=f'{config}<script src="/htmx.js" defer></script>')
     page.goto(site.url)

@@ -41,7 +41,7 @@ def place(path: str = "/", of: str = "here", name: str = "file") -> dict[str, st
 
 
 def left(page: Any, *uploads: dict[str, Any]) -> None:
-    """What earlier pages have left, newest first."""
+    """The unfinished uploads of earlier pages, newest first."""
     known = [
         {"key": f"old-{number}", "name": f"{number}.pdf", "size": 4000, "sent": 3000, **each}
         for number, each in enumerate(uploads)
@@ -187,7 +187,7 @@ def test_one_that_a_form_with_errors_brings_is_there_once(page: Any, site: Widge
     page.wait_for_timeout(300)
     expect(rows(page)).to_have_count(1)
     page.get_by_role("button", name="Remove: a").click()
-    page.mouse.move(0, 0)  # away from "Undo", which would wait
+    page.mouse.move(0, 0)  # away from "Undo", which waits under the pointer
     until(page, "forgotten.join() === 'old-0'")
 
 

@@ -89,7 +89,9 @@ def test_a_file_that_was_changed_meanwhile_begins_anew(
     page.reload()
     row(page, middling.name, "unfinished")
     proxy.rate = None
-    with middling.open("r+b") as file:  # neither its size nor its ends, but what the server has
+    with middling.open(
+        "r+b"
+    ) as file:  # differs neither in size nor at its ends, but in what the server has
         file.seek(96 * 1024)
         file.write(b"changed meanwhile")
     page.set_input_files(FILES, middling)
@@ -228,7 +230,7 @@ def test_a_cancelled_upload_is_gone_here_and_there(
     assert example.has_part(example.uploads(middling.name)[0])
     press(row(page, middling.name, "uploading"), "cancel")
     page.locator(".async-upload-file").wait_for(state="detached")
-    # It can be undone for as long as the person is about to.
+    # It can be undone while the pointer is on "Undo".
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
 

@@ -831,7 +831,7 @@ def test_an_unfinished_upload_waits_for_a_click_or_is_discarded(
     show(page, site, form(LABEL + element()))
     expect(page.get_by_role("button", name="Continue: film.mp4")).to_be_visible()
     page.get_by_role("button", name="Discard: film.mp4").click()
-    page.mouse.move(0, 0)  # away from "Undo", which would wait
+    page.mouse.move(0, 0)  # away from "Undo", which waits under the pointer
     expect(rows(page)).to_have_count(0)
     until(page, "discarded[0] === 'old'")
 

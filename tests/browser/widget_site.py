@@ -1,4 +1,4 @@
-"""A tiny site for the widget: the real modules, a fake ``client.js``, a strict policy; what is posted is noted."""
+"""A tiny site for the widget: the real modules, a fake ``client.js``, a strict policy; what is posted is recorded."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def what(request: pytest.FixtureRequest, large: Path) -> io.BufferedIOBase | io.
 
 
 class Unseekable(io.BytesIO):
-    """As a pipe is; gives a little at a time."""
+    """Like a pipe; each read returns a little."""
 
     def seekable(self) -> bool:
         return False
@@ -154,7 +154,7 @@ async def test_what_cannot_be_said_is_refused_before_it_is_sent(server: Scripted
 
 
 async def test_small_files_do_not_wait_for_answers(server: ScriptedServer) -> None:
-    """As many as may be open are sent whole before the server has said anything but hello."""
+    """As many files as may be open at once are sent whole before any message but HELLO has come."""
     held: list[tuple[Session, Header, Message | bytes]] = []
     server.hooks.append(lambda *frame: held.append(frame) is None)
     async with server.client() as client:
@@ -457,7 +457,7 @@ async def test_a_busy_server_is_spared_on_the_whole_connection(server: ScriptedS
 async def test_a_connection_that_serves_no_stream_is_left_though_it_answers_pings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one on which credit was lost: `patience` would never end, since nothing fails."""
+    """Like a stream whose credit was lost: `patience` never runs out, since nothing fails."""
     monkeypatch.setattr("django_async_upload.client.client._STALL_SECONDS", 0.3)
     server = ScriptedServer(replace(HELLO, connection_limit=500, heartbeat=0.1))
     async with server.client() as client:

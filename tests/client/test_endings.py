@@ -36,7 +36,7 @@ def end(session: Session, ending: dict[str, Any]) -> None:
 
 
 def waiting(monkeypatch: pytest.MonkeyPatch, share: float) -> list[float]:
-    """The waits of all clients from here on, each the ``share`` of what chance may make it; none takes time."""
+    """The waits of all clients from here on, each ``share`` of its random range; none takes time."""
     waits: list[float] = []
     measure = Backoff.delay
 

@@ -47,7 +47,7 @@ def saved(state: Path) -> list[dict[str, object]]:
 
 
 async def killed(server: ScriptedServer, file: Path, state: Path, *, after: int = 40_000) -> None:
-    """A program that sends so many bytes and then says nothing more, to the server or to the disk."""
+    """A program that sends so many bytes and then writes nothing more, to the server or to the disk."""
     client = await server.client(state=state).__aenter__()
     upload = client.start(file)
     await eventually(lambda: server.payload_bytes > after)

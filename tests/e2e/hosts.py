@@ -63,7 +63,9 @@ class Host:
         self, ticket: str | None = None, *, port: int | None = None, path: str = PATH
     ) -> RawConnection:
         """A raw connection that is greeted and signed in (as demo, unless a ticket says otherwise)."""
-        ticket = ticket or self.ticket()  # first: a connection has seconds to authenticate itself
+        ticket = (
+            ticket or self.ticket()
+        )  # first: a connection must authenticate itself within seconds
         connection = RawConnection(port or self.port, path=path)
         connection.greet(ticket)
         return connection
@@ -100,7 +102,7 @@ class Host:
     def signals(
         self, name: str = "upload_completed", upload: str | None = None
     ) -> list[dict[str, Any]]:
-        """What the host's receivers wrote down until now; see :meth:`wait_for_signals`."""
+        """What the host's receivers have recorded so far; see :meth:`wait_for_signals`."""
         log = self.root / "signals.jsonl"
         text = log.read_text() if log.exists() else ""
         # A line that is being written has no end yet.
@@ -110,13 +112,13 @@ class Host:
         ]
 
     def wait_for_signals(self, name: str, upload: str) -> list[dict[str, Any]]:
-        """What the host's receivers wrote down, once there is something: signals follow the answers."""
+        """What the host's receivers have recorded, once there is something: signals follow the answers."""
         return wait_for(
             lambda: self.signals(name, upload), seconds=60, what=f"{name} of upload {upload}"
         )
 
     def database(self) -> sqlite3.Connection:
-        """The database, past Django."""
+        """The database, without Django."""
         return sqlite3.connect(self.root / "db.sqlite3", timeout=30, isolation_level=None)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The package's command line as a process: a client that has nothing in common with the test but files."""
+"""The package's command line as a process: a client that shares only files with the test."""
 
 from __future__ import annotations
 

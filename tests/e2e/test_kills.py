@@ -57,7 +57,7 @@ def test_a_server_that_is_killed_again_and_again_gets_the_file_that_was_sent(
 
 
 def wait_until_a_random_moment(program: Program, proxy: ChaosProxy, chance: random.Random) -> None:
-    """From before the client has come back to after its last byte, but mostly while bytes flow."""
+    """Mostly a moment while bytes flow; sometimes before the client is back, or after its last byte."""
     heard = proxy.bytes_up
     deadline = time.monotonic() + 10
     while program.is_running and proxy.bytes_up == heard and time.monotonic() < deadline:
@@ -86,7 +86,7 @@ def test_a_client_that_was_killed_goes_on_from_durable_when_it_is_started_again(
     with host.proxy() as proxy:
         proxy.rate = 16 * MIB
         for number in range(kills):
-            # What is still on its way when its sender has died counts too.
+            # Bytes that were on their way when the client died count, too.
             proxy.stall_after(chance.randrange(MIB, 6 * MIB))
             proxy.flow()
             with put(tmp_path / "home", host.url(proxy.port), ticket, source) as program:

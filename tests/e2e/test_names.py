@@ -26,7 +26,7 @@ FORBIDDEN = set('/\\:*?"<>|') | {chr(code) for code in (*range(32), 0x7F, 0x2028
 
 
 def create_frame(stream: int, fields: dict[str, object]) -> bytes:
-    """As a client would send it that escapes everything: so lone surrogates travel too."""
+    """As from a client that escapes every character: lone surrogates can be sent, too."""
     payload = json.dumps({"key": uuid.uuid4().hex, "size": len(DATA), **fields}).encode()
     return frames.build_header(FrameType.CREATE, stream, payload, crc32c) + payload
 

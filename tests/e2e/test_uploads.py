@@ -1,4 +1,4 @@
-"""Files of every size, and what belongs to a connection that lives long."""
+"""Files of every size, and connections that stay open long."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ _S = ServerStreamState
 BEFORE_DATA = {_S.ATTACHING, _S.PROVING}
 
 
-def road_to(state: ServerStreamState, hello: m.Hello = HELLO) -> ServerProtocol:
+def server_in(state: ServerStreamState, hello: m.Hello = HELLO) -> ServerProtocol:
     protocol = ServerProtocol(hello, crc32c)
     for message in ROADS[state]:
         if message.frame_type in m.FROM_CLIENT:
@@ -143,7 +143,7 @@ def expected(frame: str, state: ServerStreamState) -> str:
 @pytest.mark.parametrize("state", ServerStreamState)
 @pytest.mark.parametrize("frame", FRAMES)
 def test_each_frame_in_each_state_of_a_stream(frame: str, state: ServerStreamState) -> None:
-    assert outcome(road_to(state), FRAMES[frame](STREAM)) == expected(frame, state)
+    assert outcome(server_in(state), FRAMES[frame](STREAM)) == expected(frame, state)
 
 
 @pytest.mark.parametrize("state", ServerStreamState)
@@ -151,7 +151,7 @@ def test_each_frame_in_each_state_of_a_stream(frame: str, state: ServerStreamSta
 def test_each_frame_on_a_closed_and_on_an_unknown_stream(
     frame: str, state: ServerStreamState
 ) -> None:
-    protocol = road_to(state)
+    protocol = server_in(state)
     protocol.send(STREAM, m.Error("busy", "", True))
     opens = {"CREATE", "ATTACH", "QUERY"}
     for stream, usual in ((STREAM, "dropped"), (STREAM - 1, "dropped"), (9, "unknown_stream")):
@@ -169,7 +169,7 @@ def test_each_frame_on_a_closed_and_on_an_unknown_stream(
 
 @pytest.mark.parametrize("state", sorted(ACCEPTS[FrameType.PAUSED], key=lambda each: each.name))
 def test_paused_is_the_limit_where_no_later_message_set_another(state: ServerStreamState) -> None:
-    protocol = road_to(state)
+    protocol = server_in(state)
     limit = protocol._streams[STREAM].limit
     protocol.send(STREAM, m.Pause())
     assert outcome(protocol, FRAMES["PAUSED"](STREAM)) == "received"
@@ -178,7 +178,7 @@ def test_paused_is_the_limit_where_no_later_message_set_another(state: ServerStr
 
 
 def test_an_ack_between_pause_and_paused_names_no_credit_that_pause_takes_back() -> None:
-    protocol = road_to(_S.OPEN)
+    protocol = server_in(_S.OPEN)
     protocol.receive(build_data(STREAM, 0, bytes(100), crc32c))
     protocol.send(STREAM, m.Pause())
     ack = m.Ack(received=100, durable=0, limit=900, chunk=10)
@@ -193,7 +193,7 @@ def test_an_ack_between_pause_and_paused_names_no_credit_that_pause_takes_back()
 
 @pytest.mark.parametrize("message", [CREATED, ATTACHED, READY, REWIND, m.Ack(0, 0, 9, 1)])
 def test_no_message_of_the_server_brings_an_ending_stream_back(message: m.Message) -> None:
-    protocol = road_to(_S.ENDING)
+    protocol = server_in(_S.ENDING)
     protocol.send(STREAM, message)
     assert state_of(protocol) is _S.ENDING
     protocol.send(STREAM, m.Released(0))
@@ -201,7 +201,7 @@ def test_no_message_of_the_server_brings_an_ending_stream_back(message: m.Messag
 
 
 def test_the_ninth_rewind_to_one_offset_is_refused_and_progress_starts_the_count_again() -> None:
-    protocol = road_to(_S.OPEN)
+    protocol = server_in(_S.OPEN)
     for _ in range(MAX_REWINDS):
         protocol.send(STREAM, REWIND)
         protocol.receive(FRAMES["RESTART"](STREAM))
@@ -214,7 +214,7 @@ def test_the_ninth_rewind_to_one_offset_is_refused_and_progress_starts_the_count
 
 
 def test_limits_never_go_down_but_for_rewind_and_paused() -> None:
-    protocol = road_to(_S.OPEN)
+    protocol = server_in(_S.OPEN)
     protocol.send(0, m.Limit(5))
     assert protocol.limit == HELLO.connection_limit
     protocol.send(0, m.Limit(20_000))
@@ -225,7 +225,7 @@ def test_limits_never_go_down_but_for_rewind_and_paused() -> None:
 
 
 def test_nothing_can_be_sent_on_a_stream_that_is_not_open() -> None:
-    protocol = road_to(_S.OPEN)
+    protocol = server_in(_S.OPEN)
     for stream in (STREAM - 1, STREAM + 1):
         with pytest.raises(RuntimeError):
             protocol.send(stream, m.Ack(0, 0, 1, 1))
@@ -248,7 +248,7 @@ def test_a_connection_without_a_login_hears_nothing_but_auth() -> None:
 
 
 def test_all_data_counts_against_the_connections_limit() -> None:
-    protocol = road_to(_S.OPEN)
+    protocol = server_in(_S.OPEN)
     for event, frame in (
         ("chunk", build_data(STREAM, 0, bytes(10), crc32c)),
         ("chunk", build_data(STREAM, 10, bytes(10), crc32c)[:-1] + b"?"),  # the writer finds it
@@ -266,7 +266,7 @@ def test_all_data_counts_against_the_connections_limit() -> None:
 
 
 def test_no_more_frames_are_dropped_than_can_have_been_in_flight() -> None:
-    protocol = road_to(_S.ENDING)
+    protocol = server_in(_S.ENDING)
     for _ in range((HELLO.stream_limit + IN_FLIGHT_SLACK) // LEAST_DROPPED):
         assert outcome(protocol, FRAMES["DATA"](STREAM)) == "dropped"
     assert outcome(protocol, FRAMES["FINISH"](STREAM)) == "flow_control"
