@@ -1,4 +1,4 @@
-"""No orphans: deletion takes files along, but never a host's; the purge takes what nobody needs."""
+"""No orphans: deletion takes files along, but never a host's; the purge deletes what is no longer needed."""
 
 from __future__ import annotations
 

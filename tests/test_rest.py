@@ -1,4 +1,4 @@
-"""APIs take receipts as JSON, and forms as they always did; whatever is refused has a code that does not change."""
+"""APIs take receipts as JSON, and forms as they always did; each refusal has a stable code."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_a_host_can_word_the_refusal_and_people_read_it_in_their_language(
 
 def test_who_asks_is_who_rest_framework_has_authenticated(owner: Owner, login: Client) -> None:
     receipt = receipt_of(publish(owner))
-    # The session's cookie alone is nobody here: no CSRF token protects it.
+    # The session's cookie alone signs nobody in here: no CSRF token protects it.
     refused = post(login, "/programs/", attachment=receipt)
     assert [each.code for each in refused.data["attachment"]] == ["receipt_invalid"]
     body = {"attachment": receipt}

@@ -1,4 +1,4 @@
-"""What a client may not do. Each thing has a stable code, changes nothing and disturbs nobody."""
+"""What a client may not do. Each thing has a stable code, changes nothing and disturbs no other upload."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_an_upload_that_changes_hands_at_every_chunk_is_the_file_that_was_sent(
 
 
 def test_an_upload_moves_from_one_server_process_to_another(hosts: Callable[..., Host]) -> None:
-    """Without a channel layer, so that the database alone must tell the old holder."""
+    """Without a channel layer, so that the old holder can learn of it from the database only."""
     host = hosts()
     with host.another_server() as another:
         assert_within_a_second(lambda: take_over(host, another, os.urandom(8 * MIB)))
