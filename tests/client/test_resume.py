@@ -48,10 +48,16 @@ def saved(state: Path) -> list[dict[str, object]]:
 
 async def killed(server: ScriptedServer, file: Path, state: Path, *, after: int = 40_000) -> None:
     """A program that sends so many bytes and then writes nothing more, to the server or to the disk."""
+
+    def fall_silent(session: Session, header: Header, message: Message | bytes) -> bool:
+        return server.payload_bytes > after
+
+    server.hooks.append(fall_silent)  # or the upload may complete before its id is on the disk
     client = await server.client(state=state).__aenter__()
     upload = client.start(file)
     await eventually(lambda: server.payload_bytes > after)
     await eventually(lambda: [each for each in saved(state) if each["upload"]])
+    server.hooks.remove(fall_silent)
     server.sessions[-1].lost = True
     kept = state.read_bytes()
     upload.task.cancel()
