@@ -60,8 +60,9 @@ test: check  ## Lint, types, and every test.
 	node --test tests/js/*.test.js
 	$(BIN)/python -m pytest -n auto -m "not e2e and not browser and not dist"
 	$(BIN)/python -m pytest -m dist
-	$(BIN)/python -m pytest -n 4 --dist loadgroup -m e2e
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m browser
+	@# Real servers and browsers on a busy machine: what fails is tried once more, and the summary counts it.
+	$(BIN)/python -m pytest -n 4 --dist loadgroup --reruns 1 -m e2e
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 1 -m browser
 
 check: $(VENV)/.test $(VENV)/.js  ## Lint and types only.
 	$(BIN)/ruff check .
