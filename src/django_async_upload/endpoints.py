@@ -51,7 +51,8 @@ class Endpoint(abc.ABC):
 
     async def get_max_size(self, user: Any) -> int | None:
         """Largest file of this user, bytes; None: no limit."""
-        return self._setting("max_size")  # type: ignore[no-any-return]
+        max_size: int | None = self._setting("max_size")
+        return max_size
 
     async def may_discard(self, session: UploadSession) -> bool:
         """Whether the client may delete this completed upload, which is not taken yet."""
@@ -67,7 +68,8 @@ class Endpoint(abc.ABC):
 
     def get_storage(self, session: UploadSession) -> str:
         """The alias in ``STORAGES`` of the storage for the file. Called once, when the upload is created."""
-        return self._setting("storage")  # type: ignore[no-any-return]
+        storage: str = self._setting("storage")
+        return storage
 
     async def get_name(self, session: UploadSession) -> str:
         """The name to publish under, by default from ``upload_to``. If it is taken, the storage finds a free one."""
@@ -87,7 +89,7 @@ class Endpoint(abc.ABC):
         """
         return ()
 
-    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027
+    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027  (a hook)
         """Check the whole file before it is published, for example by a scanner. ``file`` blocks: read it in a
         thread. Called only where a subclass overrides it."""
 

@@ -308,7 +308,7 @@ class UploadClient:
         while True:
             connection = await self.connected()
             try:
-                return await _Request().run(connection, lambda: send(connection))  # noqa: B023
+                return await _Request().run(connection, lambda: send(connection))  # noqa: B023  (awaited in this round)
             except UploadError as error:
                 if not error.retryable:
                     raise

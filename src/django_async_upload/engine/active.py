@@ -396,7 +396,7 @@ class ActiveUpload:
             self._sync_failed = True
         except UploadError as error:
             self.lose(error)
-        except Exception:
+        except Exception:  # a bug, or the database's: the client is told, and may resume
             logger.exception("A checkpoint of upload %s failed", self.session.pk)
             self.lose(InternalError())
 

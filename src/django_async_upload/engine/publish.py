@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -243,10 +243,8 @@ class Publisher:
         loop = asyncio.get_running_loop()
         copied = [item for item in items if item.publication and item.publication.copies]
         linked = [item for item in items if item not in copied]
-        await asyncio.gather(
-            self._in_shares(publish, linked),
-            *(loop.run_in_executor(self._runtime.copies, publish, [item]) for item in copied),
-        )
+        copies = (loop.run_in_executor(self._runtime.copies, publish, [item]) for item in copied)
+        await _all((self._in_shares(publish, linked), *copies))
         return [found[item] for item in items]
 
     def _rename(self, items: Sequence[Finalization]) -> None:
@@ -313,7 +311,14 @@ class Publisher:
         if len(shares) == 1:
             await self._store.run(work, shares[0])
         else:
-            await asyncio.gather(*(self._store.run(work, share) for share in shares))
+            await _all(self._store.run(work, share) for share in shares)
+
+
+async def _all(work: Iterable[Awaitable[None]]) -> None:
+    """Wait for all of it, also where some raises: the caller closes the parts that the others still work on."""
+    for result in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _without_error(items: Sequence[Finalization]) -> list[Finalization]:

@@ -102,7 +102,8 @@ class Taps:
         try:
             while self._waiting and not self.has_missed:
                 pieces, self._waiting = self._waiting, []
-                await self._store.run(self._feed, self._offset, pieces)
+                # A tap may block: never in a thread that writes chunks.
+                await self._store.run_slow(self._feed, self._offset, pieces)
                 self._offset += sum(len(piece.payload) for piece in pieces)
         except Exception as error:  # a refusal, or a bug in a tap
             self._fail(error)
