@@ -128,8 +128,8 @@ def _take_over(
     item: UploadAccess, found: UploadSession | UploadError
 ) -> UploadSession | UploadError:
     session = found
-    # Again, where another connection takes it over between the SELECT and the UPDATE.
-    for _attempt in range(3):
+    # Where another connection takes it over between the SELECT and the UPDATE, once more with the row locked.
+    for _attempt in range(2):
         if isinstance(session, UploadError):
             return session
         if session.state in OVER:
@@ -147,14 +147,20 @@ def _take_over(
         ):
             session.epoch, session.state = epoch, State.UPLOADING
             return session
-        session = find([item])[0]
+        session = find([item], lock=True)[0]
     return TakenOver()
 
 
-def find(items: Sequence[UploadAccess]) -> list[UploadSession | UploadError]:
-    """Read uploads for their owners, all in one query. A missing upload and another owner's get the same answer."""
+def find(
+    items: Sequence[UploadAccess], *, lock: bool = False
+) -> list[UploadSession | UploadError]:
+    """Read uploads for their owners, all in one query. A missing upload and another owner's get the same answer.
+
+    With ``lock`` the rows stay locked until the transaction ends (SELECT FOR UPDATE; nothing on SQLite).
+    """
     refusals = _checked_owners(items)
-    sessions = UploadSession.objects.in_bulk({item.upload for item in items})
+    rows = UploadSession.objects.select_for_update() if lock else UploadSession.objects
+    sessions = rows.in_bulk({item.upload for item in items})
     outcomes: list[UploadSession | UploadError] = []
     for item, refusal in zip(items, refusals, strict=True):
         session = sessions.get(item.upload)
