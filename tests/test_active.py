@@ -13,9 +13,9 @@ import pytest
 from crc32c import crc32c
 from django.db import DataError
 
-from django_async_upload.engine import active, checkpoints
-from django_async_upload.engine.active import ActiveUpload
+from django_async_upload.engine import active, checkpoints, queue
 from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW
+from django_async_upload.engine.part import UploadPart
 from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import (
     DatabaseUnavailable,
@@ -53,15 +53,15 @@ async def test_the_limit_rises_with_what_is_written_within_the_window(
 ) -> None:
     data = os.urandom(2 * MIB)
     async with begun(uploads, owner, data) as upload:
-        assert upload.limit == FLOOR
+        assert upload.flow.limit == FLOOR
         writing = asyncio.create_task(upload.write())
-        while upload.received < len(data):
-            end = min(upload.limit, len(data))
-            feed(upload, data[:end], upload.received, chunk=16 * KIB)
-            await until(lambda end=end: upload.received == end)
-            assert upload.received < upload.limit <= upload.durable + LARGEST_WINDOW
-            assert upload.limit - upload.received <= upload.account.promised
-        assert upload.chunk > FLOOR
+        while upload.flow.received < len(data):
+            end = min(upload.flow.limit, len(data))
+            feed(upload, data[:end], upload.flow.received, chunk=16 * KIB)
+            await until(lambda end=end: upload.flow.received == end)
+            assert upload.flow.received < upload.flow.limit <= upload.flow.durable + LARGEST_WINDOW
+            assert upload.flow.limit - upload.flow.received <= upload.account.promised
+        assert upload.flow.chunk > FLOOR
         upload.release()
         await writing
     assert upload.account.promised == 0
@@ -76,11 +76,11 @@ async def test_no_credit_goes_beyond_the_window_while_nothing_becomes_durable(
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
-        while upload.limit > upload.received:
-            end = upload.limit
-            feed(upload, data[:end], upload.received)
-            await until(lambda end=end: upload.received == end)
-        assert upload.received == upload.limit == LARGEST_WINDOW
+        while upload.flow.limit > upload.flow.received:
+            end = upload.flow.limit
+            feed(upload, data[:end], upload.flow.received)
+            await until(lambda end=end: upload.flow.received == end)
+        assert upload.flow.received == upload.flow.limit == LARGEST_WINDOW
         upload.release()
         await writing
         assert await upload.interrupt() == LARGEST_WINDOW
@@ -97,20 +97,20 @@ async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_count
         feed(upload, data[:MIB])
         upload.release()
         await upload.write()
-        assert (upload.received, upload.durable) == (MIB, 0), "no row names the part"
-        assert upload.writer is not None
-        named = Checkpoint(upload.writer.part, token=disk.boot_id())
-        await upload.save(named, State.UPLOADING)
-        assert upload.durable == MIB
+        assert (upload.flow.received, upload.flow.durable) == (MIB, 0), "no row names the part"
+        assert upload.part.writer is not None
+        named = Checkpoint(upload.part.writer.part, token=disk.boot_id())
+        await upload.checkpoints.save(named, State.UPLOADING)
+        assert upload.flow.durable == MIB
         feed(upload, data[: 9 * MIB], MIB)
         await upload.write()
-        assert upload.durable == 9 * MIB
+        assert upload.flow.durable == 9 * MIB
         pk = upload.session.pk
     uploads = await crash(uploads)
     assert (await row(pk)).durable == 0
     async with attached(uploads, owner, pk) as upload:
-        assert (upload.durable, upload.received) == (9 * MIB, 9 * MIB)
-        assert upload.durable_crc == crc32c(data)
+        assert (upload.flow.durable, upload.flow.received) == (9 * MIB, 9 * MIB)
+        assert upload.part.crc(upload.flow.durable) == crc32c(data)
 
 
 async def test_nothing_is_durable_that_nobody_was_told_is_received(
@@ -121,10 +121,12 @@ async def test_nothing_is_durable_that_nobody_was_told_is_received(
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
         await upload.reserve()
-        assert upload.writer is not None
-        upload.writer.append(pieces(data))  # as a write that is still under way beside a checkpoint
-        await upload.save(upload.checkpoint, State.UPLOADING)
-        assert (upload.received, upload.durable) == (0, 0)
+        assert upload.part.writer is not None
+        upload.part.writer.append(
+            pieces(data)
+        )  # as a write that is still under way beside a checkpoint
+        await upload.checkpoints.save(upload.part.checkpoint, State.UPLOADING)
+        assert (upload.flow.received, upload.flow.durable) == (0, 0)
 
 
 async def test_a_pause_gives_back_what_is_not_used(uploads: UploadService, owner: Owner) -> None:
@@ -132,10 +134,10 @@ async def test_a_pause_gives_back_what_is_not_used(uploads: UploadService, owner
     async with begun(uploads, owner, data) as upload:
         upload.account.grant(0)
         upload.account.is_pausing = True
-        upload.limit = 512 * KIB
-        upload.paused(20 * KIB)
+        upload.flow.limit = 512 * KIB
+        upload.flow.paused(20 * KIB)
         assert not upload.account.is_pausing
-        assert upload.limit == 20 * KIB
+        assert upload.flow.limit == 20 * KIB
         assert upload.account.promised == 20 * KIB  # so much may be queued
         assert upload.listener.acks == 1
 
@@ -222,13 +224,15 @@ async def test_a_checkpoint_that_breaks_is_logged_and_ends_the_upload(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_flush_writes_down_what_came(uploads: UploadService, owner: Owner) -> None:
+async def test_a_checkpoint_that_is_asked_for_writes_down_what_came(
+    uploads: UploadService, owner: Owner
+) -> None:
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, b"da")
-        await until(lambda: upload.received == 2)
-        await upload.flush()
-        assert (upload.durable, (await row(upload.session.pk)).durable) == (2, 2)
+        await until(lambda: upload.flow.received == 2)
+        await upload.checkpoints.make_now()
+        assert (upload.flow.durable, (await row(upload.session.pk)).durable) == (2, 2)
         upload.release()
         await writing
 
@@ -237,12 +241,12 @@ async def test_closing_gives_everything_back(uploads: UploadService, owner: Owne
     async with begun(uploads, owner, b"data") as upload:
         upload.append(pieces(b"data")[0])
         writing = asyncio.create_task(upload.write())
-        await until(lambda: upload.received)
+        await until(lambda: upload.flow.received)
         writing.cancel()
         await asyncio.wait({writing})
     assert upload.closed.is_set()
     assert upload.account not in uploads.budget.accounts
-    assert not upload._checkpoints.is_scheduled
+    assert not upload.checkpoints.is_scheduled
     await upload.close()  # once more is no error
 
 
@@ -259,12 +263,12 @@ async def test_durable_never_goes_down(uploads: UploadService, owner: Owner) -> 
         feed(upload, data)
         upload.release()
         await upload.write()
-        await upload.flush()
-        assert upload.durable == 100
-        assert upload.writer is not None
-        older = Checkpoint(upload.writer.part, 40, crc32c(data[:40]), disk.boot_id())
-        await upload.save(older, State.UPLOADING)
-        assert upload.durable == 100
+        await upload.checkpoints.make_now()
+        assert upload.flow.durable == 100
+        assert upload.part.writer is not None
+        older = Checkpoint(upload.part.writer.part, 40, crc32c(data[:40]), disk.boot_id())
+        await upload.checkpoints.save(older, State.UPLOADING)
+        assert upload.flow.durable == 100
 
 
 async def test_the_old_part_stays_until_the_row_names_the_new_one(
@@ -276,18 +280,18 @@ async def test_the_old_part_stays_until_the_row_names_the_new_one(
         feed(upload, data[:60])
         upload.release()
         await upload.write()
-        await upload.flush()
-        assert upload.writer is not None
-        await uploads.store.run(upload.writer.rewrite, upload.checkpoint)
-        renewed = await uploads.store.run(upload.writer.sync)
+        await upload.checkpoints.make_now()
+        assert upload.part.writer is not None
+        await uploads.store.run(upload.part.writer.rewrite, upload.part.checkpoint)
+        renewed = await upload.part.sync()
         with monkeypatch.context() as patch:
             patch.setattr(uploads.database, "call", unavailable)
             with pytest.raises(DatabaseUnavailable):
-                await upload.save(renewed, State.UPLOADING)
+                await upload.checkpoints.save(renewed, State.UPLOADING)
         pk = upload.session.pk
     uploads = await crash(uploads)
     async with attached(uploads, owner, pk) as upload:
-        assert (upload.durable, upload.received) == (60, 60)
+        assert (upload.flow.durable, upload.flow.received) == (60, 60)
 
 
 async def unavailable(*args: Any, **kwargs: Any) -> Any:
@@ -340,31 +344,31 @@ async def test_a_close_that_is_cancelled_while_a_checkpoint_runs_gives_everythin
             await closing
         assert upload.closed.is_set()
         assert upload.account.promised == 0
-        assert upload.writer is not None
-        assert not uploads.store.is_held(upload.writer.part)
+        assert upload.part.writer is not None
+        assert not uploads.store.is_held(upload.part.writer.part)
 
 
 async def test_pieces_that_follow_closely_are_written_in_one_hop(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "BATCH_SECONDS", 5.0)  # however busy the machine is
+    monkeypatch.setattr(queue, "BATCH_SECONDS", 5.0)  # however busy the machine is
     hops: list[int] = []
-    append = ActiveUpload._append
+    append = UploadPart.append
 
-    def counting(self: ActiveUpload, batch: Sequence[Piece]) -> int:
+    def counting(self: UploadPart, batch: Sequence[Piece]) -> int:
         hops.append(len(batch))
         return append(self, batch)
 
-    monkeypatch.setattr(ActiveUpload, "_append", counting)
+    monkeypatch.setattr(UploadPart, "append", counting)
     data = os.urandom(4 * MIB)
     async with begun(uploads, owner, data) as upload:
-        upload.limit = 16 * MIB
+        upload.flow.limit = 16 * MIB
         writing = asyncio.create_task(upload.write())
         for start in range(0, len(data), 256 * KIB):
             upload.append(*pieces(data[: start + 256 * KIB], start))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        await until(lambda: upload.received == len(data))
+        await until(lambda: upload.flow.received == len(data))
         assert hops == [8, 8]
         assert upload.listener.acks == 2
         upload.release()
@@ -379,7 +383,7 @@ async def test_much_that_waits_is_acked_in_parts(
     async with begun(uploads, owner, data) as upload:
         feed(upload, data, chunk=512 * KIB)
         writing = asyncio.create_task(upload.write())
-        await until(lambda: upload.received == len(data))
+        await until(lambda: upload.flow.received == len(data))
         assert upload.listener.acks == 3
         upload.release()
         await writing
@@ -388,10 +392,10 @@ async def test_much_that_waits_is_acked_in_parts(
 async def test_a_piece_alone_does_not_wait_for_long(uploads: UploadService, owner: Owner) -> None:
     data = os.urandom(MIB)
     async with begun(uploads, owner, data) as upload:
-        upload.limit = 16 * MIB
+        upload.flow.limit = 16 * MIB
         writing = asyncio.create_task(upload.write())
         feed(upload, data[: 10 * KIB])
-        await asyncio.wait_for(until(lambda: upload.received == 10 * KIB), 5)
+        await asyncio.wait_for(until(lambda: upload.flow.received == 10 * KIB), 5)
         upload.release()
         await writing
 
@@ -404,14 +408,14 @@ async def test_credit_rises_by_whole_chunks(uploads: UploadService, owner: Owner
         writing = asyncio.create_task(upload.write())
         wire: deque[bytes] = deque()
         sizes: list[int] = []
-        while upload.received < len(data):
-            while (start := sum(sizes)) < min(upload.limit, len(data)):
-                piece = data[start : min(start + upload.chunk, upload.limit, len(data))]
+        while upload.flow.received < len(data):
+            while (start := sum(sizes)) < min(upload.flow.limit, len(data)):
+                piece = data[start : min(start + upload.flow.chunk, upload.flow.limit, len(data))]
                 wire.append(piece)
                 sizes.append(len(piece))
-            arrived = upload.received + len(wire[0])
+            arrived = upload.flow.received + len(wire[0])
             upload.append(Piece(wire.popleft()))
-            await until(lambda arrived=arrived: upload.received == arrived)
+            await until(lambda arrived=arrived: upload.flow.received == arrived)
         assert len(sizes) < 45, sizes
         upload.release()
         await writing

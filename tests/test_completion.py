@@ -37,8 +37,8 @@ async def test_the_published_file_is_the_part_itself(
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
         done = await write(upload, b"data")
-        assert upload.writer is not None
-        inode = os.stat(upload.writer.path()).st_ino
+        assert upload.part.writer is not None
+        inode = os.stat(upload.part.writer.path()).st_ino
         session = (await uploads.complete(upload, done, host)).session
     assert (media / session.stored_as).stat().st_ino == inode
     assert (media / session.stored_as).stat().st_nlink == 1
@@ -172,8 +172,8 @@ async def test_the_file_that_is_inspected_can_be_read_and_sought(
             upload.append(piece)
         upload.finish(facts(b"some data"))
         await upload.write()
-        assert upload.writer is not None
-        with part_file(upload.writer, "a.bin") as file:
+        assert upload.part.writer is not None
+        with part_file(upload.part.writer, "a.bin") as file:
             assert file.name == "a.bin"
             assert file.read(4) == b"some"
             file.seek(5)

@@ -97,7 +97,7 @@ async def test_the_stream_that_waited_longest_is_acked_first(
         """One more byte, and wait until it is written and its ACK is due."""
         offset = offsets[stream]
         await connection.send_data(stream, offset, b"x")
-        while not any(each.received > offset for each in held[stream]):
+        while not any(each.flow.received > offset for each in held[stream]):
             await asyncio.sleep(0)
         offsets[stream] += 1
 
@@ -344,7 +344,7 @@ async def test_a_trickle_is_written_down_less_and_less_often(
         for offset in range(100):
             await alice.send_data(1, offset, b"x")
             await asyncio.sleep(0.01)
-            while held.received <= offset:
+            while held.flow.received <= offset:
                 await asyncio.sleep(0)
         assert changes < 15  # at 10, 20, 40 ms and so on; a hundred if each had its own
         await alice.send(m.Release(), 1)

@@ -142,7 +142,7 @@ def pieces(data: bytes, start: int = 0, size: int = MAX_PIECE) -> list[Piece]:
 async def begun(
     uploads: UploadService, owner: Owner, data: bytes | None, **fields: Any
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(RecordingListener(), "user:1")
+    upload = ActiveUpload(uploads, RecordingListener(), "user:1")
     try:
         session = new_session(owner, data, **fields)
         assert await uploads.create(upload, session, owner, None, taps_of(session)) == Created(
@@ -157,7 +157,7 @@ async def begun(
 async def attached(
     uploads: UploadService, owner: Owner, pk: uuid.UUID
 ) -> AsyncIterator[ActiveUpload]:
-    upload = uploads.open(RecordingListener(), "user:1")
+    upload = ActiveUpload(uploads, RecordingListener(), "user:1")
     try:
         await uploads.attach(upload, UploadAccess(pk, owner, "default"), None, taps_of)
         upload.forget_queued()
@@ -339,7 +339,7 @@ async def test_the_same_key_finds_the_upload_that_it_made(
     uploads: UploadService, owner: Owner
 ) -> None:
     async with begun(uploads, owner, b"data") as upload:
-        again = uploads.open(RecordingListener(), "user:1")
+        again = ActiveUpload(uploads, RecordingListener(), "user:1")
         session = new_session(owner, b"data", key=upload.session.key)
         pk = upload.session.pk
         found = await uploads.create(again, session, owner)
@@ -407,20 +407,20 @@ async def test_a_sync_that_fails_is_not_tried_again_but_written_again(
     async with begun(uploads, owner, data) as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, data[: 50 * KIB])
-        while upload.durable < 50 * KIB:
+        while upload.flow.durable < 50 * KIB:
             await asyncio.sleep(0.005)
-        first = upload.checkpoint.part
+        first = upload.part.checkpoint.part
         feed(upload, data[: 200 * KIB], 50 * KIB)
         while not upload.listener.rewinds:
             await asyncio.sleep(0.005)
         assert upload.listener.rewinds == [(50 * KIB, "storage_error")]
-        assert upload.limit - upload.received <= upload.account.promised
+        assert upload.flow.limit - upload.flow.received <= upload.account.promised
         feed(upload, data, 50 * KIB)
         upload.finish(facts(data))
         session = (await uploads.complete(upload, await writing, host)).session
     assert (media / session.stored_as).read_bytes() == data
-    assert upload.writer is not None
-    assert upload.writer.part != first
+    assert upload.part.writer is not None
+    assert upload.part.writer.part != first
     assert not os.listdir(uploads.store.root)
 
 
@@ -467,7 +467,7 @@ async def test_a_disk_that_fails_again_and_again_interrupts(
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         while not writing.done():
-            if not upload.queued and upload.received == 0:
+            if not upload.queue.pieces and upload.flow.received == 0:
                 feed(upload, b"data")
             await asyncio.sleep(0.002)
         with pytest.raises(StorageFailed):
@@ -490,7 +490,7 @@ async def test_a_full_disk_interrupts_and_keeps_what_came(
     async with begun(uploads, owner, data) as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, data[:1000])
-        while upload.received < 1000:
+        while upload.flow.received < 1000:
             await asyncio.sleep(0.001)
         full = True
         feed(upload, data, 1000)
@@ -514,7 +514,7 @@ async def test_checkpoints_come_by_bytes_and_by_time(
     async with begun(uploads, owner, data) as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, data[:size])
-        while upload.durable < size:
+        while upload.flow.durable < size:
             await asyncio.sleep(0.005)
         assert (await row(upload.session.pk)).durable == size
         upload.release()
@@ -548,7 +548,7 @@ async def test_a_resume_goes_on_from_what_is_there(
     data = os.urandom(200 * KIB)
     pk = await interrupted(uploads, owner, data, 150 * KIB)
     async with attached(uploads, owner, pk) as upload:
-        assert (upload.received, upload.durable) == (150 * KIB, 150 * KIB)
+        assert (upload.flow.received, upload.flow.durable) == (150 * KIB, 150 * KIB)
         session = (
             await uploads.complete(upload, await write(upload, data, 150 * KIB), host)
         ).session
@@ -563,13 +563,13 @@ async def test_after_a_crash_what_was_written_is_proved_again(
         await upload.reserve()
         writing = asyncio.create_task(upload.write())
         feed(upload, data[: 100 * KIB])
-        while upload.received < 100 * KIB:
+        while upload.flow.received < 100 * KIB:
             await asyncio.sleep(0.001)
         writing.cancel()  # nothing is saved
         await asyncio.wait({writing})
     again = await crash(uploads)
     async with attached(again, owner, upload.session.pk) as resumed:
-        assert (resumed.durable, resumed.received) == (0, 100 * KIB)
+        assert (resumed.flow.durable, resumed.flow.received) == (0, 100 * KIB)
         session = (
             await again.complete(resumed, await write(resumed, data, 100 * KIB), host)
         ).session
@@ -596,9 +596,9 @@ async def test_the_newest_wins_while_the_older_one_writes(
             await giving_way
             assert newer.session.epoch == older.session.epoch + 1
             older.append(pieces(b"x")[0])  # no task writes it any more
-            received = newer.received
-            assert newer.writer is not None
-            assert f"{newer.writer.crc:08x}" == crc(data[:received])
+            received = newer.flow.received
+            assert newer.part.writer is not None
+            assert f"{newer.part.writer.crc:08x}" == crc(data[:received])
             session = (
                 await uploads.complete(newer, await write(newer, data, received), host)
             ).session
@@ -619,15 +619,15 @@ async def test_an_older_holder_is_asked_to_let_go_so_that_no_byte_is_copied(
 
         giving_way = asyncio.create_task(give_way())
         feed(older, b"da")
-        await older.flush()
-        while older.durable < 2:
+        await older.checkpoints.make_now()
+        while older.flow.durable < 2:
             await asyncio.sleep(0.001)
-            await older.flush()
+            await older.checkpoints.make_now()
         try:
             async with attached(uploads, owner, older.session.pk) as newer:
-                assert older.writer is not None
-                assert newer.writer is not None
-                assert newer.writer.part == older.writer.part
+                assert older.part.writer is not None
+                assert newer.part.writer is not None
+                assert newer.part.writer.part == older.part.writer.part
         finally:
             giving_way.cancel()
             writing.cancel()
@@ -650,17 +650,17 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
         feed(older, data[: 50 * KIB])
         older.release()
         await older.write()  # and then nothing: neither interrupted nor closed
-        await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)
+        await older.checkpoints.save(await older.part.sync(), State.UPLOADING)
         async with attached(uploads, owner, older.session.pk) as newer:
-            assert newer.received == 50 * KIB
+            assert newer.flow.received == 50 * KIB
             done = await write(newer, data, 50 * KIB)
             session = (await uploads.complete(newer, done, host)).session
-            assert older.writer is not None
-            assert newer.writer is not None
-            assert newer.writer.part != older.writer.part
+            assert older.part.writer is not None
+            assert newer.part.writer is not None
+            assert newer.part.writer.part != older.part.writer.part
             with pytest.raises(UploadError):  # the woken holder reaches neither row nor file
-                await older.save(await uploads.store.run(older.writer.sync), State.UPLOADING)
-            await uploads.store.run(older.writer.append, pieces(b"late"))
+                await older.checkpoints.save(await older.part.sync(), State.UPLOADING)
+            await uploads.store.run(older.part.writer.append, pieces(b"late"))
     assert (media / session.stored_as).read_bytes() == data
 
 
@@ -672,7 +672,7 @@ async def test_a_crowd_that_attaches_leaves_one_holder(
     outcomes: list[str] = []
 
     async def fight() -> None:
-        upload = uploads.open(RecordingListener(), "user:1")
+        upload = ActiveUpload(uploads, RecordingListener(), "user:1")
         try:
             await uploads.attach(upload, UploadAccess(pk, owner, "default"))
             assert uploads.active[pk] is upload
@@ -705,7 +705,7 @@ async def test_an_attach_while_it_completes_waits_for_the_result(
             uploads.complete(upload, await write(upload, b"data"), host)
         )
         await host.inspecting.wait()
-        other = uploads.open(RecordingListener(), "user:1")
+        other = ActiveUpload(uploads, RecordingListener(), "user:1")
         found = await uploads.attach(other, UploadAccess(upload.session.pk, owner, "default"))
         assert isinstance(found, Finishing)
         waiting = asyncio.create_task(uploads.result(found.session, lambda progress: None))
@@ -732,7 +732,7 @@ async def test_an_attach_to_what_is_over_answers_with_the_end(
 ) -> None:
     session = new_session(owner, b"data", state=state, stored_as="a")
     await session.asave(force_insert=True)
-    upload = uploads.open(RecordingListener(), "user:1")
+    upload = ActiveUpload(uploads, RecordingListener(), "user:1")
     try:
         if state == State.COMPLETED:
             found = await uploads.attach(upload, UploadAccess(session.pk, owner, "default"))
@@ -750,7 +750,7 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
     uploads.store.delete((await row(pk)).part)
-    upload = uploads.open(RecordingListener(), "user:1")
+    upload = ActiveUpload(uploads, RecordingListener(), "user:1")
     with pytest.raises(DataLost):
         await uploads.attach(upload, UploadAccess(pk, owner, "default"))
     await uploads.leave(upload)
@@ -761,11 +761,11 @@ async def test_an_attach_to_a_lost_part_fails_loudly_and_for_good(
 
 async def test_without_credit_a_new_upload_is_busy(uploads: UploadService, settings: Any) -> None:
     uploads.budget.total = 40 * KIB
-    first = uploads.open(RecordingListener(), "user:1")
+    first = ActiveUpload(uploads, RecordingListener(), "user:1")
     with pytest.raises(Busy):
-        uploads.open(RecordingListener(), "user:1")
+        ActiveUpload(uploads, RecordingListener(), "user:1")
     await uploads.leave(first)
-    await uploads.leave(uploads.open(RecordingListener(), "user:1"))
+    await uploads.leave(ActiveUpload(uploads, RecordingListener(), "user:1"))
 
 
 # Cancel -------------------------------------------------------------------------------------------
@@ -791,7 +791,7 @@ async def test_a_cancel_from_elsewhere_stops_the_holder(
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, b"da")
-        while upload.received < 2:
+        while upload.flow.received < 2:
             await asyncio.sleep(0.001)
         await uploads.cancel(UploadAccess(upload.session.pk, owner, "default"))
         with pytest.raises(UploadOver):
@@ -911,7 +911,7 @@ async def test_a_publication_goes_on_where_a_crash_left_it(
     again = await crash(uploads)
     access = UploadAccess(session.pk, owner, "default")
     if how == "attach":
-        upload = again.open(RecordingListener(), "user:1")
+        upload = ActiveUpload(again, RecordingListener(), "user:1")
         found = await again.attach(upload, access)
         assert isinstance(found, Published if committed else Finishing)
         results = await asyncio.gather(
@@ -1107,7 +1107,7 @@ async def test_what_a_reboot_took_is_sent_again_where_durability_never_promised_
     await UploadSession.objects.aupdate(token="another")
     os.truncate(os.path.join(uploads.store.root, (await row(pk)).part), 4096)  # type: ignore[attr-defined]
     async with attached(uploads, owner, pk) as upload:
-        assert (upload.durable, upload.received) == (0, 0)
+        assert (upload.flow.durable, upload.flow.received) == (0, 0)
         assert (await row(pk)).durable == 0
         session = (await uploads.complete(upload, await write(upload, data), host)).session
     assert session.state == State.COMPLETED

@@ -162,7 +162,7 @@ async def test_every_chunk_is_told_in_order_after_it_was_written(
 
     async def receiver(session: Any, offset: int, size: int, **kwargs: Any) -> None:
         await asyncio.sleep(0.001)
-        written = uploads.active[session.pk].received
+        written = uploads.active[session.pk].flow.received
         got.append((offset, size, written >= offset + size))
 
     listen(signals.chunk_received, receiver)

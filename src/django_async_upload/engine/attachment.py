@@ -13,6 +13,7 @@ from ..sessions.state import State
 from ..sessions.values import NewUpload, Progress, Proof, Stop, UploadAccess
 from .active import ActiveUpload, UploadListener
 from .credit import FLOOR
+from .flow import Flow
 from .outcomes import Attached, Created, End, Finishing, Known, Published, Released, end_of
 from .service import UploadService
 from .small import SmallFile
@@ -25,14 +26,14 @@ PROGRESS_SECONDS: Final = 1.0
 class Door(UploadListener, Protocol):
     """Callbacks of an attachment to its door. They must not block, and must not raise unless stated."""
 
-    def created(self, session: UploadSession, upload: ActiveUpload) -> None:
+    def created(self, session: UploadSession, flow: Flow) -> None:
         """The upload was created: the client may send up to its limit."""
 
-    def attached(self, session: UploadSession, upload: ActiveUpload) -> None:
+    def attached(self, session: UploadSession, flow: Flow) -> None:
         """The upload was attached: the client has to prove that its file is the same."""
 
-    def ready(self, upload: ActiveUpload) -> None:
-        """The proof is correct: the client may send from ``upload.received`` on."""
+    def ready(self, flow: Flow) -> None:
+        """The proof is correct: the client may send from ``flow.received`` on."""
 
     def progressed(self, progress: Progress) -> None:
         """Progress of the checks and the publication, once a second."""
@@ -56,7 +57,7 @@ class Attachment:
         self._service = service
         self._door = door
         self._hooks = hooks
-        self.upload = service.open(door, owner, held=held)
+        self.upload = ActiveUpload(service, door, owner, held=held)
         self.session: UploadSession | None = None
         """The upload's row, once it exists."""
 
@@ -79,7 +80,9 @@ class Attachment:
             upload.name = await self._hooks.get_name(session)
             facts = upload.facts
             assert facts is not None
-            small = SmallFile(session, self._hooks.owner, upload.queued, facts.crc32c, upload.name)
+            small = SmallFile(
+                session, self._hooks.owner, upload.queue.pieces, facts.crc32c, upload.name
+            )
             if await service.small_files.publish(small):
                 return Published(session)
         taps = self._hooks.get_taps(session)
@@ -94,7 +97,7 @@ class Attachment:
         self.session = session
         if session.size is not None and session.size > FLOOR:
             await upload.reserve()
-        self._door.created(session, upload)
+        self._door.created(session, upload.flow)
         service.telemetry.count("uploads.created")
         await signals.send(signals.upload_started, session)
         return await self._write()
@@ -115,25 +118,25 @@ class Attachment:
     async def _resume(self, session: UploadSession) -> Outcome:
         upload, service = self.upload, self._service
         upload.forget_queued()
-        self._door.attached(session, upload)
+        self._door.attached(session, upload.flow)
         proof = await upload.proof()
         if isinstance(proof, Proof):
             await self._check(proof)
-            self._door.ready(upload)
+            self._door.ready(upload.flow)
             service.telemetry.count("uploads.resumed")
-            await signals.send(signals.upload_resumed, session, offset=upload.received)
+            await signals.send(signals.upload_resumed, session, offset=upload.flow.received)
         return await self._write()
 
     async def _check(self, proof: Proof) -> None:
         """Check the client's proof that its file is the same. Raises :class:`FileChanged`."""
         upload = self.upload
-        if proof.received_crc32c == f"{upload.received_crc:08x}":
+        received, durable = upload.flow.received, upload.flow.durable
+        if proof.received_crc32c == f"{upload.part.crc(received):08x}":
             return
-        if proof.durable_crc32c != f"{upload.durable_crc:08x}":
-            offset = upload.durable
+        if proof.durable_crc32c != f"{upload.part.crc(durable):08x}":
             await upload.interrupt()
-            raise FileChanged(offset=offset)
-        if upload.durable < upload.received:
+            raise FileChanged(offset=durable)
+        if durable < received:
             await upload.go_back_to_checkpoint()
 
     async def _write(self) -> Outcome:

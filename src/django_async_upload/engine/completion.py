@@ -87,7 +87,7 @@ class Completions:
             raise
         if upload.is_cancelled:
             return end_of(await self._endings.end(session, State.CANCELLED))
-        stale = upload.checkpoint.part
+        stale = upload.part.checkpoint.part
         began = asyncio.get_running_loop().time()
         item = Finalization(
             session, part.writer, name, hooks.owner, part.digests, report=upload.report

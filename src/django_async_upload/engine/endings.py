@@ -52,7 +52,7 @@ class Endings:
         if ended.state in OVER:
             self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
             if holder is not None:
-                parts.add(holder.part)  # the row may not name the part yet
+                parts.add(holder.part.name)  # the row may not name the part yet
         for part in parts - {""}:
             await self._runtime.store.run(self._runtime.store.delete, part)
         if not changed:

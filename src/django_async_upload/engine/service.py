@@ -26,7 +26,7 @@ from ..sessions.state import ACTIVE, PUBLISHED, State
 from ..sessions.values import Creation, Ending, UploadAccess
 from ..stores.base import Store, Writer
 from ..stores.configured import make_store
-from .active import ActiveUpload, UploadListener
+from .active import ActiveUpload
 from .answers import Answers
 from .completion import Completions
 from .endings import Endings
@@ -85,17 +85,6 @@ class UploadService(Runtime):
             for task in late:
                 task.cancel()
         await super().close(seconds)
-
-    def open(self, listener: UploadListener, owner: str, *, held: int = 0) -> ActiveUpload:
-        """Open the queue of an upload that will be created or attached; ``owner`` is the key whose credit it uses.
-
-        The request takes ``held`` bytes of memory in addition. Raises :class:`Busy`.
-        """
-        upload = ActiveUpload(self, listener)
-        upload.account = self.budget.open(
-            owner, pause=listener.pause, evict=upload.evict, held=held
-        )
-        return upload
 
     async def create(
         self,
@@ -162,7 +151,7 @@ class UploadService(Runtime):
         self._register(upload, session)
         if writer.part != session.part or writer.received < session.durable:
             # Its bytes are in a new part, or lost: save that first.
-            await upload.save(await self.store.run(writer.sync), State.UPLOADING)
+            await upload.checkpoints.save(await upload.part.sync(), State.UPLOADING)
 
     async def _open_part(self, session: UploadSession) -> Writer:
         if not session.part:

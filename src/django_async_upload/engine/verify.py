@@ -70,12 +70,12 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
     Raises :class:`SizeMismatch` (the upload can be resumed), :class:`DigestMismatch` and errors of taps and the
     inspection (the upload fails).
     """
-    await upload.finish_checkpoint()
+    await upload.checkpoints.finish()
     session = upload.session
     expected_size = facts.size if session.size is None else session.size
-    if not upload.received == facts.size == expected_size:
-        raise SizeMismatch(size=facts.size, received=upload.received, declared=session.size)
-    writer = await upload.made_part()
+    if not upload.flow.received == facts.size == expected_size:
+        raise SizeMismatch(size=facts.size, received=upload.flow.received, declared=session.size)
+    writer = await upload.part.made()
     actual = f"{writer.crc:08x}"
     if actual != facts.crc32c:
         raise DigestMismatch(algorithm=CRC32C, actual=actual, expected=facts.crc32c)
@@ -95,14 +95,14 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
     upload.raise_if_lost()
 
     def report(done: int) -> None:
-        upload.progress = Progress("verifying", done, upload.received)
+        upload.progress = Progress("verifying", done, upload.flow.received)
 
     if upload.taps.has_missed:
         await _enter_verifying(upload, "verifying")
         async with upload.runtime.slow_turns(upload.session.owner_key):
-            found = await upload.store.run_slow(upload.taps.end, writer, report)
+            found = await upload.runtime.store.run_slow(upload.taps.end, writer, report)
     else:
-        found = await upload.store.run_slow(upload.taps.end, writer, report)
+        found = await upload.runtime.store.run_slow(upload.taps.end, writer, report)
     for algorithm, actual in found.items():
         expected = facts.digests.get(algorithm)
         if expected is None and algorithm == promised:
@@ -114,7 +114,7 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
 
 
 async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
-    upload.progress = Progress(phase, 0, upload.received)
+    upload.progress = Progress(phase, 0, upload.flow.received)
     if upload.session.state != State.VERIFYING:
         change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
         await upload.runtime.database.call(rows.change, change, owner=upload.session.owner_key)

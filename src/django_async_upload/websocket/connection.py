@@ -381,7 +381,11 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         """Save all uploads and close the connection; the client may reconnect after ``retry_after`` seconds."""
         self.send_message(0, m.Drain(retry_after))
         uploads = [stream.upload for stream in self._streams.values()]
-        saving = [asyncio.create_task(upload.flush()) for upload in uploads if upload is not None]
+        saving = [
+            asyncio.create_task(upload.checkpoints.make_now())
+            for upload in uploads
+            if upload is not None
+        ]
         if saving:
             await asyncio.wait(saving, timeout=CLOSING_SECONDS)
         self._end(Draining(retry_after=retry_after))

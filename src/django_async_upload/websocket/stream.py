@@ -10,6 +10,7 @@ from typing import Protocol
 from ..endpoints import Endpoint
 from ..engine.active import ActiveUpload
 from ..engine.attachment import Attachment, Outcome
+from ..engine.flow import Flow
 from ..engine.outcomes import Cancelled, Published, Released
 from ..engine.service import UploadService
 from ..exceptions import (
@@ -92,7 +93,7 @@ class UploadStream:
             case m.Finish():
                 upload.finish(Facts(message.size, message.crc32c, message.digests))
             case m.Paused():
-                upload.paused(message.offset)
+                upload.flow.paused(message.offset)
             case m.Cancel():
                 upload.cancel()
             case m.Release():
@@ -105,24 +106,24 @@ class UploadStream:
 
     # From the attachment (as its door) ----------------------------------------------------------
 
-    def created(self, session: UploadSession, upload: ActiveUpload) -> None:
-        self._send(m.Created(str(session.pk), session.name, upload.limit, upload.chunk))
+    def created(self, session: UploadSession, flow: Flow) -> None:
+        self._send(m.Created(str(session.pk), session.name, flow.limit, flow.chunk))
         self._flows = True
 
-    def attached(self, session: UploadSession, upload: ActiveUpload) -> None:
+    def attached(self, session: UploadSession, flow: Flow) -> None:
         self._send(
             m.Attached(
                 str(session.pk),
                 session.name,
-                upload.durable,
-                upload.received,
+                flow.durable,
+                flow.received,
                 session.size,
                 session.digest or None,
             )
         )
 
-    def ready(self, upload: ActiveUpload) -> None:
-        self._send(m.Ready(upload.received, upload.durable, upload.limit, upload.chunk))
+    def ready(self, flow: Flow) -> None:
+        self._send(m.Ready(flow.received, flow.durable, flow.limit, flow.chunk))
         self._flows = True
 
     def acked(self) -> None:
@@ -133,7 +134,8 @@ class UploadStream:
     def newest_ack(self) -> m.Ack:
         upload = self.upload
         assert upload is not None
-        return m.Ack(upload.received, upload.durable, upload.limit, upload.chunk)
+        flow = upload.flow
+        return m.Ack(flow.received, flow.durable, flow.limit, flow.chunk)
 
     def rewound(self, offset: int, durable: int, limit: int, code: str) -> None:
         self._send(m.Rewind(offset, durable, limit, code))

@@ -1,0 +1,99 @@
+"""What a client is told: its numbers never promise more than the budget has, nor take back what is durable."""
+
+from __future__ import annotations
+
+import pytest
+
+from django_async_upload.engine import credit
+from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW, Budget
+from django_async_upload.engine.flow import Flow
+
+from .fixtures import KIB, MIB
+from .test_credit import Clock
+
+
+class Client:
+    def __init__(self) -> None:
+        self.acks = 0
+
+    def tell(self) -> None:
+        self.acks += 1
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def flow(client: Client, monkeypatch: pytest.MonkeyPatch) -> Flow:
+    monkeypatch.setattr(credit, "time", Clock())
+    account = Budget(4 * LARGEST_WINDOW).open("alice", pause=client.tell, evict=client.tell)
+    return Flow(account, client.tell)
+
+
+def test_a_client_begins_with_the_floor(flow: Flow) -> None:
+    assert (flow.received, flow.durable, flow.limit, flow.chunk) == (0, 0, FLOOR, FLOOR)
+
+
+def test_what_was_written_is_credit_again_and_the_client_is_told(
+    flow: Flow, client: Client
+) -> None:
+    flow.advance(10 * MIB)
+    flow.keep(10 * MIB)
+    flow.grant()
+    assert flow.received == 10 * MIB
+    assert MIB < flow.limit - flow.received <= flow.account.promised
+    assert flow.chunk > FLOOR
+    assert client.acks == 1
+
+
+def test_the_limit_stays_within_the_window_beyond_what_is_durable(flow: Flow) -> None:
+    flow.advance(LARGEST_WINDOW - FLOOR)
+    flow.grant()
+    assert LARGEST_WINDOW - flow.chunk < flow.limit <= LARGEST_WINDOW
+    flow.keep(MIB)
+    flow.grant()
+    assert LARGEST_WINDOW < flow.limit <= LARGEST_WINDOW + MIB
+
+
+def test_what_is_durable_stays_durable(flow: Flow) -> None:
+    flow.keep(100)
+    flow.keep(40)
+    assert flow.durable == 100
+
+
+def test_the_limit_rises_by_whole_chunks_or_where_less_than_one_is_left(flow: Flow) -> None:
+    flow.limit = 2 * FLOOR + 100
+    flow.advance(FLOOR + 100)  # as much is left as a chunk has, and 100 bytes more are granted
+    flow.grant()
+    assert flow.limit == 2 * FLOOR + 100
+    flow.advance(FLOOR + 101)
+    flow.grant()
+    assert flow.limit == 2 * FLOOR + 202
+
+
+def test_a_pause_sets_the_limit_back_and_gives_the_credit_back(flow: Flow, client: Client) -> None:
+    flow.advance(MIB)
+    flow.grant()
+    flow.account.is_pausing = True
+    assert flow.limit > 1100 * KIB
+    flow.account.budget.total = 0  # nothing more to grant
+    flow.paused(1100 * KIB)
+    assert flow.limit == 1100 * KIB
+    assert flow.account.promised == 76 * KIB
+    assert not flow.account.is_pausing
+    assert client.acks == 2
+
+
+def test_a_restart_sets_everything_but_durable_back_and_leaves_the_telling_to_the_caller(
+    flow: Flow, client: Client
+) -> None:
+    flow.advance(10 * MIB)
+    flow.keep(MIB)
+    flow.grant()
+    before = flow.limit
+    flow.restart(MIB)
+    assert (flow.received, flow.durable) == (MIB, MIB)
+    assert MIB < flow.limit < before
+    assert client.acks == 1
