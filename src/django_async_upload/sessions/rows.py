@@ -151,9 +151,7 @@ def _take_over(
     return TakenOver()
 
 
-def find(
-    items: Sequence[UploadAccess], *, lock: bool = False
-) -> list[UploadSession | UploadError]:
+def find(items: Sequence[UploadAccess], *, lock: bool = False) -> list[UploadSession | UploadError]:
     """Read uploads for their owners, all in one query. A missing upload and another owner's get the same answer.
 
     With ``lock`` the rows stay locked until the transaction ends (SELECT FOR UPDATE; nothing on SQLite).
