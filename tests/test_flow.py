@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_async_upload.engine import credit
-from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW, Budget
+from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW, Account, Budget
 from django_async_upload.engine.flow import Flow
 
 from .fixtures import KIB, MIB
@@ -26,9 +26,13 @@ def client() -> Client:
 
 
 @pytest.fixture
-def flow(client: Client, monkeypatch: pytest.MonkeyPatch) -> Flow:
+def account(client: Client, monkeypatch: pytest.MonkeyPatch) -> Account:
     monkeypatch.setattr(credit, "time", Clock())
-    account = Budget(4 * LARGEST_WINDOW).open("alice", pause=client.tell, evict=client.tell)
+    return Budget(4 * LARGEST_WINDOW).open("alice", pause=client.tell, evict=client.tell)
+
+
+@pytest.fixture
+def flow(account: Account, client: Client) -> Flow:
     return Flow(account, client.tell)
 
 
@@ -37,13 +41,13 @@ def test_a_client_begins_with_the_floor(flow: Flow) -> None:
 
 
 def test_what_was_written_is_credit_again_and_the_client_is_told(
-    flow: Flow, client: Client
+    flow: Flow, account: Account, client: Client
 ) -> None:
     flow.advance(10 * MIB)
     flow.keep(10 * MIB)
     flow.grant()
     assert flow.received == 10 * MIB
-    assert MIB < flow.limit - flow.received <= flow.account.promised
+    assert MIB < flow.limit - flow.received <= account.promised
     assert flow.chunk > FLOOR
     assert client.acks == 1
 
@@ -73,16 +77,18 @@ def test_the_limit_rises_by_whole_chunks_or_where_less_than_one_is_left(flow: Fl
     assert flow.limit == 2 * FLOOR + 202
 
 
-def test_a_pause_sets_the_limit_back_and_gives_the_credit_back(flow: Flow, client: Client) -> None:
+def test_a_pause_sets_the_limit_back_and_gives_the_credit_back(
+    flow: Flow, account: Account, client: Client
+) -> None:
     flow.advance(MIB)
     flow.grant()
-    flow.account.is_pausing = True
+    account.is_pausing = True
     assert flow.limit > 1100 * KIB
-    flow.account.budget.total = 0  # nothing more to grant
+    account.budget.total = 0  # nothing more to grant
     flow.paused(1100 * KIB)
     assert flow.limit == 1100 * KIB
-    assert flow.account.promised == 76 * KIB
-    assert not flow.account.is_pausing
+    assert account.promised == 76 * KIB
+    assert not account.is_pausing
     assert client.acks == 2
 
 

@@ -12,7 +12,7 @@ class Flow:
 
     def __init__(self, account: Account, tell: Callable[[], None]) -> None:
         """``tell`` is called when an ACK has something to tell."""
-        self.account = account
+        self._account = account
         self.received = 0
         """Bytes that were verified and written."""
         self.durable = 0
@@ -25,7 +25,7 @@ class Flow:
 
     def advance(self, received: int) -> None:
         """All bytes below ``received`` were written, and need no credit any more. Call :meth:`grant` next."""
-        self.account.consume(received - self.received)
+        self._account.consume(received - self.received)
         self.received = received
 
     def keep(self, durable: int) -> None:
@@ -39,7 +39,7 @@ class Flow:
 
     def paused(self, offset: int) -> None:
         """The client paused at ``offset`` and returned the credit above it."""
-        self.account.paused()
+        self._account.paused()
         self.limit = offset
         self.grant()
 
@@ -50,8 +50,8 @@ class Flow:
 
     def _raise_limit(self) -> None:
         unused = max(0, self.limit - self.received)
-        granted = self.account.grant(unused)
-        self.chunk = self.account.chunk(granted)
+        granted = self._account.grant(unused)
+        self.chunk = self._account.chunk(granted)
         limit = min(self.received + granted, self.durable + LARGEST_WINDOW)
         # Clients send as much as the limit allows: one that rose by less than a chunk would make their chunks short
         # for ever, the silly window syndrome of RFC 9293, section 3.8.6.2.

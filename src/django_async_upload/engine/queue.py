@@ -56,12 +56,15 @@ class Queue:
     @property
     def is_due(self) -> bool:
         """Whether a batch is written now: a thread hop costs as much as writing a few hundred KiB."""
-        flow = self._flow
-        return bool(self.pieces) and (
+        if not self.pieces:
+            return False
+        flow, queued = self._flow, self._queued
+        return (
             self._has_waited
             or self._has_ended
-            or self._queued >= min(BATCH_BYTES, (flow.limit - flow.received) // 4)
-            or flow.received + self._queued == self.size
+            or queued >= BATCH_BYTES
+            or queued >= (flow.limit - flow.received) // 4
+            or queued + flow.received == self.size
         )
 
     def take_batch(self) -> list[Piece]:
