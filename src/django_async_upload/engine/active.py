@@ -227,7 +227,7 @@ class ActiveUpload:
         check_size(flow.received, self.max_size)
         flow.grant()
         await self.taps.feed(pieces[:good])
-        if signals.chunk_received.has_listeners(UploadSession):
+        if signals.chunk_received.receivers:
             for piece in pieces[:good]:
                 size = len(piece.payload)
                 await signals.send(signals.chunk_received, self.session, offset=offset, size=size)

@@ -26,7 +26,7 @@ LARGEST_WINDOW: Final = 4 * WINDOW
 """Bytes beyond ``durable`` where the budget has room: at 100 ms of delay 8 MiB are 84 MB/s, 32 MiB are 335 MB/s."""
 LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Largest advised chunk, bytes. A frame may be twice as long, but ASGI servers copy what they assemble."""
-CHUNK_SECONDS: Final = 0.2
+CHUNK_SECONDS: Final = 0.4
 """Seconds that a chunk should take at the measured rate."""
 OWNER_PART: Final = Fraction(3, 4)
 """The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
@@ -59,6 +59,7 @@ class Budget:
     def __init__(self, total: int, max_uploads: int | None = None) -> None:
         self.total = total
         self.max_uploads = max_uploads
+        self._owner_total = int(total * OWNER_PART)
         self.promised = 0
         self.accounts: set[Account] = set()
         self._shares: dict[str, Share] = {}
@@ -115,7 +116,7 @@ class Budget:
 
     def room(self, share: Share) -> int:
         """Bytes that an owner may still get."""
-        return min(self.total - self.promised, int(self.total * OWNER_PART) - share.promised)
+        return min(self.total - self.promised, self._owner_total - share.promised)
 
     def reclaim(self) -> None:
         """Ask streams with far more credit than they use to pause, and end those that did not answer in time."""
@@ -254,15 +255,18 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: a fifth of a second at the measured rate, and two chunks to a grant.
+        """The advised chunk size, bytes: a fifth of a second at the measured rate, and two chunks to a grant, since the
+        second one is sent while the first is written.
 
-        Long chunks cost less processor time; the second one is sent while the first is written. In the first second
-        the rate is that of the time since the upload began.
+        A grant below the largest chunk is one chunk: with so many uploads the server is never idle, and each chunk
+        costs it as much processor time as some hundred KiB. In the first second the rate is that of the time since the
+        upload began.
         """
         now = time.monotonic()
         self.rate(now)
         current = self._current / max(now - self._second, CHUNK_SECONDS)
-        size = min(int(max(self._previous, current) * CHUNK_SECONDS), granted // 2, LARGEST_CHUNK)
+        most = granted if granted <= LARGEST_CHUNK else min(granted // 2, LARGEST_CHUNK)
+        size = min(int(max(self._previous, current) * CHUNK_SECONDS), most)
         return max(FLOOR, size // _PAGE * _PAGE)
 
     def paused(self) -> None:

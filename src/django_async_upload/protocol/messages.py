@@ -92,8 +92,11 @@ class Message:
 
     def to_fields(self) -> dict[str, Any]:
         """The JSON object, without fields that are None."""
-        values = ((name, getattr(self, name)) for name in _schema(type(self)))
-        return {name: value for name, value in values if value is not None}
+        return {
+            name: value
+            for name in _schema(type(self))
+            if (value := getattr(self, name)) is not None
+        }
 
     def to_frame(self, stream: int, crc: CRC) -> bytes:
         return frames.build_control(self.frame_type, stream, self.to_fields(), crc)

@@ -91,6 +91,14 @@ class Part:
     size: int
 
 
+def _call(function: Callable[[], T]) -> T:
+    return function()
+
+
+# aiofiles' way to call the file system. Its own files would take a thread hop for each read, write and sync.
+_in_thread = aiofiles.os.wrap(_call)
+
+
 class Store(abc.ABC):
     """Keeps parts. It is thread-safe. Several instances may serve a process: the state is in the store, not here."""
 
@@ -127,8 +135,7 @@ class Store(abc.ABC):
         return await self._run(self._slow_executor, partial(function, *args, **kwargs))
 
     async def _run(self, executor: ThreadPoolExecutor, function: Callable[[], T]) -> T:
-        # aiofiles' way to call the file system. Its own files would take a thread hop for each read, write and sync.
-        call = asyncio.ensure_future(aiofiles.os.wrap(function)(executor=executor))
+        call = asyncio.ensure_future(_in_thread(function, executor=executor))
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:

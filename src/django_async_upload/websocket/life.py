@@ -12,26 +12,21 @@ class Life:
     """Not open yet, open, or over. Belongs to the running event loop."""
 
     def __init__(self) -> None:
-        self._has_begun = False
+        self.is_open = False
+        self.is_over = False
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: UploadError | None = None
         """What the client is to be told of the end; None where it has gone by itself."""
 
-    @property
-    def is_open(self) -> bool:
-        return self._has_begun and not self.is_over
-
-    @property
-    def is_over(self) -> bool:
-        return self._end.done()
-
     def begin(self) -> None:
-        self._has_begun = True
+        self.is_open = not self.is_over
 
     def end(self, error: UploadError | None = None) -> bool:
         """Returns whether the connection was open until now."""
         was_open = self.is_open
+        self.is_open = False
         if not self.is_over:
+            self.is_over = True
             self.error = error
             self._end.set_result(None)
         return was_open
