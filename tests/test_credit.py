@@ -301,10 +301,12 @@ def test_a_refused_stream_has_credit_called_back_for_the_next(clock: Clock) -> N
     ("consumed", "seconds", "granted", "chunk"),
     [
         (0, 0.0, FLOOR, FLOOR),
-        (MIB, 1.0, MIB, 208_896),  # a fifth of a second, whole pages
+        (MIB, 1.0, 4 * MIB, 417_792),  # two fifths of a second, whole pages
         (MIB, 0.1, 8 * MIB, LARGEST_CHUNK),  # in the first second: at the rate so far
-        (MIB, 0.5, 8 * MIB, 417_792),
+        (MIB // 2, 0.5, 8 * MIB, 417_792),
         (8 * MIB, 1.0, MIB // 2, MIB // 4),  # two to a grant
+        (8 * MIB, 1.0, LARGEST_CHUNK, LARGEST_CHUNK),  # one, where the share is small
+        (8 * MIB, 1.0, 300 * 1024, 300 * 1024),
         (100 * MIB, 1.0, WINDOW, LARGEST_CHUNK),
     ],
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Final, TypeVar
 
 from ..exceptions import Busy
@@ -28,7 +27,7 @@ LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Largest advised chunk, bytes. A frame may be twice as long, but ASGI servers copy what they assemble."""
 CHUNK_SECONDS: Final = 0.4
 """Seconds that a chunk should take at the measured rate."""
-OWNER_PART: Final = Fraction(3, 4)
+OWNER_PART: Final = 0.75
 """The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
 MOVING_SECONDS: Final = 2.0
 """Seconds without a byte after which an upload no longer counts for the shares of credit."""
@@ -59,7 +58,6 @@ class Budget:
     def __init__(self, total: int, max_uploads: int | None = None) -> None:
         self.total = total
         self.max_uploads = max_uploads
-        self._owner_total = int(total * OWNER_PART)
         self.promised = 0
         self.accounts: set[Account] = set()
         self._shares: dict[str, Share] = {}
@@ -116,7 +114,7 @@ class Budget:
 
     def room(self, share: Share) -> int:
         """Bytes that an owner may still get."""
-        return min(self.total - self.promised, self._owner_total - share.promised)
+        return min(self.total - self.promised, int(self.total * OWNER_PART) - share.promised)
 
     def reclaim(self) -> None:
         """Ask streams with far more credit than they use to pause, and end those that did not answer in time."""
@@ -255,7 +253,7 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: a fifth of a second at the measured rate, and two chunks to a grant, since the
+        """The advised chunk size, bytes: two fifths of a second at the measured rate, and two chunks to a grant, since the
         second one is sent while the first is written.
 
         A grant below the largest chunk is one chunk: with so many uploads the server is never idle, and each chunk
