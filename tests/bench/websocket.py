@@ -11,9 +11,7 @@ from collections.abc import Iterator
 
 try:
     from websockets.speedups import apply_mask
-except (
-    ImportError
-):  # the wheel without its C part: a generator that masks in Python is slower than the servers
+except ImportError:  # without its C part; a load that masks in Python is slower than the servers
     from websockets.utils import apply_mask
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA

@@ -253,12 +253,11 @@ class Account:
         return granted
 
     def chunk(self, granted: int) -> int:
-        """The advised chunk size, bytes: two fifths of a second at the measured rate, and two chunks to a grant, since the
-        second one is sent while the first is written.
+        """The advised chunk size, bytes: two fifths of a second at the measured rate.
 
-        A grant below the largest chunk is one chunk: with so many uploads the server is never idle, and each chunk
-        costs it as much processor time as some hundred KiB. In the first second the rate is that of the time since the
-        upload began.
+        There are two chunks to a grant: the second one is sent while the first is written. A grant below the largest
+        chunk is one chunk: with so many uploads the server is never idle, and each chunk costs it as much processor
+        time as some hundred KiB. In the first second the rate is that of the time since the upload began.
         """
         now = time.monotonic()
         self.rate(now)
