@@ -65,7 +65,7 @@ class ActiveUpload:
         self.max_size: int | None = None
         self.flow = Flow(self.account, listener.acked)
         self.part = UploadPart(runtime)
-        self.taps = Taps(runtime.store, (), self._tap_failed)
+        self.taps = Taps(runtime, "", (), self._tap_failed)
         self.closed = asyncio.Event()
         """Set when the part is closed."""
         self.name = ""
@@ -136,7 +136,7 @@ class ActiveUpload:
         self.session = self.part.session = session
         self.max_size = max_size
         self.queue.size = session.size
-        self.taps = Taps(self.runtime.store, taps, self._tap_failed)
+        self.taps = Taps(self.runtime, session.owner_key, taps, self._tap_failed)
         self.checkpoints.begin()
 
     def resume(
@@ -286,13 +286,15 @@ class ActiveUpload:
 
     async def close(self) -> None:
         """Close the part and free the credit, even if the task is cancelled."""
+        self.taps.miss()
         try:
-            await self.checkpoints.finish()
-            self.taps.miss()
-            await self.taps.caught_up()
-        finally:
             try:
+                await self.checkpoints.finish()
+            finally:
                 await self.part.close()
+        finally:
+            self.closed.set()  # the next holder does not wait for a tap
+            try:
+                await self.taps.caught_up()  # its bytes are paid for until then
             finally:
                 self.account.close()
-                self.closed.set()

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from django.db import router
 
 from .. import conf
+from ..concurrency.apart import HostThreads
 from ..concurrency.pace import Pace
 from ..concurrency.threads import DaemonExecutor
 from ..models import UploadSession
@@ -38,6 +39,7 @@ class Runtime:
         self.outbox = Outbox(self.database)
         self.hints: Hints = LocalHints()
         self.telemetry: Telemetry = configured_telemetry()
+        self.tap_threads = HostThreads("async-upload-taps")
         self._syncs: WeakValueDictionary[tuple[str, bool, bool], asyncio.Semaphore] = (
             WeakValueDictionary()
         )
@@ -95,6 +97,7 @@ class Runtime:
         await self.outbox.close(seconds)
         if "copies" in self.__dict__:
             self.copies.shutdown(wait=False, cancel_futures=True)
+        self.tap_threads.close()
         closing = DaemonExecutor(1, "async-upload-close").submit(self.store.close)
         await asyncio.wait({asyncio.wrap_future(closing)}, timeout=seconds)
         self.database.close()

@@ -99,10 +99,7 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
 
     if upload.taps.has_missed:
         await _enter_verifying(upload, "verifying")
-        async with upload.runtime.slow_turns(upload.session.owner_key):
-            found = await upload.runtime.store.run_slow(upload.taps.end, writer, report)
-    else:
-        found = await upload.runtime.store.run_slow(upload.taps.end, writer, report)
+    found = await upload.taps.end(writer, report)
     for algorithm, actual in found.items():
         expected = facts.digests.get(algorithm)
         if expected is None and algorithm == promised:
