@@ -440,7 +440,7 @@ async def test_a_takeover_does_not_wait_for_the_tap_of_the_older_connection(
     data = os.urandom(8 * KIB)
     async with connect(hanging("feed")) as older:
         upload = await begin(older, "hangs.bin", data, 4 * KIB)
-        part = uploads.active[UUID(upload)].part
+        part = uploads.active[UUID(upload)].part.name
         async with connect(hanging("")) as newer, asyncio.timeout(20):
             await newer.send(m.Attach(upload), 1)
             attached = await newer.wait_for(m.Attached, 1)
