@@ -37,6 +37,7 @@ from .cost import cost
 from .errors import close_code, error_message, log_closed, log_origin
 from .life import Life
 from .login import Answer, Login
+from .nodelay import set_nodelay
 from .sender import Sender
 from .stream import UploadStream
 
@@ -71,6 +72,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         """Serve one connection. Not by Channels' loop, which creates a task per message to wait for a layer, too."""
         self.scope = scope
         self.base_send = send
+        set_nodelay(receive)
         self._life = Life()
         self._sender = Sender(self.send, self._newest_ack)
         self._in_turn = 0
