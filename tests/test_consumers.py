@@ -702,10 +702,10 @@ async def test_a_server_that_cannot_write_says_so_to_the_client_the_log_and_the_
                 await client.upload("a.bin", b"data", key=key)
             assert caught.value.facts["errno"] == "ENOTDIR"
         await settled()
-    lines = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    (line,) = lines  # once a minute
-    assert str(media) in line
-    assert "Not a directory" in line
+    (line,) = (each for each in caplog.records if each.levelno == logging.ERROR)  # once a minute
+    assert str(media) in line.getMessage()
+    assert "Not a directory" in line.getMessage()
+    assert line.code == "storage_error"  # type: ignore[attr-defined]
     session = await UploadSession.objects.aget()
     assert (session.state, session.error) == (State.FINALIZING, "storage_error")
     assert session.error_message == caught.value.message
@@ -766,6 +766,7 @@ async def test_a_foreign_page_gets_no_handshake_and_the_log_says_what_to_set(
     (line,) = caplog.records  # once a minute
     for part in (origin, "http://testserver", "CSRF_TRUSTED_ORIGINS", "SECURE_PROXY_SSL_HEADER"):
         assert part in line.getMessage()
+    assert (line.code, line.endpoint) == ("origin_refused", "default")  # type: ignore[attr-defined]
 
 
 async def test_a_cookie_without_an_origin_proves_nothing(connect: Connect, login: Client) -> None:
@@ -1272,7 +1273,7 @@ async def test_what_is_no_address_reaches_no_row(connect: Connect) -> None:
 
 
 async def test_refusals_are_logged_once_a_minute(
-    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, alice: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lines() -> list[str]:
         return [record.getMessage() for record in caplog.records if "closed" in record.getMessage()]
@@ -1287,23 +1288,66 @@ async def test_refusals_are_logged_once_a_minute(
     (line,) = lines()
     assert "malformed_frame" in line
     assert "127.0.0.1" in line
+    (record,) = (each for each in caplog.records if "closed" in each.getMessage())
+    assert vars(record).items() >= {
+        ("code", "malformed_frame"),
+        ("owner", f"user:{alice.pk}"),
+        ("endpoint", "default"),
+        ("address", "127.0.0.1"),
+    }
     monkeypatch.setattr(notices, "SECONDS", 0)
     await send_junk()
     assert "2 more like this" in lines()[1]
 
 
 async def test_refused_uploads_are_logged_as_news(
-    connect: Connect, caplog: pytest.LogCaptureFixture
+    connect: Connect, alice: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "django_async_upload")
+    owner = f"user:{alice.pk}"
+    unknown = str(uuid.uuid4())
     async with connect(mounted(Small)) as client:
         for _ in range(3):
             with pytest.raises(FileTooLarge):
                 await client.upload("a.bin", b"eleven byte")
-    lines = [each for each in caplog.records if "refused" in each.getMessage()]
-    assert [(each.levelno, "user:" in each.getMessage()) for each in lines] == [
-        (logging.INFO, True)
+        await client.send(m.Create(new_key(), "a.bin", 1, metadata={"a": "\0"}), 7)
+        await client.wait_for(m.Error, 7)
+        for number in (9, 11):
+            await client.send(m.Attach(unknown), number)
+            await client.wait_for(m.Error, number)
+        await client.send(m.Query(unknown), 13)
+        await client.wait_for(m.Error, 13)
+        done = await client.upload("b.bin", b"1")
+        await client.send(m.Query(done.upload), 19)  # an answer is no refusal
+        await client.wait_for(m.Status, 19)
+    await settled()
+    lines = [each for each in caplog.records if each.name == "django_async_upload"]
+    assert {each.levelno for each in lines} == {logging.INFO}
+    assert [(each.code, each.owner, each.endpoint, each.upload) for each in lines] == [  # type: ignore[attr-defined]
+        ("file_too_large", owner, "default", None),
+        ("metadata_invalid", owner, "default", None),
+        ("not_found", owner, "default", unknown),
     ]
+    assert all(owner in each.getMessage() for each in lines)
+
+
+async def test_an_upload_that_fails_is_logged_with_its_id(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "django_async_upload")
+    data = bytes(40 * KIB)
+    async with connect() as client:
+        await client.send(m.Create(new_key(), "b.bin", len(data)), 1)
+        created = await client.wait_for(m.Created, 1)
+        await client.send_data(1, 0, data[: 16 * KIB])
+        await client.send(m.Release(), 1)
+        await client.wait_for(m.Released, 1)
+        await client.send(m.Attach(created.upload), 3)
+        await client.wait_for(m.Attached, 3)
+        await client.send(m.Proof("00000000", "00000000"), 3)
+        assert (await client.wait_for(m.Error, 3)).code == "file_changed"
+    (line,) = (each for each in caplog.records if each.levelno == logging.INFO)
+    assert (line.code, line.upload) == ("file_changed", created.upload)  # type: ignore[attr-defined]
 
 
 async def test_a_client_that_does_not_read_is_dropped(

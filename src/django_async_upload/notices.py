@@ -18,10 +18,11 @@ _last: dict[
 ] = {}  # kind -> when it was logged, and how many were suppressed since
 
 
-def notice(kind: str, level: int, message: str, *args: object) -> None:
+def notice(kind: str, level: int, message: str, *args: object, **extra: object) -> None:
     """Log the message unless one of its kind was logged within :data:`SECONDS`. The next line counts suppressed ones.
 
-    ``kind`` must be a constant, never a client's input: each kind is kept in memory. Thread-safe.
+    ``kind`` must be a constant, never a client's input: each kind is kept in memory. ``extra`` become attributes of the
+    log record: ``code``, ``owner``, ``endpoint``, ``upload``. Thread-safe.
     """
     now = time.monotonic()
     with _lock:
@@ -32,7 +33,7 @@ def notice(kind: str, level: int, message: str, *args: object) -> None:
         _last[kind] = (now, 0)
     if left_out:
         message, args = f"{message} (%d more like this since the last line.)", (*args, left_out)
-    logger.log(level, message, *args)
+    logger.log(level, message, *args, extra=extra)
 
 
 def forget() -> None:

@@ -73,6 +73,7 @@ class Recovery:
                 logging.WARNING,
                 "Uploads and completions of crashed processes could not be read: %s",
                 error,
+                code=error.code,
             )
         except Exception:  # a bug, or an error of the database: the next look may succeed
             logger.exception("The recovery of what crashed processes left failed")

@@ -48,8 +48,15 @@ def most_descriptors() -> int | None:
 def translate(error: OSError) -> UploadInterrupted:
     """Translate a system error into an :class:`UploadError` with the errno. Only the log has the path."""
     what = "Files" if error.filename else "Parts in the staging folder"
-    notice(f"storage {error.errno}", logging.ERROR, "%s cannot be written: %s", what, error)
     cls = StorageFull if error.errno in _NO_ROOM else StorageFailed
+    notice(
+        f"storage {error.errno}",
+        logging.ERROR,
+        "%s cannot be written: %s",
+        what,
+        error,
+        code=cls.code,
+    )
     return cls(errno=errno.errorcode.get(error.errno or 0, "unknown"))
 
 

@@ -34,7 +34,7 @@ from ..sessions import policies
 from ..sessions.owners import Owner, look_up
 from ..stores.base import Piece, Seal
 from .cost import cost
-from .errors import close_code, error_message, log_closed, log_origin
+from .errors import close_code, error_message, log_closed, log_origin, log_refused
 from .life import Life
 from .login import Answer, Login
 from .nodelay import set_nodelay
@@ -148,7 +148,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._login = Login(self.endpoint, self._slot, self._look_up, self._signed_in)
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
-            log_origin(self.scope)
+            log_origin(self.scope, self.endpoint)
             await self.send({"type": "websocket.close"})
             self._life.end()
             return
@@ -234,7 +234,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         if error is not None and not isinstance(
             error, Draining | IdleTimeout
         ):  # neither is a fault
-            log_closed(self._login.key, self.address, error)
+            log_closed(error, self._login.key, self.endpoint, self.address)
 
     # Receiving ----------------------------------------------------------------------------------
 
@@ -300,6 +300,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             held = policies.check_metadata(message.metadata) if isinstance(message, m.Create) else 0
             stream = UploadStream(self, number, message, held=held)
         except (Busy, MetadataInvalid) as error:
+            log_refused(error, self.counted_as, self.endpoint)
             self.send_message(number, error_message(error))
             return
         self._streams[number] = stream

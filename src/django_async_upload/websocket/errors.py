@@ -16,6 +16,8 @@ from ..exceptions import (
     SubprotocolRequired,
     TooManyConnections,
     UploadError,
+    UploadFailed,
+    UploadRefused,
 )
 from ..notices import notice
 from ..protocol import messages as m
@@ -47,7 +49,10 @@ def error_message(error: UploadError) -> m.Error:
 
 
 def log_closed(
-    owner: str | None, address: IPv4Address | IPv6Address | None, error: UploadError
+    error: UploadError,
+    owner: str | None,
+    endpoint: str,
+    address: IPv4Address | IPv6Address | None,
 ) -> None:
     """Log that a connection was closed with an error."""
     notice(
@@ -58,10 +63,36 @@ def log_closed(
         address or "an unknown address",
         error.code,
         error,
+        code=error.code,
+        owner=owner,
+        endpoint=endpoint,
+        address=None if address is None else str(address),
     )
 
 
-def log_origin(scope: dict[str, Any]) -> None:
+def log_refused(
+    error: UploadError, owner: str, endpoint: str, *, upload: str | None = None
+) -> None:
+    """Log that a request about an upload was refused, or that the upload failed; other errors are no news.
+
+    That is no error of the server's, but the operator sees many of one kind: an attack, or a limit that is too low.
+    """
+    if isinstance(error, UploadRefused | UploadFailed):
+        notice(
+            error.code,
+            logging.INFO,
+            "A request of %s was refused: %s, %s",
+            owner,
+            error.code,
+            error,
+            code=error.code,
+            owner=owner,
+            endpoint=endpoint,
+            upload=upload,
+        )
+
+
+def log_origin(scope: dict[str, Any], endpoint: str) -> None:
     """Log that a page of another site was refused, and what to set if it is no other site."""
     notice(
         "origin",
@@ -71,4 +102,6 @@ def log_origin(scope: dict[str, Any]) -> None:
         "SECURE_PROXY_SSL_HEADER must be set.",
         ", ".join(map(ascii, origins(scope))),
         own_origin(scope) or "none: the Host is not in ALLOWED_HOSTS",
+        code="origin_refused",
+        endpoint=endpoint,
     )

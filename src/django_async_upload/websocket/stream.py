@@ -19,15 +19,13 @@ from ..exceptions import (
     PermissionRefused,
     SessionQuotaExceeded,
     UploadError,
-    UploadRefused,
 )
 from ..models import UploadSession
-from ..notices import notice
 from ..protocol import messages as m
 from ..receipts import receipt_of
 from ..sessions.state import OVER, State
 from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess
-from .errors import error_message
+from .errors import error_message, log_refused
 
 logger = logging.getLogger("django_async_upload")
 
@@ -80,6 +78,12 @@ class UploadStream:
     def upload(self) -> ActiveUpload | None:
         """The upload that receives the stream's data; None for QUERY and CANCEL."""
         return None if self._attachment is None else self._attachment.upload
+
+    @property
+    def _upload_id(self) -> str | None:
+        """The id of the upload that the stream is about, where it has one."""
+        session = self._attachment.session if self._attachment is not None else None
+        return getattr(self._opening, "upload", None) if session is None else str(session.pk)
 
     # From the client ----------------------------------------------------------------------------
 
@@ -161,7 +165,9 @@ class UploadStream:
             error, closing = failure, error_message(failure)
             if isinstance(failure, SessionQuotaExceeded | ByteQuotaExceeded):
                 self._peer.count_refusal()  # a refusal costs as much as an upload
-            self._log(failure)
+            log_refused(
+                failure, self._peer.counted_as, self._peer.hooks.endpoint, upload=self._upload_id
+            )
         except Exception:  # a bug of a host's hook, or of this app
             logger.exception("Upload stream %s failed", self.number)
             error = InternalError()
@@ -174,12 +180,6 @@ class UploadStream:
         session = self._attachment.session if self._attachment is not None else None
         if error is not None and session is not None:
             await self._service.note(session, error)
-
-    def _log(self, error: UploadError) -> None:
-        """Log a refusal, which is no error, so that the operator sees many of one kind."""
-        if isinstance(error, UploadRefused):
-            who = self._peer.hooks.owner.key
-            notice(error.code, logging.INFO, "An upload of %s was refused: %s", who, error)
 
     async def _serve(self) -> m.Message:
         try:
