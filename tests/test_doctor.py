@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from channels.routing import ProtocolTypeRouter
+from channels.sessions import CookieMiddleware, SessionMiddlewareStack
 from django.core.management import CommandError, call_command
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
 from django_async_upload.operations import doctor
 from django_async_upload.operations.probe import Target
@@ -187,6 +191,43 @@ def test_what_is_no_endpoint_is_said(host: Host) -> None:
     assert list(found) == ["connection"]
     assert "404" in found["connection"]
     assert "No route of asgi.py" in found["connection"]
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def traced(**options: Any) -> Any:
+    """An application with OpenTelemetry inside of a router and another middleware."""
+    inner = OpenTelemetryMiddleware(SessionMiddlewareStack(echo), **options)
+    return ProtocolTypeRouter({"http": echo, "websocket": CookieMiddleware(inner)})
+
+
+@pytest.mark.parametrize(
+    ("application", "verdict"),
+    [
+        (traced(), "warning"),
+        (traced(exclude_spans=["receive"]), "warning"),
+        (traced(exclude_spans=["receive", "send"]), "ok"),
+        (echo, "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_spans_of_messages_are_found(application: Any, verdict: str) -> None:
+    found = doctor.find_spans(application)
+    assert found is not None
+    assert found.verdict == verdict
+    assert verdict == "ok" or "exclude_spans" in found.advice
+
+
+def test_no_spans_are_looked_for_without_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.asgi", None)
+    assert doctor.find_spans(traced()) is None
+
+
+@pytest.mark.parametrize("host", ["uvicorn"], indirect=True)
+def test_spans_of_this_projects_application_are_reported(host: Host) -> None:
+    _status, found = examine(host)
+    assert found["tracing"].startswith("unknown opentelemetry-instrumentation-asgi is installed.")
 
 
 class WithoutWebsockets:

@@ -51,6 +51,7 @@ READERS_OF_SETTINGS = {
     "sessions.owners",  # AUTHENTICATION_BACKENDS
     "stores.configured",  # MEDIA_ROOT
     "checks",
+    "management.commands.upload_doctor",  # ASGI_APPLICATION
 }
 
 MODULES = {

@@ -145,7 +145,9 @@ def _check_telemetry() -> list[CheckMessage]:
         telemetry = import_string(conf.uploads().telemetry)()
     except Exception as error:  # a class of the host's
         return [Error(f"ASYNC_UPLOAD['TELEMETRY']: {error}.", id="async_upload.E026")]
-    missing = [each for each in ("count", "time") if not callable(getattr(telemetry, each, None))]
+    missing = [
+        each for each in ("count", "time", "gauge") if not callable(getattr(telemetry, each, None))
+    ]
     if missing:
         problem = f"ASYNC_UPLOAD['TELEMETRY'] has no method {missing[0]}()."
         return [Error(problem, id="async_upload.E026")]

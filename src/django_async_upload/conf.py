@@ -88,7 +88,7 @@ class UploadSettings:
     """Seconds that the receivers of one signal, or an endpoint's ``respond()``, may take; after that they count as
     failed."""
     telemetry: str = "django_async_upload.engine.telemetry.NoTelemetry"
-    """Dotted path of the class that gets counts and durations; see docs/reference/telemetry.md."""
+    """Dotted path of the class that gets counts, durations and gauges; see docs/reference/telemetry.md."""
     threads: int = 8
     """Threads of the store's pool, and of the pool that copies into other storages."""
 

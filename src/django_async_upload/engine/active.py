@@ -223,6 +223,7 @@ class ActiveUpload:
         assert part.writer is not None
         offset = flow.received
         flow.advance(part.writer.received)
+        self.runtime.telemetry.count("bytes.received", flow.received - offset)
         flow.keep(part.durable(flow.received))
         check_size(flow.received, self.max_size)
         flow.grant()

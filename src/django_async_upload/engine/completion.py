@@ -60,6 +60,7 @@ class Completions:
         pk = upload.session.pk
         result = self._running[pk] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        began = asyncio.get_running_loop().time()
         try:
             end = await self._complete(upload, facts, hooks)
         except BaseException as error:
@@ -67,6 +68,9 @@ class Completions:
             result.set_exception(error if known else Busy(retry_after=1.0))
             raise
         else:
+            if isinstance(end, Published):
+                seconds = asyncio.get_running_loop().time() - began
+                self._runtime.telemetry.time("completion.seconds", seconds)
             result.set_result(end)
             return end
         finally:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from django.db import router
-from django.db.models import F, Q, Window
+from django.db.models import Count, F, Max, Min, Q, Window
 from django.db.models.functions import RowNumber
 from django.utils import timezone
 
@@ -53,6 +53,20 @@ class Outcome:
     event: uuid.UUID
     attempts: int
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The events that are not delivered."""
+
+    waiting: int
+    """Events that are due, claimed, or wait for their next attempt."""
+    age: float
+    """Seconds since the oldest of these was committed; 0 where none waits."""
+    attempts: int
+    """The most attempts that one of these has had."""
+    dead: int
+    """Events that were given up."""
 
 
 class Outbox:
@@ -235,6 +249,21 @@ def _run(work: Callable[[Outbox], Coroutine[Any, Any, Result]]) -> Result:
             database.close()
 
     return signals.run(run())
+
+
+def backlogs(items: Sequence[None]) -> list[Backlog]:
+    """Count and date the events that are not delivered, in one query for all callers."""
+    waiting = Q(given_up_at=None)
+    found = CompletionEvent.objects.filter(delivered_at=None).aggregate(
+        waiting=Count("pk", filter=waiting),
+        since=Min("created_at", filter=waiting),
+        attempts=Max("attempts", filter=waiting),
+        dead=Count("pk", filter=~waiting),
+    )
+    now = timezone.now()
+    age = max(0.0, (now - (found["since"] or now)).total_seconds())
+    backlog = Backlog(found["waiting"], age, found["attempts"] or 0, found["dead"])
+    return [backlog] * len(items)
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:

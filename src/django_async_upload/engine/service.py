@@ -30,6 +30,7 @@ from .active import ActiveUpload
 from .answers import Answers
 from .completion import Completions
 from .endings import Endings
+from .gauges import Gauges
 from .outcomes import Attached, Created, End, Finishing, Known, Published, end_of
 from .recovery import Recovery
 from .runtime import Runtime
@@ -55,6 +56,7 @@ class UploadService(Runtime):
         endings = Endings(self, self.active)
         self._completions = Completions(self, endings)
         self._recovery = Recovery(self, self._completions, endings)
+        self._gauges = Gauges(self, self.active)
         self.complete = self._completions.complete
         self.result = self._completions.result
         self.end = endings.end
@@ -65,8 +67,9 @@ class UploadService(Runtime):
         self.answered = self._answers.answered
 
     def start(self) -> None:
-        """Start the recovery; called at the first connection or by lifespan."""
+        """Start the recovery and the gauges; called at the first connection or by lifespan."""
         self._recovery.start()
+        self._gauges.start()
 
     async def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Release every upload, deliver the claimed events, end the threads; waits only for a limited time."""
@@ -76,6 +79,7 @@ class UploadService(Runtime):
         ending: list[asyncio.Task[Any]] = [
             asyncio.create_task(upload.closed.wait()) for upload in held
         ]
+        self._gauges.stop()
         ending += self._recovery.stop()
         ending += self._answers.running
         if ending:

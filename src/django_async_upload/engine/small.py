@@ -130,6 +130,7 @@ class SmallFiles:
                 continue
             if item.event is not None:
                 self._runtime.outbox.deliver(item.event)
+                self._runtime.telemetry.count("bytes.received", file.session.size or 0)
                 self._runtime.telemetry.count("uploads.completed")
                 file.published.set_result(True)
             elif isinstance(item.error, UploadRefused | KeyReused | ConnectionRefused | NotFound):

@@ -1,4 +1,4 @@
-"""Measurements for operators: counts and durations under stable names."""
+"""Measurements for operators: counts, durations and gauges under stable names."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class Telemetry(Protocol):
     def time(self, name: str, seconds: float, **labels: str) -> None:
         """Record a duration."""
 
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        """Record how much there is now."""
+
 
 class NoTelemetry:
     """Measures nothing: the default."""
@@ -31,6 +34,8 @@ class NoTelemetry:
     def count(self, name: str, by: int = 1, **labels: str) -> None: ...
 
     def time(self, name: str, seconds: float, **labels: str) -> None: ...
+
+    def gauge(self, name: str, value: float, **labels: str) -> None: ...
 
 
 class LoggingTelemetry:
@@ -41,6 +46,9 @@ class LoggingTelemetry:
 
     def time(self, name: str, seconds: float, **labels: str) -> None:
         logger.info("%s %.6f s%s", name, seconds, _shown(labels))
+
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        logger.info("%s %g%s", name, value, _shown(labels))
 
 
 def _shown(labels: dict[str, str]) -> str:
@@ -65,7 +73,14 @@ class SafeTelemetry:
         except Exception:  # of the host's class
             logger.exception("%s could not be timed", name)
 
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        try:
+            self._telemetry.gauge(name, value, **labels)
+        except Exception:  # of the host's class
+            logger.exception("%s could not be measured", name)
+
 
 def configured_telemetry() -> Telemetry:
     """Create an instance of the class in the setting ``TELEMETRY``."""
-    return SafeTelemetry(import_string(conf.uploads().telemetry)())
+    telemetry = import_string(conf.uploads().telemetry)()
+    return telemetry if isinstance(telemetry, NoTelemetry) else SafeTelemetry(telemetry)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from crc32c import crc32c
@@ -58,6 +58,50 @@ class Finding(NamedTuple):
     verdict: Verdict
     text: str
     advice: str = ""
+
+
+def find_spans(application: Any) -> Finding | None:
+    """Check that OpenTelemetry makes no span of each WebSocket message of this project's ASGI application.
+
+    Returns None where opentelemetry-instrumentation-asgi is not installed.
+    """
+    try:
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    except ImportError:
+        return None
+    advice = (
+        "Pass it exclude_spans=['receive', 'send'], or the address of the uploads as excluded_urls."
+    )
+    found = [each for each in _layers(application) if isinstance(each, OpenTelemetryMiddleware)]
+    if not found:
+        return Finding(
+            "tracing",
+            Verdict.UNKNOWN,
+            "opentelemetry-instrumentation-asgi is installed. It is not around this project's ASGI_APPLICATION.",
+            f"If it is put around it elsewhere: {advice}",
+        )
+    if all(each.exclude_receive_span and each.exclude_send_span for each in found):
+        return Finding("tracing", Verdict.OK, "OpenTelemetry makes no span of a message.")
+    return Finding(
+        "tracing",
+        Verdict.WARNING,
+        "OpenTelemetry makes a span of every WebSocket message: that costs more than writing its bytes.",
+        advice,
+    )
+
+
+def _layers(application: Any) -> Iterator[Any]:
+    """An ASGI application and those inside it, as far as middlewares and Channels' routers name them."""
+    waiting, seen = [application], set[int]()
+    while waiting:
+        layer = waiting.pop()
+        if layer is None or id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        yield layer
+        waiting += [getattr(layer, name, None) for name in ("app", "application", "inner")]
+        routes = getattr(layer, "application_mapping", None)
+        waiting += routes.values() if isinstance(routes, dict) else []
 
 
 async def examine(target: Target) -> AsyncIterator[Finding]:

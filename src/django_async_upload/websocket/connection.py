@@ -227,6 +227,8 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         if self._timer is not None:
             self._timer.cancel()
         self._login.refuse(AuthenticationRequired())
+        if error is not None:
+            self.service.telemetry.count("connections.closed", code=error.code)
         for stream in list(self._streams.values()):
             stream.disconnected()
         for number in list(self._deferred):
@@ -301,6 +303,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             stream = UploadStream(self, number, message, held=held)
         except (Busy, MetadataInvalid) as error:
             log_refused(error, self.counted_as, self.endpoint)
+            self.service.telemetry.count("requests.failed", code=error.code)
             self.send_message(number, error_message(error))
             return
         self._streams[number] = stream
@@ -373,6 +376,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     def _newest_ack(self, number: int) -> bytes | None:
         if not self._life.is_open or not self._protocol.is_open(number):
             return None
+        self.service.telemetry.count("acks.sent")
         return self._protocol.send(number, self._streams[number].newest_ack)
 
     def _enqueue(self, frame: bytes) -> None:

@@ -172,6 +172,8 @@ class UploadStream:
             logger.exception("Upload stream %s failed", self.number)
             error = InternalError()
             closing = error_message(error)
+        if error is not None:
+            self._service.telemetry.count("requests.failed", code=error.code)
         try:
             self._send(closing)
         except ValueError:  # it cannot be encoded: a text too long, or with half a character

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
     from django_async_upload.operations.doctor import Finding
@@ -44,7 +47,7 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         try:
-            from django_async_upload.operations.doctor import examine
+            from django_async_upload.operations.doctor import examine, find_spans
             from django_async_upload.operations.probe import Target
         except ModuleNotFoundError as error:
             if error.name != "websockets":
@@ -53,7 +56,10 @@ class Command(BaseCommand):
                 "websockets is missing: pip install 'django-resumable-upload[client]'"
             ) from error
         findings = examine(Target(url, ticket, cookie, origin))
-        if not async_to_sync(self._report)(findings):
+        healthy = async_to_sync(self._report)(findings)
+        if (spans := find_spans(_application())) is not None:
+            self._print(spans)
+        if not healthy:
             sys.exit(1)
 
     async def _report(self, findings: AsyncIterator[Finding]) -> bool:
@@ -61,10 +67,20 @@ class Command(BaseCommand):
         healthy = True
         async for finding in findings:
             healthy &= finding.verdict != "bad"
-            style = getattr(self.style, STYLES[finding.verdict])
-            verdict = style(f"{finding.verdict:8}")
-            self.stdout.write(f"{verdict} {finding.subject:16} {finding.text}")
-            if finding.advice:
-                self.stdout.write(textwrap.indent(finding.advice, " " * 26))
-            self.stdout.flush()
+            self._print(finding)
         return healthy
+
+    def _print(self, finding: Finding) -> None:
+        style = getattr(self.style, STYLES[finding.verdict])
+        verdict = style(f"{finding.verdict:8}")
+        self.stdout.write(f"{verdict} {finding.subject:16} {finding.text}")
+        if finding.advice:
+            self.stdout.write(textwrap.indent(finding.advice, " " * 26))
+        self.stdout.flush()
+
+
+def _application() -> Any:
+    """This project's ASGI application; None where none is set, or it cannot be imported here."""
+    with suppress(ImportError):
+        return import_string(getattr(settings, "ASGI_APPLICATION", None) or "")
+    return None

@@ -1,0 +1,76 @@
+"""Figures of what there is now: credit, open uploads and connections, the outbox, and how late the event loop is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sized
+from typing import Final
+
+from ..exceptions import UploadError
+from .drain import connections
+from .outbox import backlogs
+from .runtime import Runtime
+from .telemetry import NoTelemetry
+
+logger = logging.getLogger("django_async_upload")
+
+SECONDS: Final = 10.0
+"""Seconds between two figures of one kind."""
+TICK_SECONDS: Final = 0.25
+"""Seconds between two looks at the clock, for the lag of the event loop."""
+
+
+class Gauges:
+    """Measures while the setting ``TELEMETRY`` names a class that wants figures."""
+
+    def __init__(self, runtime: Runtime, active: Sized) -> None:
+        self._runtime = runtime
+        self._active = active
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start, unless it is running, or nobody wants figures."""
+        if not self._tasks and not isinstance(self._runtime.telemetry, NoTelemetry):
+            self._tasks = [
+                asyncio.create_task(self._measure_process()),
+                asyncio.create_task(self._measure_outbox()),
+            ]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _measure_process(self) -> None:
+        telemetry = self._runtime.telemetry
+        while True:
+            telemetry.gauge("loop.lag", await self._worst_lag())
+            telemetry.gauge("credit.used", self._runtime.budget.promised)
+            telemetry.gauge("uploads.open", len(self._active))
+            telemetry.gauge("connections.open", len(connections))
+
+    async def _worst_lag(self) -> float:
+        """The most by which a timer was late within :data:`SECONDS`, seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SECONDS
+        worst = 0.0
+        while (now := loop.time()) < end:
+            await asyncio.sleep(TICK_SECONDS)
+            worst = max(worst, loop.time() - now - TICK_SECONDS)
+        return worst
+
+    async def _measure_outbox(self) -> None:
+        telemetry = self._runtime.telemetry
+        while True:
+            try:
+                backlog = await self._runtime.database.call(backlogs, None)
+            except UploadError:  # the database is unavailable, which is logged
+                pass
+            except Exception:  # a bug, or an error of the database: the next look may succeed
+                logger.exception("The outbox could not be measured")
+            else:
+                telemetry.gauge("outbox.waiting", backlog.waiting)
+                telemetry.gauge("outbox.age", backlog.age)
+                telemetry.gauge("outbox.attempts", backlog.attempts)
+                telemetry.gauge("outbox.dead", backlog.dead)
+            await asyncio.sleep(SECONDS)
