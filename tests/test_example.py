@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.cookiejar
+import json
 import os
 import re
 import shutil
@@ -132,6 +133,12 @@ def test_its_pages_ask_nobody_else_and_want_a_login(demo: Demo) -> None:
         with demo.opener.open(f"http://127.0.0.1:{demo.port}{path}") as answer:
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
             assert "unsafe" not in answer.headers["Content-Security-Policy"]
+
+
+def test_its_health_is_there_without_a_login(demo: Demo) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/healthz/", timeout=30) as answer:
+        health = json.load(answer)
+    assert (health["problems"], health["layer"]) == ([], {"available": True})
 
 
 def test_what_a_page_asks_for_is_there_and_kept_for_ever(demo: Demo) -> None:

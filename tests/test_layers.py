@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"engine", "binding"},
     {"operations", "endpoints", "consumers", "websocket", "receipts"},
     {"responses", "middleware", "assets", "widgets", "forms", "templatetags"},
-    {"routing", "checks", "admin", "rest"},
+    {"routing", "checks", "admin", "rest", "health"},
     {"apps", "management"},
     {"testing"},
 ]
@@ -142,7 +142,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
     shells = {"websocket", "middleware", "responses", "admin", "routing", "testing", "admission"}
-    shells |= {"sessions", "binding", "receipts"}  # a type of a request
+    shells |= {"health", "sessions", "binding", "receipts"}  # a type of a request
     if module.partition(".")[0] not in shells:
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known

@@ -269,7 +269,7 @@ class Database:
         """Log a database's error; returns the one for the caller."""
         if not isinstance(error, DatabaseError | InterfaceError):
             return error
-        if not _says_no_tables(error):
+        if not says_no_tables(error):
             logger.warning("Database: %s", error)
             return error
         if time.monotonic() - self._complained_at > 60.0:
@@ -292,6 +292,7 @@ def _sqlstate(error: Exception) -> str | None:
     return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
-def _says_no_tables(error: Exception) -> bool:
+def says_no_tables(error: Exception) -> bool:
+    """Whether the error is that a table or a column is missing."""
     text = str(error)
     return _sqlstate(error) in _NO_TABLES or "no such table" in text or "no such column" in text

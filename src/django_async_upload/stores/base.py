@@ -183,6 +183,10 @@ class Store(abc.ABC):
         """The local path of a part, where the store ``supports_path``."""
         raise NotImplementedError(f"{type(self).__name__} has no local files")
 
+    def free_space(self) -> int | None:
+        """Bytes of room, for monitoring; None where the store cannot know. Raises :class:`StorageFailed`."""
+        return None
+
     def is_held(self, part: str) -> bool:
         """Whether a writer of any process has the part open; False where the store cannot know.
 

@@ -89,6 +89,10 @@ class FileSystemStore(Store):
         with translated():
             yield from self.folder.parts()
 
+    def free_space(self) -> int | None:
+        with translated(), self.folder.directory() as root:
+            return disk.free_space(root)
+
     def is_held(self, part: str) -> bool:
         with translated():
             return self.folder.has_name_for(part) and self.folder.is_held(part)
