@@ -20,7 +20,6 @@ from django_async_upload.engine.service import UploadService, get_service
 from django_async_upload.exceptions import (
     DatabaseUnavailable,
     FileTooLarge,
-    InternalError,
     TakenOver,
     UploadOver,
 )
@@ -113,7 +112,7 @@ async def test_what_the_kernel_has_is_durable_where_a_crash_of_the_process_count
         assert upload.part.crc(upload.flow.durable) == crc32c(data)
 
 
-async def test_nothing_is_durable_that_nobody_was_told_is_received(
+async def test_nothing_is_durable_that_no_ack_called_received(
     uploads: UploadService, owner: Owner, settings: Any
 ) -> None:
     settings.ASYNC_UPLOAD = {"DURABILITY": "os"}  # durable as soon as the kernel has it
@@ -183,58 +182,6 @@ async def test_a_cancel_is_not_softened_by_a_drop(uploads: UploadService, owner:
         upload.cancel()
         upload.release()
         assert await upload.write() is Stop.CANCEL
-
-
-async def test_an_upload_whose_checkpoint_the_database_refuses_is_lost(
-    uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
-
-    async def away(*args: Any, **kwargs: Any) -> Any:
-        raise DatabaseUnavailable(retry_after=1.0)
-
-    async with begun(uploads, owner, b"data") as upload:
-        with monkeypatch.context() as patch:
-            patch.setattr(uploads.database, "call", away)
-            feed(upload, b"da")
-            with pytest.raises(DatabaseUnavailable):
-                await upload.write()
-            assert await upload.interrupt() == 0
-    assert (await row(upload.session.pk)).state == State.CREATED
-
-
-async def test_a_checkpoint_that_breaks_is_logged_and_ends_the_upload(
-    uploads: UploadService,
-    owner: Owner,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.01)
-
-    def broken(items: Any) -> Any:
-        raise ZeroDivisionError
-
-    async with begun(uploads, owner, b"data") as upload:
-        with monkeypatch.context() as patch:
-            patch.setattr(rows, "change", broken)
-            feed(upload, b"da")
-            with pytest.raises(InternalError):
-                await upload.write()
-        assert await upload.interrupt() == 2
-    assert "ZeroDivisionError" in caplog.text
-
-
-async def test_a_checkpoint_that_is_asked_for_writes_down_what_came(
-    uploads: UploadService, owner: Owner
-) -> None:
-    async with begun(uploads, owner, b"data") as upload:
-        writing = asyncio.create_task(upload.write())
-        feed(upload, b"da")
-        await until(lambda: upload.flow.received == 2)
-        await upload.checkpoints.make_now()
-        assert (upload.flow.durable, (await row(upload.session.pk)).durable) == (2, 2)
-        upload.release()
-        await writing
 
 
 async def test_closing_gives_everything_back(uploads: UploadService, owner: Owner) -> None:

@@ -28,7 +28,7 @@ from django.utils.translation import gettext_lazy
 
 from django_async_upload import notices
 from django_async_upload.admission import MAX_UNAUTHENTICATED
-from django_async_upload.consumers import CLOSE_CODES, UploadConsumer, drain, undrain
+from django_async_upload.consumers import CLOSE_CODES, UploadConsumer
 from django_async_upload.engine import drain as drain_module
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
@@ -36,7 +36,6 @@ from django_async_upload.exceptions import (
     AuthenticationRequired,
     ConnectionLost,
     DigestMismatch,
-    Draining,
     FileRefused,
     FileTooLarge,
     InternalError,
@@ -867,7 +866,7 @@ def outdated(alice: Any) -> str:
     return ticket
 
 
-def of_nobody(alice: Any) -> str:
+def of_no_user(alice: Any) -> str:
     ticket = issue_ticket(alice)
     get_user_model().objects.all().delete()
     return ticket
@@ -880,7 +879,7 @@ def of_nobody(alice: Any) -> str:
         (foreign, TicketInvalid),
         (expired, TicketExpired),
         (outdated, AuthenticationRequired),
-        (of_nobody, AuthenticationRequired),
+        (of_no_user, AuthenticationRequired),
         (lambda alice: "junk", TicketInvalid),
     ],
 )
@@ -896,7 +895,7 @@ async def test_a_ticket_that_does_not_hold_ends_the_connection(
     assert not await UploadSession.objects.aexists()
 
 
-async def test_a_ticket_of_somebody_else_opens_none_of_ones_uploads(
+async def test_a_ticket_of_another_user_opens_none_of_ones_uploads(
     connect: Connect, bob: Any
 ) -> None:
     async with connect() as client:
@@ -995,7 +994,7 @@ async def test_a_login_is_looked_at_again_when_asked(connect: Connect) -> None:
         assert (await client.wait_for(m.Authenticated)).expires_in is None
 
 
-async def test_nobody_can_look_again_at_a_login_that_is_none(application: Any) -> None:
+async def test_a_login_that_is_none_cannot_be_reloaded(application: Any) -> None:
     async with UploadCommunicator(application) as client:
         await client.send(m.Auth())
         await ends_with(client, AuthenticationRequired)
@@ -1177,76 +1176,6 @@ async def test_a_digest_that_was_promised_and_not_brought_is_no_null(connect: Co
             await client.wait_for(m.Completed, 1)
     assert caught.value.facts == {"algorithm": "sha-256", "actual": sha256(b"data").hexdigest()}
     assert "None" not in caught.value.message
-
-
-async def test_a_drain_saves_tells_and_closes(connect: Connect) -> None:
-    data = os.urandom(100 * KIB)
-    async with connect() as client:
-        await client.send(m.Create(new_key(), "a.bin", len(data)), 1)
-        created = await client.wait_for(m.Created, 1)
-        await client.send_data(1, 0, data[: created.limit])
-        await client.wait_for(m.Ack, 1)
-        await drain(retry_after=3.0)
-        assert (await client.wait_for(m.Drain)).retry_after == 3.0
-        last = await client.wait_for(m.Ack, 1)
-        while last.durable < created.limit:
-            last = await client.wait_for(m.Ack, 1)
-        with pytest.raises(UploadError):
-            await client.wait_for(m.Hello)
-        with pytest.raises(ConnectionLost):
-            await client.receive()
-        assert client.close_code == CLOSE_CODES[Draining]
-    session = await row(created.upload)
-    assert (session.state, session.durable) == (State.INTERRUPTED, created.limit)
-
-
-async def test_a_process_that_drains_refuses_new_connections_until_it_is_undrained(
-    connect: Connect,
-) -> None:
-    await drain(retry_after=3.0)
-    for _ in range(2):
-        refused = connect()
-        with pytest.raises(Draining) as caught:
-            await refused.connect()
-        assert caught.value.retry_after == 3.0
-        with pytest.raises(ConnectionLost):
-            await refused.receive()
-        assert refused.close_code == CLOSE_CODES[Draining]
-        await refused.disconnect()
-    undrain()
-    async with connect() as client:
-        assert (await client.upload("a.bin", b"data")).size == 4
-
-
-async def test_a_drain_beside_a_handshake_refuses_it_and_waits_for_the_others(
-    connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(16 * KIB)
-    async with connect() as client:
-        await client.send(m.Create(new_key(), "a.bin"), 1)
-        created = await client.wait_for(m.Created, 1)
-        await client.send_data(1, 0, data)
-        looking, found = asyncio.Event(), asyncio.Event()
-        call = type(uploads.database).call
-
-        async def slow(self: Any, function: Any, item: Any, **options: Any) -> Any:
-            if function is owners.look_up:
-                looking.set()
-                await found.wait()
-            return await call(self, function, item, **options)
-
-        monkeypatch.setattr(type(uploads.database), "call", slow)
-        late = connect()
-        handshake = asyncio.create_task(late.connect())
-        await looking.wait()
-        await drain(retry_after=3.0)
-        assert (await row(created.upload)).durable == len(data)
-        found.set()
-        with pytest.raises(Draining):
-            await handshake
-        await late.disconnect()
-        with pytest.raises(Draining):
-            await client.wait_for(m.Hello)
 
 
 async def test_a_stranger_who_is_sent_away_is_told_and_who_signs_in_is_not(

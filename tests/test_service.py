@@ -501,27 +501,6 @@ async def test_a_full_disk_interrupts_and_keeps_what_came(
     assert (kept.state, kept.durable, kept.crc32c) == (State.INTERRUPTED, 1000, crc(data[:1000]))
 
 
-@pytest.mark.parametrize(("size", "seconds"), [(5 * MIB, 1000.0), (1, 0.05)])
-async def test_checkpoints_come_by_bytes_and_by_time(
-    uploads: UploadService,
-    owner: Owner,
-    monkeypatch: pytest.MonkeyPatch,
-    size: int,
-    seconds: float,
-) -> None:
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", seconds)
-    data = os.urandom(6 * MIB)
-    async with begun(uploads, owner, data) as upload:
-        writing = asyncio.create_task(upload.write())
-        feed(upload, data[:size])
-        while upload.flow.durable < size:
-            await asyncio.sleep(0.005)
-        assert (await row(upload.session.pk)).durable == size
-        upload.release()
-        await writing
-        await upload.interrupt()
-
-
 async def test_a_release_keeps_what_came_before_it(uploads: UploadService, owner: Owner) -> None:
     data = os.urandom(50_000)
     assert await interrupted(uploads, owner, data, 40_000)
@@ -844,7 +823,7 @@ async def test_a_cancel_after_publication_is_answered_with_the_result(
 
 
 @pytest.mark.parametrize("verb", ["find", "cancel"])
-async def test_somebody_elses_upload_is_not_there(
+async def test_another_owners_upload_is_not_there(
     uploads: UploadService, owner: Owner, bob: Any, verb: str
 ) -> None:
     pk = await interrupted(uploads, owner, b"data", 3)
