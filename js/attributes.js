@@ -8,7 +8,7 @@
  * @property {string} [id] of the input, for its label
  * @property {string} [url] the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
  * @property {string} [field] the signed token of a form's field, from the server
- * @property {string} [owner] an opaque tag of the person, from the server; without it nothing is remembered for a later page
+ * @property {string} [owner] an opaque tag of the owner, from the server; without it nothing is remembered for a later page
  * @property {string} [place] an opaque tag of what the form is for, from the server: what is uploaded here goes on only there
  * @property {"form" | "api" | "receiver"} [taker] who takes the finished file; default `api`
  * @property {boolean} [multiple]

@@ -14,7 +14,7 @@ PAGE = (
     / "src/django_async_upload/static/django_async_upload/widget/english.js"
 )
 HEAD = """/**
- * Every text that a person meets in the browser. Words in braces are put in by the element: numbers, sizes, speeds
+ * Every text that a user meets in the browser. Words in braces are put in by the element: numbers, sizes, speeds
  * and times come formatted in the language of the document. No text has a plural, so none needs plural rules.
  *
  * Made from `TEXTS` of widgets.py by `make messages`: change that, not this.

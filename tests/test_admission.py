@@ -240,7 +240,7 @@ def test_connections_of_an_address_are_capped_before_they_cost(settings: Any) ->
     third.sign_in("user:3")
 
 
-def test_whoever_leaves_makes_room(settings: Any) -> None:
+def test_a_connection_that_ends_makes_room(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_CONNECTIONS": 1}
     for _ in range(3):
         guest = Slot()

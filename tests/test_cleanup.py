@@ -285,7 +285,7 @@ async def test_a_live_upload_that_expired_hears_of_it(
     assert not parts(staging)
 
 
-async def test_a_wrong_clock_ends_no_upload_that_somebody_is_at(
+async def test_a_wrong_clock_ends_no_upload_that_a_client_sends(
     connect: Callable[..., UploadCommunicator],
     uploads: UploadService,
     staging: Path,

@@ -49,7 +49,7 @@ def test_a_limit_that_is_none_is_refused(alice: Any, option: str) -> None:
         call("upload_ticket", "alice", option)
 
 
-def test_nobody_gets_no_ticket(alice: Any) -> None:
+def test_an_unknown_user_gets_no_ticket(alice: Any) -> None:
     with pytest.raises(CommandError, match="no user 'carol'"):
         call("upload_ticket", "carol")
     alice.is_active = False
@@ -103,7 +103,9 @@ def test_the_purge_tells_more_when_asked(owner: Owner, staging: Path) -> None:
     assert orphan in call("purge_uploads", verbosity=2)
 
 
-def test_signals_are_delivered_that_nobody_has(owner: Owner, media: Path, heard: Heard) -> None:
+def test_signals_are_delivered_that_no_process_has_claimed(
+    owner: Owner, media: Path, heard: Heard
+) -> None:
     event = CompletionEvent.objects.create(session=publish(owner))
     CompletionEvent.objects.create(
         session=publish(owner), due_at=timezone.now() + timedelta(minutes=1)

@@ -121,7 +121,7 @@ async def test_a_lone_call_that_loses_a_race_for_a_key_looks_again(database: Dat
     assert await database.call(get_or_insert, "a") == "found"
 
 
-async def test_a_cancelled_caller_harms_nobody_else(database: Database) -> None:
+async def test_a_cancelled_caller_harms_no_other_one(database: Database) -> None:
     held = threading.Event()
 
     def hold(items: Sequence[None]) -> list[None]:
@@ -323,7 +323,7 @@ async def test_close_does_not_wait_for_ever_for_a_call_that_hangs(
         await hanging
 
 
-async def test_a_connection_that_cannot_even_be_closed_strands_nobody(
+async def test_a_connection_that_cannot_even_be_closed_strands_no_caller(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drivers raise where they are asked to close what is broken."""
@@ -346,7 +346,7 @@ async def test_a_connection_that_cannot_even_be_closed_strands_nobody(
     assert await database.call(insert, "b") == "B"
 
 
-async def test_a_thread_that_fails_in_an_unknown_way_strands_nobody(
+async def test_a_thread_that_fails_in_an_unknown_way_strands_no_caller(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: Database, *args: Any) -> Any:
@@ -361,7 +361,7 @@ async def test_a_thread_that_fails_in_an_unknown_way_strands_nobody(
 
 
 @on_postgresql
-async def test_a_row_that_somebody_holds_delays_only_those_who_want_it(
+async def test_a_locked_row_delays_only_the_calls_that_need_it(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_module, "LOCK_SECONDS", 0.2)

@@ -96,7 +96,7 @@ async def test_nor_is_one_that_a_form_is_just_saving(connect: Connect, media: Pa
         assert isinstance(await discard(uploads, done.upload), m.Cancelled)
 
 
-async def test_nobody_deletes_the_file_of_somebody_else(
+async def test_no_owner_deletes_the_file_of_another_one(
     connect: Connect, bob: Any, media: Path
 ) -> None:
     async with connect() as uploads:

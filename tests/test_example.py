@@ -120,11 +120,11 @@ def _page_with(demo: Demo, text: str) -> str | None:
     return page if text in page else None
 
 
-def test_its_pages_ask_nobody_else_and_want_a_login(demo: Demo) -> None:
+def test_its_pages_ask_no_other_server_and_want_a_login(demo: Demo) -> None:
     demo.opener = urllib.request.build_opener(
         urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
     )
-    assert 'name="password"' in demo.get("/"), "nobody is signed in"
+    assert 'name="password"' in demo.get("/"), "no user is signed in"
     paths = ("/documents/", "/documents/new/", "/live/", "/gallery/", "/admin/")
     for page in (demo.get("/login/"), demo.sign_in(), *map(demo.get, paths)):
         assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', page)
@@ -185,7 +185,7 @@ def test_a_document_gives_its_file_back_as_a_download_and_not_to_strangers(demo:
         assert answer.headers["Content-Disposition"] == 'attachment; filename="notes.txt"'
         assert answer.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
     with urllib.request.urlopen(site + link[1]) as answer:
-        assert 'name="password"' in answer.read().decode(), "nobody is signed in"
+        assert 'name="password"' in answer.read().decode(), "no user is signed in"
 
 
 def test_a_port_that_is_taken_is_said(demo: Demo) -> None:

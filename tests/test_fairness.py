@@ -437,7 +437,7 @@ def test_many_open_uploads_are_not_counted_for_each_new_one(
     assert [count() for _ in range(8)] == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
-def test_nobody_is_refused_by_an_old_count(
+def test_no_owner_is_refused_by_an_old_count(
     db: None, owner: Owner, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 5}

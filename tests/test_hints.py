@@ -1,4 +1,4 @@
-"""Hints reach the holder of an upload, and nobody else."""
+"""Hints reach the holder of an upload, and no other upload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every text that a person reads is translated, in each language that is shipped, and what is shipped is current."""
+"""Every text that a user reads is translated, in each language that is shipped, and what is shipped is current."""
 
 from __future__ import annotations
 

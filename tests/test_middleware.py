@@ -263,7 +263,7 @@ def test_a_failed_insert_loses_nothing_in_autocommit(
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-def test_a_link_that_nobody_took_is_removed(
+def test_a_link_that_no_storage_took_is_removed(
     login: Client, session: UploadSession, media: Path, staging: Path, is_broken: bool
 ) -> None:
     links = []
@@ -378,7 +378,7 @@ def test_while_one_request_has_it_another_is_refused_and_can_have_it_afterwards(
     assert post(login, "/document/", session).status_code == 302
 
 
-def test_whoever_lost_the_upload_while_it_was_slow_cannot_save_it(
+def test_a_request_that_lost_the_upload_while_it_was_slow_cannot_save_it(
     login: Client, session: UploadSession
 ) -> None:
     def view(request: HttpRequest) -> HttpResponse:
@@ -633,7 +633,7 @@ def test_a_view_finds_uploads_whatever_it_looks_at_first(
     assert served(login, server, view, **posted(("attachment", session))) == b"report.pdf"
 
 
-def test_a_form_that_nobody_reads_opens_nothing(login: Client, session: UploadSession) -> None:
+def test_a_form_that_no_view_reads_opens_nothing(login: Client, session: UploadSession) -> None:
     with CaptureQueriesContext(connection) as queries:
         run_view(login, lambda request: HttpResponse(), **posted(("attachment", session)))
     assert not [each for each in queries if "async_upload_" in each["sql"]]
@@ -708,7 +708,7 @@ def test_a_refused_file_says_why_wherever_it_is_looked_at() -> None:
         default_storage.save("anything", refused)
 
 
-def test_somebody_elses_receipt_is_a_field_error(
+def test_another_owners_receipt_is_a_field_error(
     bob: Any, session: UploadSession, media: Path
 ) -> None:
     client = Client()

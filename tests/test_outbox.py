@@ -52,7 +52,7 @@ async def reload(event: CompletionEvent) -> CompletionEvent:
     return await CompletionEvent.objects.aget(pk=event.pk)
 
 
-async def test_what_was_left_behind_is_delivered_once_it_is_nobodys(
+async def test_what_was_left_behind_is_delivered_once_no_process_has_a_claim(
     uploads: UploadService, owner: Owner, heard: Heard
 ) -> None:
     now = timezone.now()
@@ -191,7 +191,7 @@ async def test_the_server_tries_again_by_itself(
     assert len(set(called)) == 1
 
 
-async def test_what_fails_too_often_is_given_up_loudly_until_somebody_sends_it_again(
+async def test_what_fails_too_often_is_given_up_loudly_until_an_administrator_sends_it_again(
     uploads: UploadService, owner: Owner, listen: Listen, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = True
@@ -221,7 +221,7 @@ async def test_what_fails_too_often_is_given_up_loudly_until_somebody_sends_it_a
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_receivers_that_hang_delay_nobody_else(
+async def test_receivers_that_hang_delay_no_other_event(
     uploads: UploadService, owner: Owner, listen: Listen, settings: Any, kind: str
 ) -> None:
     settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "RECEIVER_TIMEOUT": 0.3}

@@ -68,7 +68,7 @@ def test_a_logout_ends_a_login(login: Client) -> None:
         owner.check()
 
 
-def test_a_session_that_is_somebody_elses_now_is_not_the_owners(
+def test_a_session_that_is_another_users_now_is_not_the_owners(
     login: Client, alice: Any, bob: Any
 ) -> None:
     owner = owner_from_session(session_of(login))
@@ -90,7 +90,7 @@ def test_a_login_has_no_end_of_its_own(login: Client) -> None:
 
 
 @pytest.mark.parametrize("user", [None, AnonymousUser()])
-def test_nobody_is_nobody(user: Any) -> None:
+def test_without_a_user_there_is_no_owner(user: Any) -> None:
     with pytest.raises(AuthenticationRequired):
         owner_from_scope_user(user)
 

@@ -52,7 +52,7 @@ def defaults(settings: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 200_000])
-async def test_what_somebody_uploads_cannot_be_fetched_before_it_is_bound(
+async def test_what_a_client_uploads_cannot_be_fetched_before_it_is_bound(
     connect: Connect, uploads: UploadService, media: Path, size: int
 ) -> None:
     page = b"<script>alert(1)</script>".ljust(size, b" ")

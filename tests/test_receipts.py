@@ -82,14 +82,14 @@ def test_the_owner_opens_it_for_its_field(alice: Any, session: UploadSession) ->
     assert upload.receipt == receipt_of(session)
 
 
-def test_somebody_elses_upload_is_as_one_that_does_not_exist(
+def test_another_owners_upload_is_as_one_that_does_not_exist(
     alice: Any, bob: Any, session: UploadSession
 ) -> None:
     of_nothing = signing.Signer(salt="django_async_upload.receipt").sign(uuid.uuid4().hex)
     assert code_of(request_of(bob), receipt_of(session), field="file") == "receipt_invalid"
     assert code_of(request_of(alice), of_nothing, field="file") == "receipt_invalid"
-    nobody = request_of(AnonymousUser())
-    assert code_of(nobody, receipt_of(session), field="file") == "receipt_invalid"
+    anonymous = request_of(AnonymousUser())
+    assert code_of(anonymous, receipt_of(session), field="file") == "receipt_invalid"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_visitor_is_known_by_the_token_in_the_session(visitors: UploadSession)
     assert open_receipt(same, receipt_of(visitors)).session == visitors
 
 
-def test_whoever_signs_in_gets_nothing_of_the_visitor_before(
+def test_a_user_who_signs_in_gets_nothing_of_the_visitor_before(
     alice: Any, visitors: UploadSession
 ) -> None:
     request = request_of(alice, **{SESSION_TOKEN: "token"})
@@ -227,7 +227,7 @@ def test_the_hold_of_a_request_that_died_ends_by_itself(alice: Any, session: Upl
     assert open_receipt(request_of(alice), receipt_of(session), field="file")
 
 
-def test_whoever_was_too_slow_neither_saves_nor_binds_what_another_has_now(
+def test_a_request_that_was_too_slow_neither_saves_nor_binds_what_another_has_now(
     alice: Any, session: UploadSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow = open_receipt(request_of(alice), receipt_of(session), field="file")

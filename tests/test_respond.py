@@ -91,7 +91,7 @@ async def test_the_answer_comes_with_completed_and_is_kept(connect: Connect, siz
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_whoever_asks_again_gets_the_same_answer_and_the_hook_is_asked_once(
+async def test_a_client_that_asks_again_gets_the_same_answer_and_the_hook_is_asked_once(
     connect: Connect, size: int
 ) -> None:
     count = iter(range(100))
@@ -333,7 +333,7 @@ async def test_a_hook_that_fails_breaks_no_upload(
     assert len(endpoint.asked) == 1
 
 
-async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect) -> None:
+async def test_slow_hooks_wait_for_no_other_hook_and_progress_is_told(connect: Connect) -> None:
     together = threading.Barrier(2, timeout=10)
     released = threading.Event()
 
@@ -366,7 +366,7 @@ async def test_slow_hooks_wait_for_nobody_and_progress_is_told(connect: Connect)
 # Once ---------------------------------------------------------------------------------------------
 
 
-async def test_an_owner_has_some_answers_at_once_and_nobody_else_waits_for_them(
+async def test_an_owner_has_some_answers_at_once_and_no_other_owner_waits_for_them(
     uploads: UploadService, owner: Owner, bob: Any
 ) -> None:
     released = asyncio.Event()
@@ -466,7 +466,7 @@ async def test_the_answer_that_was_saved_first_is_everybodys(
     assert (await asking).session.response == {"document": 8}
 
 
-async def test_an_answer_that_could_not_be_kept_is_told_to_nobody(
+async def test_an_answer_that_could_not_be_saved_is_told_to_no_client(
     connect: Connect,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

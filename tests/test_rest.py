@@ -234,7 +234,7 @@ def test_a_host_can_word_the_refusal_and_people_read_it_in_their_language(
 
 def test_who_asks_is_who_rest_framework_has_authenticated(owner: Owner, login: Client) -> None:
     receipt = receipt_of(publish(owner))
-    # The session's cookie alone signs nobody in here: no CSRF token protects it.
+    # The session's cookie alone signs no user in here: no CSRF token protects it.
     refused = post(login, "/programs/", attachment=receipt)
     assert [each.code for each in refused.data["attachment"]] == ["receipt_invalid"]
     body = {"attachment": receipt}

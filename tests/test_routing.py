@@ -135,7 +135,7 @@ async def test_a_path_without_a_consumer_is_refused_without_a_traceback(
     assert not caplog.records
 
 
-async def test_a_new_secret_key_signs_nobody_out(
+async def test_a_new_secret_key_signs_no_user_out(
     uploads: UploadService, login: Client, settings: Any, alice: Any
 ) -> None:
     """The page that is open reconnects first, and gets no cookie."""

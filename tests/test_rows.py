@@ -190,7 +190,7 @@ def test_the_end_of_a_row_that_is_gone(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize("source", sorted(State))
-def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
+def test_a_takeover_takes_an_open_upload_and_answers_with_the_others(
     owner: Owner, source: State
 ) -> None:
     session = saved(owner, state=source)
@@ -207,7 +207,7 @@ def test_a_claim_takes_an_open_upload_and_answers_with_the_others(
         assert (session.state, session.epoch) == (State.UPLOADING, 2)
 
 
-def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
+def test_each_takeover_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
     session = saved(owner)
     access = UploadAccess(session.pk, owner, "default")
     first, second = rows.take_over([access, access])
@@ -219,7 +219,7 @@ def test_each_claim_raises_the_epoch_and_the_newest_wins(owner: Owner) -> None:
     assert newer is None
 
 
-def test_a_claim_that_was_overtaken_looks_again(
+def test_a_takeover_that_was_overtaken_looks_again(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = saved(owner)
@@ -237,7 +237,7 @@ def test_a_claim_that_was_overtaken_looks_again(
     assert outcome.epoch == 3
 
 
-def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
+def test_two_connections_that_attach_at_once_get_epochs_of_their_own(
     transactional_db: None, owner: Owner
 ) -> None:
     session = saved(owner)
@@ -265,18 +265,20 @@ def test_two_connections_that_claim_at_once_get_epochs_of_their_own(
     assert sorted(epochs) == list(range(2, 32))
 
 
-@pytest.mark.parametrize("what", ["missing", "foreign", "elsewhere", "nobody's"])
+@pytest.mark.parametrize("what", ["missing", "foreign", "elsewhere", "without an owner"])
 @pytest.mark.parametrize("verb", [rows.take_over, rows.find])
-def test_somebody_elses_upload_is_answered_like_a_missing_one(
+def test_another_owners_upload_is_answered_like_a_missing_one(
     owner: Owner, bob: Any, verb: Any, what: str
 ) -> None:
-    session = saved(owner) if what != "nobody's" else saved(owner, owner_id=None, owner_key="")
+    session = (
+        saved(owner) if what != "without an owner" else saved(owner, owner_id=None, owner_key="")
+    )
     stranger = Owner(f"user:{bob.pk}", bob)
     claims = {
         "missing": UploadAccess(uuid.uuid4(), owner, "default"),
         "foreign": UploadAccess(session.pk, stranger, "default"),
         "elsewhere": UploadAccess(session.pk, owner, "other"),
-        "nobody's": UploadAccess(session.pk, owner, "default"),
+        "without an owner": UploadAccess(session.pk, owner, "default"),
     }
     (outcome,) = verb([claims[what]])
     assert isinstance(outcome, NotFound)
@@ -482,7 +484,7 @@ def test_a_completion_writes_its_event_in_the_same_transaction(owner: Owner, hea
     assert timezone.now() < kept.due_at <= timezone.now() + rows.CLAIM
 
 
-def test_a_completion_that_nobody_listens_to_is_delivered_already(owner: Owner) -> None:
+def test_a_completion_without_a_receiver_is_delivered_already(owner: Owner) -> None:
     (event,) = rows.complete([finalizing(owner)])
     assert event.delivered_at is not None
 
@@ -529,7 +531,7 @@ def test_an_open_upload_lives_for_as_long_as_the_setting_says(settings: Any) -> 
 
 
 @pytest.mark.parametrize("fields", [{"part": "part"}, {"state": State.UPLOADING}])
-def test_an_upload_that_somebody_knows_is_not_forgotten(owner: Owner, fields: Any) -> None:
+def test_an_upload_that_a_client_knows_is_not_forgotten(owner: Owner, fields: Any) -> None:
     known, new = saved(owner, **fields), saved(owner)
     rows.delete_new([known.pk, new.pk])
     assert list(UploadSession.objects.all()) == [known]

@@ -322,7 +322,7 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
     if conf.uploads().allow_anonymous:
         found.append(
             Warning(
-                "ASYNC_UPLOAD['ALLOW_ANONYMOUS'] is True: anybody can fill the disk up to the quotas.",
+                "ASYNC_UPLOAD['ALLOW_ANONYMOUS'] is True: every visitor can fill the disk up to the quotas.",
                 id="async_upload.W012",
             )
         )
@@ -358,7 +358,7 @@ def _subclasses(cls: type[UploadConsumer]) -> Iterator[type[UploadConsumer]]:
 
 
 def _has_urls(storage: Storage) -> bool:
-    """Whether anybody can fetch files of the storage: below ``MEDIA_URL``, or from S3 without a signature."""
+    """Whether every visitor can fetch files of the storage: below ``MEDIA_URL``, or from S3 without a signature."""
     if getattr(storage, "base_url", None) not in (None, "", "/"):
         return True
     if getattr(storage, "querystring_auth", True) is False:

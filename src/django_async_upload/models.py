@@ -299,7 +299,7 @@ class CompletionEventQuerySet(CurrentQuerySet["CompletionEvent"]):
         return self.filter(delivered_at=None, given_up_at=None, due_at__lte=now)
 
     def given_up(self) -> CompletionEventQuerySet:
-        """Not delivered after the last attempt: they wait until somebody sends them again in the admin."""
+        """Not delivered after the last attempt. ``deliver_upload_signals`` and the admin can send them again."""
         return self.exclude(given_up_at=None)
 
     def claim(self, ids: Iterable[uuid.UUID], until: datetime) -> list[CompletionEvent]:

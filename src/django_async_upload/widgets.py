@@ -98,7 +98,7 @@ TEXTS: Final = {
     "terabytes": _django("%s TB"),
     "petabytes": _django("%s PB"),
     "perSecond": _("{size}/s"),
-    # What a person can do with it
+    # What a user can do with it
     "pause": _("Pause"),
     "resume": _("Resume"),
     "cancel": _("Cancel"),

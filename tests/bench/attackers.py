@@ -113,12 +113,12 @@ def open_idle_streams(port: int, ticket: str) -> None:
 def ask(port: int, ticket: str) -> None:
     """X11: 250 QUERYs outstanding on each of 31 connections."""
     connections = [connect(port, ticket) for _ in range(CONNECTIONS)]
-    nobody = "00000000-0000-0000-0000-000000000000"
+    missing = "00000000-0000-0000-0000-000000000000"
 
     def query(connection: RawConnection, count: int) -> None:
         frames = []
         for _ in range(count):
-            frame = m.Query(nobody).to_frame(connection.next_stream(), crc32c)
+            frame = m.Query(missing).to_frame(connection.next_stream(), crc32c)
             frames.append(frame_head(len(frame)) + frame)
         connection.send_bytes(b"".join(frames))
 

@@ -1,7 +1,7 @@
 """How much service one user's attack leaves to another user, on each server: ``python -m tests.bench.attacks``.
 
 Each attack meets a server process of its own, on the loopback interface. Another user uploads 64 MiB and begins
-uploads there, and in turn on a server that nobody attacks; the table says how fast. It ends by itself, with 1
+uploads there, and in turn on a server that is not attacked; the table says how fast. It ends by itself, with 1
 where the other user was starved.
 """
 
@@ -135,7 +135,7 @@ def small_disk(path: Path) -> Iterator[str]:
 def run(kind: str, name: str, template: Path, root: Path, rounds: int) -> bool:
     """One attack on one server: prints a line of the table, and returns whether the other user was well.
 
-    A second server, which nobody attacks, says what the user gets alone: the two take turns, and the attacked one
+    A second server, which is not attacked, says what the user gets alone: the two take turns, and the attacked one
     and its attacker are stopped meanwhile, so that what else the machine does falls on both.
     """
     alone, attacked = Figures(), Figures()

@@ -167,7 +167,7 @@ class Page:
         return said["result"].get("value")
 
     def choose(self, selector: str, path: Path) -> None:
-        """Put a file into a file input, as a person does with the dialogue."""
+        """Put a file into a file input, as a user does with the dialogue."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])

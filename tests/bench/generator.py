@@ -211,7 +211,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
 def _rehearse(work: Callable[[Job], Job], job: Job) -> None:
     """Repeat until it gets no faster: then memory is warm.
 
-    A virtual machine gives free memory back to its host within seconds, and whoever writes a file next pays
+    A virtual machine gives free memory back to its host within seconds, and the next program that writes a file pays
     for getting it again (seen: 2.8 s for a gigabyte, 0.3 s for the next one).
     """
     fastest = float("inf")
@@ -246,5 +246,5 @@ def run(job: Job) -> Job:
 if __name__ == "__main__":
     job = json.loads(sys.stdin.readline())
     print(json.dumps(run(job)), flush=True)
-    # Taking a gigabyte of maps down properly costs time that nobody measures.
+    # Taking a gigabyte of maps down properly costs time that is not measured.
     os._exit(0)

@@ -64,7 +64,7 @@ def random_source(directory: Path, name: str, size: int, *, prebuilt: bool = Fal
 
 
 def sparse_source(directory: Path, name: str, size: int) -> Source:
-    """A file that takes no room here; whoever receives it does have to write it."""
+    """A file that takes no room here; the server that receives it has to write it."""
     path = directory / name
     with open(path, "wb") as file:
         file.truncate(size)

@@ -139,7 +139,7 @@ class Firefox:
         return str(cookie["value"]["value"])
 
     def choose(self, selector: str, *paths: Path) -> None:
-        """Put files into a file input, as a person does with the dialogue."""
+        """Put files into a file input, as a user does with the dialogue."""
         found = self._evaluate(f"document.querySelector({json.dumps(selector)})")
         files = [str(path) for path in paths]
         element = {"sharedId": found["sharedId"]}

@@ -1,4 +1,4 @@
-"""What a person does with a page, and what they see there."""
+"""What a user does with a page, and what they see there."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_what_is_under_way_for_one_object_never_reaches_another_in_firefox(
     open_page(firefox, proxy, pages[0])
     firefox.until(
         row(middling.name, "unfinished")
-    )  # Firefox keeps no handles: the person chooses the file again
+    )  # Firefox keeps no handles: the user chooses the file again
     firefox.choose(FILE, middling)
     firefox.until(row(middling.name, "completed"))
     save(firefox)
@@ -263,7 +263,7 @@ def test_a_field_for_one_file_posts_the_one_that_was_chosen_last_in_firefox(
     assert stored(example, f"Chosen last {middling.name}").read_text() == "chosen last"
 
 
-# What a person does -------------------------------------------------------------------------------
+# What a user does -------------------------------------------------------------------------------
 
 
 def test_a_form_that_waited_for_a_new_login_is_saved_in_firefox(

@@ -221,7 +221,7 @@ def test_nothing_of_another_person_is_shown_or_kept(page: Any, site: WidgetSite)
     assert page.evaluate("[uploads[0].options.owner, uploads[0].options.remember]") == ["me", True]
 
 
-def test_where_nobody_is_known_nothing_is_remembered(page: Any, site: WidgetSite) -> None:
+def test_without_an_owner_nothing_is_remembered(page: Any, site: WidgetSite) -> None:
     left(page, {**READABLE, "place": place(), "owner": ""})
     show(page, site, form(LABEL + element().replace('owner="me"', "")))
     choose(page, a_file())

@@ -368,7 +368,7 @@ def test_an_upload_that_was_taken_away_can_be_brought_back(page: Any, site: Widg
     page.evaluate("uploads.forEach((upload) => upload.move(0.5))")
     page.get_by_role("button", name="Cancel: b.bin").click()
     expect(rows(page)).to_have_count(2)
-    until(page, "uploads[1].state === 'paused'")  # nothing is sent while the person decides
+    until(page, "uploads[1].state === 'paused'")  # nothing is sent while the user decides
     page.get_by_role("button", name="Undo").click()
     expect(rows(page)).to_have_count(3)
     expect(rows(page).nth(1)).to_contain_text("b.bin")
@@ -461,7 +461,7 @@ def test_files_can_be_dropped_and_pasted(page: Any, site: WidgetSite) -> None:
     until(page, "uploads.length === 2")
     assert drop(page, ["c.png"], "body", "paste")
     until(page, "uploads.length === 3")
-    assert not drop(page, ["d.png"], "#id_title", "paste")  # a person who types pastes text there
+    assert not drop(page, ["d.png"], "#id_title", "paste")  # a user who types pastes text there
     assert page.evaluate("uploads.map((u) => u.name)") == ["a.txt", "b.txt", "c.png"]
 
 
@@ -496,7 +496,7 @@ def test_zones_show_that_files_are_dragged_until_they_no_longer_are(
     expect(page.locator(".async-upload-zone[data-near]")).to_have_count(0)
 
 
-def test_nobody_is_told_to_drop_where_nothing_can_be_dragged(
+def test_no_user_is_told_to_drop_where_nothing_can_be_dragged(
     page: Any, site: WidgetSite, browser: Any
 ) -> None:
     show(page, site, form(LABEL + element()))
@@ -924,7 +924,7 @@ def test_progress_is_told_to_the_page_and_not_too_often(page: Any, site: WidgetS
     assert 2 <= sum(event[0] == "progress" for event in told) <= 12
 
 
-def test_a_screen_reader_is_not_talked_at(page: Any, site: WidgetSite) -> None:
+def test_a_screen_reader_reads_few_messages(page: Any, site: WidgetSite) -> None:
     hold_time(page)
     show(page, site, form(LABEL + element()))
     page.evaluate("""() => { window.spoken = [];

@@ -203,7 +203,7 @@ def test_a_ticket_goes_to_no_other_server_of_the_state_file(
             assert f"--url {url}" in done.stderr.decode()
         for server in servers:
             server.setblocking(False)
-            with pytest.raises(BlockingIOError):  # nobody has connected
+            with pytest.raises(BlockingIOError):  # no client has connected
                 server.accept()
 
 

@@ -526,7 +526,7 @@ async def test_an_error_that_mostly_passes_is_final_where_the_server_says_so(
 
 
 async def test_an_upload_that_was_taken_over_is_not_taken_back(server: ScriptedServer) -> None:
-    server.answer_once(m.Create, m.Error("taken_over", "somebody else", retryable=False))
+    server.answer_once(m.Create, m.Error("taken_over", "another connection", retryable=False))
     async with server.client() as client:
         with pytest.raises(TakenOver):
             await client.upload(io.BytesIO(CONTENT), name="name")

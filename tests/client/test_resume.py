@@ -285,14 +285,14 @@ async def test_a_change_beside_a_write_is_written_too(
     file = StateFile(state)
     file.change(entry("first"))
     await asyncio.to_thread(writing.wait, 5)
-    file.change(entry("second"))  # and nobody waits for it
+    file.change(entry("second"))  # and no caller waits for it
     released.set()
     async with asyncio.timeout(5):
         while len(file.read()) < 2:
             await asyncio.sleep(0.01)
 
 
-async def test_a_file_that_somebody_else_wrote_is_left_alone(state: Path) -> None:
+async def test_a_file_of_another_program_is_left_alone(state: Path) -> None:
     state.parent.mkdir()
     for content in ("not JSON", "[]", '{"version": 1, "uploads": [{}]}', '{"version": 2}'):
         state.write_text(content)

@@ -158,7 +158,7 @@ async def test_a_server_without_the_subprotocol_is_none_of_ours() -> None:
             await connect(Target(f"ws://127.0.0.1:{port}/"), RecordingListener())
 
 
-async def test_where_nobody_listens_one_may_come_back() -> None:
+async def test_where_no_server_listens_one_may_come_back() -> None:
     async with serving(echo) as port:
         pass
     with pytest.raises(ConnectionLost, match="cannot be reached"):

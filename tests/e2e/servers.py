@@ -67,7 +67,7 @@ def free_port() -> int:
     """A port that stays free for the server it is meant for until this process ends.
 
     A socket that is bound and does not listen holds it: Linux lets a server with SO_REUSEADDR bind it too, and gives it
-    to nobody who asks for any port, not even for the near end of a connection.
+    to no program that asks for any port, not even for the near end of a connection.
     """
     reservation = socket.socket()
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -209,7 +209,7 @@ class Server:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """An orphan that nobody has waited for yet is dead."""
+    """An orphan that no process has waited for yet is dead."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

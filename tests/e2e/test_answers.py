@@ -127,7 +127,7 @@ def test_the_completion_is_told_again_after_a_crash_between_commit_and_delivery(
     assert len(host.files()) == 1
 
 
-def test_the_hosts_own_answer_is_asked_for_again_only_where_the_server_died_before_anybody_had_it(
+def test_the_hosts_own_answer_is_asked_for_again_only_where_the_server_died_before_a_client_had_it(
     hosts: Callable[..., Host], tmp_path: Path
 ) -> None:
     host = hosts(RECEIVER_TIMEOUT=1.0)
@@ -148,7 +148,7 @@ def test_the_hosts_own_answer_is_asked_for_again_only_where_the_server_died_befo
     assert len(host.files()) == 1
 
 
-def test_nobody_is_told_anything_about_an_upload_that_is_not_there(host: Host) -> None:
+def test_no_client_is_told_anything_about_an_upload_that_is_not_there(host: Host) -> None:
     with host.connect() as connection:
         with pytest.raises(Failed) as failed:
             connection.attach(str(uuid.uuid4()), b"")

@@ -295,12 +295,12 @@ def test_junk_in_every_shape_leaves_the_server_well(host: Host, chance: random.R
                     connection.send_bytes(chance.randbytes(chance.randint(0, 3000)))
 
 
-@pytest.mark.parametrize("whose", ["somebody else's", "of another endpoint", "expired", "forged"])
+@pytest.mark.parametrize("whose", ["another user's", "of another endpoint", "expired", "forged"])
 def test_a_ticket_that_is_not_good_here_opens_nothing(host: Host, whose: str) -> None:
     data = os.urandom(1000)
     with host.connect() as connection:
         _, created = connection.create("mine.bin", len(data))
-    if whose == "somebody else's":
+    if whose == "another user's":
         with host.connect(host.ticket("other")) as connection:
             for message in (
                 messages.Attach(created.upload),

@@ -173,7 +173,7 @@ def test_a_login_that_ended_meanwhile_cannot_finish(host: Host) -> None:
     assert not [each for each in host.files() if each.name.startswith("logged")]
 
 
-def test_a_ticket_of_somebody_else_does_not_change_whose_connection_it_is(host: Host) -> None:
+def test_a_ticket_of_another_user_does_not_change_whose_connection_it_is(host: Host) -> None:
     data = os.urandom(1000)
     with host.connect() as connection:
         stream, created = connection.create("mine.bin", len(data))

@@ -1,4 +1,4 @@
-// What a person asks of an upload holds, whatever is on its way just then; and what it waits for is said.
+// What a user asks of an upload holds, whatever is on its way just then; and what it waits for is said.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { LARGE, LIMIT, after, assertStored, begin, fileOf, record, sessionOf } from "./pages.js";

@@ -56,7 +56,7 @@ test("the table knows these phases and events and no others", () => {
   }
 });
 
-test("what a person paused does not go on by itself, whatever happens", () => {
+test("what a user paused does not go on by itself, whatever happens", () => {
   const asked = new Set(["resume", "cancel", "leave"]);
   for (const phase of ["paused", "pausing", "holding"]) {
     for (const event of EVENTS) {
@@ -67,7 +67,7 @@ test("what a person paused does not go on by itself, whatever happens", () => {
   }
 });
 
-test("from every phase that is not over a person can cancel, and reach the end", () => {
+test("from every phase that is not over a user can cancel, and reach the end", () => {
   for (const phase of Object.keys(LIFE)) {
     if (!isOver(phase)) {
       assert.equal(next(phase, "cancel"), "cancelled", phase);

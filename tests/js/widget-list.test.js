@@ -61,7 +61,7 @@ test("a screen reader hears how far it is and how long it takes", () => {
   assert.equal(value, "45%, 40 sec left");
 });
 
-test("what needs the person has a row before what runs, what waits and what is done", () => {
+test("what needs the user has a row before what runs, what waits and what is done", () => {
   const items = [];
   for (const state of ["completed", "queued", "uploading", "failed"]) {
     for (let index = 0; index < 5; index += 1) items.push(item(state, { name: `${state} ${index}` }));

@@ -49,7 +49,7 @@ test("a size that exceeds its limit by less than a digit shows is written to the
   assert.deepEqual(english.sizeAndLimit(2 * MIB, MIB), { size: "2.0 MB", limit: "1.0 MB" });
 });
 
-test("times are as coarse as a person needs them", () => {
+test("times are as coarse as a user needs them", () => {
   const times = [0.2, 40.4, 59.6, 60, 150, 3599, 3600, 7800, 40_000].map((seconds) => english.time(seconds));
   const expected = ["1 sec", "40 sec", "1 min", "1 min", "3 min", "1 hr", "1 hr", "2 hr 10 min", "11 hr"];
   assert.deepEqual(times, expected);

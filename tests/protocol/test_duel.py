@@ -1,7 +1,7 @@
 """The client's half of the protocol against the server's, over a line that delays and damages.
 
 Neither half may report a violation by the other, whichever messages cross; and whatever has happened, once
-the line is quiet every upload that nobody gave up completes with the bytes that were sent.
+the line is quiet every upload that no side gave up completes with the bytes that were sent.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_an_invalid_frame_is_refused_by_both_sides(vector: dict[str, Any]) -> No
     ],
     ids=lambda fields: ascii(fields)[:30],
 )
-def test_what_nobody_could_parse_is_not_built(fields: dict[str, Any]) -> None:
+def test_what_no_receiver_could_parse_is_not_built(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         build_control(FrameType.ERROR, 0, fields, crc32c)
 

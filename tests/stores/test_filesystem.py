@@ -54,7 +54,7 @@ def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
         FileSystemStore(tmp_path, durability="perhaps")
 
 
-def test_nobody_else_may_read_a_part(store: FileSystemStore) -> None:
+def test_no_other_account_may_read_a_part(store: FileSystemStore) -> None:
     umask = os.umask(0)
     try:
         writer = store.create(None)

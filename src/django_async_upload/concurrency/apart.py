@@ -119,7 +119,7 @@ class HostThreads:
         def returned(done: asyncio.Future[Any]) -> None:
             self._stuck -= Counter({owner: 1})
             if not done.cancelled():
-                done.exception()  # retrieved: nobody waits for it
+                done.exception()  # retrieved: its caller has gone
 
         self._stuck[owner] += 1
         running.add_done_callback(returned)

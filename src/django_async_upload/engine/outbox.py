@@ -196,7 +196,7 @@ class Outbox:
             outcome = Outcome(event.pk, event.attempts, "; ".join(failures)[:MOST_ERROR])
             if await self._database.call(note, outcome, patience=60.0):
                 logger.error(
-                    "Completion %s of upload %s was given up after %d attempts, until it is sent again: %s",
+                    "Completion %s of upload %s was given up after %d attempts; an administrator can send it again: %s",
                     event.pk,
                     event.session_id,
                     event.attempts,

@@ -187,7 +187,7 @@ class UploadService(Runtime):
                 del self.active[session.pk]
 
     async def cancel(self, access: UploadAccess) -> End:
-        """Cancel an upload, whoever its holder is; a published one stays so. Raises the error of a failed one."""
+        """Cancel an upload that any connection may hold; a published one stays. Raises the error of a failed one."""
         session = await self.find(access)
         if self._completions.is_running(session.pk):
             if holder := self.active.get(session.pk):
@@ -213,7 +213,7 @@ def get_service() -> UploadService:
 
 
 def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
-    """Cancel or expire uploads on behalf of the host, whoever their holders are. Synchronous; returns those it ended.
+    """Cancel or expire uploads on behalf of the host, whether connections hold them or not. Returns those it ended.
 
     Uploads that are published, in publication or ended are unchanged. After the commit of the caller's
     transaction parts are deleted, signals sent, and holders notified: those in this process at once, those in another

@@ -1,7 +1,7 @@
 """The app's own answer to a finished upload: what it may be, and which process asks for it.
 
-What the row has is everybody's answer. A process asks for it with the row marked until a time, so that no other one
-asks meanwhile; where it dies, another one may ask afterwards: nobody was answered yet.
+Each client gets the answer that the row has. The row says until when a process asks the app for it, so that no other
+process asks meanwhile. If that process dies, no client has an answer yet, and another process may ask.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def reserve(fd: int, size: int) -> None:
     """Reserve space for ``size`` bytes, without changing the file's size.
 
     Not by ``os.posix_fallocate``, which sets the size: after a power cut the file would be full of zeros
-    that nobody sent. Where the file system cannot reserve, this only compares with the free space.
+    that no client sent. Where the file system cannot reserve, this only compares with the free space.
     """
     fallocate = _fallocate()
     code = errno.EOPNOTSUPP

@@ -22,7 +22,7 @@ let elements = 0;
  * @attribute url the WebSocket: a path, or a `ws:` or `wss:` URL; default `/ws/uploads/`
  * @attribute field the signed token of the field, from the server
  * @attribute place an opaque tag of what the form is for, from the server: what is uploaded here goes on only in the same place
- * @attribute owner an opaque tag of the person, from the server; without it nothing is remembered for a later page
+ * @attribute owner an opaque tag of the owner, from the server; without it nothing is remembered for a later page
  * @attribute taker who takes the finished file where there is no token: `form`, `api`, or `receiver`, which is the default
  * @attribute max-size bytes; larger files are refused before they are sent
  * @attribute accept as the input's, where that has none
@@ -74,7 +74,7 @@ export class AsyncUploadElement extends Base {
   }
 
   /**
-   * Take files as if the person had chosen them.
+   * Take files as if the user had chosen them.
    * @param {Iterable<File>} files
    * @returns {Promise<void>} when they are in the list, or refused there
    */

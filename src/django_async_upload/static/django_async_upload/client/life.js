@@ -4,7 +4,7 @@
  */
 
 /**
- * What a person sees of an upload.
+ * What a user sees of an upload.
  *
  * - `queued`: waits for its turn
  * - `offline`: waits for the network, and goes on by itself
@@ -20,14 +20,14 @@
  * A state, or one of those that look the same from outside:
  *
  * - `pausing`: RELEASE is on its way; a stream is still held
- * - `resuming`: the same, and the person has changed their mind
+ * - `resuming`: the same, and the user has changed their mind
  * - `holding`: to be paused, but FINISH is on its way, behind which nothing can be released: it is paused if it comes back
  *
  * @typedef {UploadState | "pausing" | "resuming" | "holding"} Phase
  */
 
 /**
- * What a person asks: `pause`, `hold` (the same behind FINISH), `resume`, `cancel`, `retry`, `leave`. What happens:
+ * What a user asks: `pause`, `hold` (the same behind FINISH), `resume`, `cancel`, `retry`, `leave`. What happens:
  *
  * - `start`: it got a stream; `released`: the stream was given back
  * - `arrived`: the server has all bytes; `rewound`: it has not, after all; `complete`: it has published the file
@@ -112,7 +112,7 @@ export function isOver(phase) {
 export const PATIENCE = 5 * 60 * 1000;
 /** The same where its file cannot be read. */
 export const PATIENCE_OF_FILES = 30 * 1000;
-/** Waiting does not help against these: a person has to finish or cancel other uploads. */
+/** Waiting does not help against these: a user has to finish or cancel other uploads. */
 const QUOTAS = new Set(["session_quota", "byte_quota"]);
 
 /**

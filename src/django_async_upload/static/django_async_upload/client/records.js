@@ -4,7 +4,7 @@ import { PATIENCE } from "./within.js";
  * What a page remembers of uploads, in IndexedDB, so that the next page can go on with those that are not finished, and post
  * the receipts of those that are. It holds no bytes of the file and no ticket; a FileSystemFileHandle where the browser gave one.
  *
- * Remembering is a service, never a condition: whatever IndexedDB refuses (no room, a private window, blocked by the person or
+ * Remembering is a service, never a condition: whatever IndexedDB refuses (no room, a private window, blocked by the user or
  * by policy), the upload goes on and these methods say that nothing was kept.
  */
 
@@ -12,7 +12,7 @@ import { PATIENCE } from "./within.js";
  * @typedef {object} UploadRecord
  * @property {string} key the random key of CREATE, 32 hex digits
  * @property {string} url of the endpoint
- * @property {string} [owner] an opaque tag of the person who began it; `""` without one
+ * @property {string} [owner] an opaque tag of the owner; `""` without one
  * @property {unknown} [place] JSON, opaque: where it was begun
  * @property {string} name
  * @property {number} size bytes
@@ -170,7 +170,7 @@ function open(onclose) {
       };
       request.onsuccess = () => {
         const database = request.result;
-        // Another tab has a newer version of this code, or the person clears the site's storage.
+        // Another tab has a newer version of this code, or the user clears the site's storage.
         database.onversionchange = () => {
           database.close();
           onclose();
@@ -218,7 +218,7 @@ function put(store, record) {
   try {
     store.put(record);
   } catch {
-    // Not every browser can keep a handle; without it the person picks the file again.
+    // Not every browser can keep a handle; without it the user picks the file again.
     const { handle: _, ...rest } = record;
     store.put(rest);
   }

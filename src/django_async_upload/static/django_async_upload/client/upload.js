@@ -33,7 +33,7 @@ import { UploadError } from "../protocol/errors.js";
  * @property {"sha-256"} [digest] send a SHA-256 too, which the server checks
  * @property {string} [field] the token of a form's field; default: the uploader's
  * @property {boolean} [remember] so that a later page can go on with it, or post its receipt; default: the uploader's
- * @property {string} [owner] an opaque tag of the person; default: the uploader's
+ * @property {string} [owner] an opaque tag of the owner; default: the uploader's
  * @property {unknown} [place] JSON, opaque: where in the site it belongs; `remembered` gives it back
  * @property {number} [receiptMaxAge] seconds for which a finished upload is remembered; default a day
  */
@@ -383,7 +383,7 @@ export class Upload extends EventTarget {
     return wantsTurn(this.#phase);
   }
 
-  /** The opaque tag of the person who began it; `""` without one. @internal */
+  /** The opaque tag of the owner; `""` without one. @internal */
   get owner() {
     return this.#memo.record?.owner ?? this.#options.owner ?? "";
   }

@@ -19,7 +19,7 @@ import { Upload } from "./upload.js";
  *   wants a login, with its error, and shortly before a ticket expires, without one. Where it gives undefined, the server is
  *   asked again with the page's cookies; where it gives the ticket that was refused, the uploads fail
  * @property {boolean} [remember] so that a later page can go on with an upload, or post its receipt; default true
- * @property {string} [owner] an opaque tag of the person: what was begun with another one is never shown
+ * @property {string} [owner] an opaque tag of the owner: what was begun with another one is never shown
  */
 
 /**
@@ -131,7 +131,7 @@ export class Uploader extends EventTarget {
   }
 
   /**
-   * Remember no longer what was begun at this address with other owner tags: another person uses the browser now.
+   * Remember no longer what was begun at this address with other owner tags: another user uses the browser now.
    *
    * @param {string} [owner] the tag of those that stay; default: the uploader's
    * @returns {Promise<void>} when the rest is gone from the disk

@@ -1,4 +1,4 @@
-/** What a person does with all files of a field at once. */
+/** What a user does with all files of a field at once. */
 import { inSlices } from "../client/slices.js";
 
 /** @typedef {"pauseAll" | "resumeAll" | "retryFailed" | "removeFailed" | "removeAll"} Action */

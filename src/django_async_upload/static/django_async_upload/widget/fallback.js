@@ -16,7 +16,7 @@ export function watchReach(field, signal) {
   let isPlain = false;
 
   /**
-   * Tell the developer; the uploader writes it to the console, too. The person is told what it means by other words.
+   * Tell the developer; the uploader writes it to the console, too. The user is told what it means by other words.
    * @param {{code: string, message: string}} warning
    */
   const warn = ({ code, message }) => field.tellPage("warning", { code, message });

@@ -1,4 +1,4 @@
-/** One enhanced file input: what is shown around it, what a person does there, and what its form waits for. */
+/** One enhanced file input: what is shown around it, what a user does there, and what its form waits for. */
 import { Bulk } from "./bulk.js";
 import { labelOf, satisfy } from "./input.js";
 import { limitsOf, whyNot } from "./limits.js";
@@ -171,7 +171,7 @@ export class UploadField {
   }
 
   /**
-   * The element is taken out of the page, perhaps only to be put elsewhere. Where its form is still there afterwards, the person took
+   * The element is taken out of the page, perhaps only to be put elsewhere. Where its form is still there afterwards, the user took
    * away this one row: its uploads are cancelled. Otherwise the page around it was exchanged: what runs goes on, and is shown again
    * where the same field appears again.
    */
@@ -216,7 +216,7 @@ export class UploadField {
     return this.directory || this.input.multiple;
   }
 
-  // What a person does.
+  // What a user does.
 
   /** @param {Picked[] | Promise<Picked[]>} picked */
   async take(picked) {
@@ -312,7 +312,7 @@ export class UploadField {
   /**
    * Take files away; without the extras, for good.
    * @param {((item: Item) => boolean) | undefined} gone all but offers, if not said
-   * @param {string} [words] what the person has done
+   * @param {string} [words] what the user has done
    */
   setAside(gone, words) {
     if (this.extras) return this.extras.undo.setAside(gone, words);
@@ -347,7 +347,7 @@ export class UploadField {
     return this.element.dispatchEvent(new CustomEvent(`async-upload-${type}`, { bubbles: true, cancelable, detail }));
   }
 
-  /** Something has changed. @param {boolean} [now] by the person's hand: without delay */
+  /** Something has changed. @param {boolean} [now] by the user's hand: without delay */
   change(now = false) {
     if (this.left || (this.#timer && !now)) return;
     clearTimeout(this.#timer);

@@ -1,5 +1,5 @@
 /**
- * The files that a person chose, dropped or pasted, folders with all that is in them.
+ * The files that a user chose, dropped or pasted, folders with all that is in them.
  */
 
 /**

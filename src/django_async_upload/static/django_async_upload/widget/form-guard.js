@@ -68,7 +68,7 @@ function weigh() {
 
 parking.addEventListener("change", weigh);
 
-/** The person does not want the form to be sent by itself after all. @param {HTMLFormElement | null} form */
+/** The user does not want the form to be sent by itself after all. @param {HTMLFormElement | null} form */
 export function keep(form) {
   if (!form) return;
   waiting.delete(form);
@@ -120,7 +120,7 @@ function isDialog(form, submitter) {
 
 /**
  * @param {HTMLFormElement} form
- * @param {boolean} [pressed] the person has just pressed a button: the focus may move
+ * @param {boolean} [pressed] the user has just pressed a button: the focus may move
  */
 function advance(form, pressed = false) {
   const own = of(form);

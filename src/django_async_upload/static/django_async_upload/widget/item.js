@@ -19,7 +19,7 @@ import { fill, join } from "./texts.js";
 
 /** These go on by themselves. */
 const BUSY = new Set(["queued", "uploading", "offline", "unauthenticated", "waiting", "finishing"]);
-/** A person has to do something about these. */
+/** A user has to do something about these. */
 const BROKEN = new Set(["failed", "refused", "cancelled"]);
 
 export class Item {
@@ -51,7 +51,7 @@ export class Item {
     this.facts = "";
     /** Its place in the list: 1 for the file that was chosen first. */
     this.order = 0;
-    /** It was paused when it was set aside, not by the person. */
+    /** It was paused when it was set aside, not by the user. */
     this.pausedAside = false;
   }
 

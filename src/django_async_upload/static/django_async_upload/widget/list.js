@@ -1,5 +1,5 @@
 /**
- * The files of one element. However many there are, only some have a row: those that need the person first, then those under way,
+ * The files of one element. However many there are, only some have a row: those that need the user first, then those under way,
  * then those that wait. What has been uploaded makes room for the next.
  */
 import { describe } from "./item.js";

@@ -1,4 +1,4 @@
-/** What the person is told by one field: under its zone, beside the button of its form, while that waits, and aloud. */
+/** What the user is told by one field: under its zone, beside the button of its form, while that waits, and aloud. */
 import { Announcer } from "./announcer.js";
 import { keep } from "./form-guard.js";
 import { part } from "./parts.js";

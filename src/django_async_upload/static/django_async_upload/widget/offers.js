@@ -1,4 +1,4 @@
-/** What earlier pages left unfinished for one field: it goes on by itself where it belongs here and can be read, else the person is asked. */
+/** What earlier pages left unfinished for one field: it goes on by itself where it belongs here and can be read, else the user is asked. */
 import { Item } from "./item.js";
 import { offers, park, placeIn } from "./places.js";
 import { receiptOf } from "./receipts.js";
@@ -52,7 +52,7 @@ export class Offers {
 
   /**
    * @param {Item} item an offer
-   * @param {boolean} [byItself] and not because the person has said so
+   * @param {boolean} [byItself] and not because the user has said so
    */
   async continue(item, byItself = false) {
     const selection = this.#selection;
@@ -65,7 +65,7 @@ export class Offers {
       else if (!selection.items.includes(item)) selection.discard([next]);
       else {
         this.#drop(item);
-        if (byItself && !selection.field.isMany && selection.filled) selection.discard([next]); // the person has chosen another file
+        if (byItself && !selection.field.isMany && selection.filled) selection.discard([next]); // the user has chosen another file
         else {
           if (!selection.field.isMany) selection.clear();
           selection.put(next);

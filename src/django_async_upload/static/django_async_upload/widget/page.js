@@ -1,4 +1,4 @@
-/** What the elements of one page share towards the server: one Uploader, so one socket, for each address, and the person's login. */
+/** What the elements of one page share towards the server: one Uploader, so one socket, for each address, and the user's login. */
 import { Uploader } from "../client.js";
 
 /** @type {Map<string, Uploader>} */
@@ -19,8 +19,8 @@ export function uploaderOf(url) {
 }
 
 /**
- * A login has ended (or, without an error, soon will). There is no ticket: the person signs in, most likely in another tab,
- * and the cookie is valid again. So the server is asked again whenever the person comes back to this tab.
+ * A login has ended (or, without an error, soon will). There is no ticket: the user signs in, most likely in another tab,
+ * and the cookie is valid again. So the server is asked again whenever the user comes back to this tab.
  * @param {unknown} error
  * @returns {Promise<undefined>}
  */
@@ -52,7 +52,7 @@ export function tokenRenewed(form) {
   renewed.set(form, ended);
 }
 
-/** The person says that they have signed in. */
+/** The user says that they have signed in. */
 export function signedIn() {
   login.dispatchEvent(new Event("again"));
 }

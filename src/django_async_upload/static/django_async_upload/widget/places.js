@@ -11,7 +11,7 @@ import { forgetSent, sentBefore } from "./sent.js";
 
 /**
  * What is remembered with an upload. `key` is the place, `field` the input's name in any row of its formset; `page` and `title` are
- * for the person.
+ * for the user.
  * @typedef {{key: string, field: string, page: string, title: string}} Place
  */
 
@@ -19,7 +19,7 @@ import { forgetSent, sentBefore } from "./sent.js";
  * A field as seen from here.
  * @typedef {object} Claimant
  * @property {string} url of the WebSocket
- * @property {string} owner an opaque tag of the person who looks at the page; "" where that is not known: then nothing is remembered
+ * @property {string} owner an opaque tag of the owner; "" where that is not known: then nothing is remembered
  * @property {Place} place
  * @property {boolean} isNew it has come into the page in this task
  * @property {(items: Item[]) => void} receive uploads that were this field's before the page was exchanged
@@ -165,7 +165,7 @@ async function read(url, owner, by) {
   const uploader = uploaderOf(url);
   if (!cleaned.has(by)) {
     cleaned.add(by);
-    void uploader.forgetOthers(owner); // another person has used this browser
+    void uploader.forgetOthers(owner); // another user has used this browser
   }
   const all = await uploader.remembered(owner);
   const receipts = all.flatMap(({ receipt }) => receipt ?? []).slice(0, MOST_ASKED);

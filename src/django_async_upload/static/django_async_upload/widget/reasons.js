@@ -1,5 +1,5 @@
 /**
- * Why a file was not uploaded, in words for the person who chose it. The server's messages are English and made for developers:
+ * Why a file was not uploaded, in words for the user who chose it. The server's messages are English and made for developers:
  * they are shown only where the host's own rule, which may say something of its own, refused the file.
  */
 import { fill, join } from "./texts.js";
@@ -45,7 +45,7 @@ const TEXT_OF_CODE = Object.freeze({
   upload_over: "errorEnded",
 });
 
-/** Codes after which the person may try the same file again, though nothing tries by itself. */
+/** Codes after which the user may try the same file again, though nothing tries by itself. */
 const AGAIN = new Set(["file_unreadable", "digest_mismatch", "corrupt_chunks", "data_lost", "not_found", "upload_over", "taken_over"]);
 
 /**
@@ -79,7 +79,7 @@ export function waitsFor({ code }, texts) {
   return texts[TEXT_OF_WAIT[code] ?? "waitServer"];
 }
 
-/** Whether a person may press "Try again". @param {{code: string, retryable: boolean}} error */
+/** Whether a user may press "Try again". @param {{code: string, retryable: boolean}} error */
 export function mayRetry(error) {
   return error.retryable || AGAIN.has(error.code);
 }

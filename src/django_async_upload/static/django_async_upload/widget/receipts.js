@@ -10,7 +10,7 @@ export const RECEIPT = "async_upload.";
 /** The same for the field's token, which is posted beside receipts. */
 const FIELD = "async_upload_field.";
 
-/** Stands before a receipt whose file was uploaded for another page or object, and which the person has taken over. */
+/** Stands before a receipt whose file was uploaded for another page or object, and which the user has taken over. */
 const MOVED = "moved:";
 
 /** @param {HTMLElement} element @returns {HTMLInputElement[]} what is posted from it beside the file: receipts and the token */

@@ -1,4 +1,4 @@
-/** The row of one file: its picture, its name, how far it is, and what a person can do with it. */
+/** The row of one file: its picture, its name, how far it is, and what a user can do with it. */
 import { Bar, icon, part } from "./parts.js";
 import { fill } from "./texts.js";
 

@@ -13,7 +13,7 @@ import { inSlices } from "../client/slices.js";
 const UPLOAD_EVENTS = ["progress", "state", "completed", "error"];
 
 /**
- * What tells two files of a person apart, as far as a page can know.
+ * What tells two files of a user apart, as far as a page can know.
  * @param {File} file
  * @param {string} path in the folder that was chosen
  */
@@ -158,7 +158,7 @@ export class Selection {
 
   /**
    * @param {Item[]} items
-   * @param {boolean} [deleting] finished files go on the server, too: it was the person who took them away
+   * @param {boolean} [deleting] finished files go on the server, too: it was the user who took them away
    */
   discard(items, deleting = false) {
     const { uploader } = this;
@@ -176,7 +176,7 @@ export class Selection {
 
   /**
    * The element leaves the page: the uploads go on without it.
-   * @returns {() => void} call it when they are not to go on, because the person has taken away this field alone
+   * @returns {() => void} call it when they are not to go on, because the user has taken away this field alone
    */
   leave() {
     this.left = true;

@@ -11,7 +11,7 @@ function read() {
     const kept = JSON.parse(localStorage.getItem(KEY) ?? "[]");
     return Array.isArray(kept) ? kept : [];
   } catch {
-    return []; // the person or a policy has blocked storage
+    return []; // the user or a policy has blocked storage
   }
 }
 

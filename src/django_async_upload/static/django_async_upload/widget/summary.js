@@ -1,4 +1,4 @@
-/** All files of a field together: a line and a bar that sum them up, and what a person can do with all of them. */
+/** All files of a field together: a line and a bar that sum them up, and what a user can do with all of them. */
 import { Forecast, SMALL } from "../client/forecast.js";
 import { Rate } from "../client/rate.js";
 import { Bar, part } from "./parts.js";

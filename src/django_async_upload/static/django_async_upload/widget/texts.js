@@ -1,4 +1,4 @@
-/** What a person reads: where it comes from, and how values get into it. */
+/** What a user reads: where it comes from, and how values get into it. */
 import { ENGLISH } from "./english.js";
 
 /** @typedef {Readonly<Record<keyof typeof ENGLISH, string>>} Texts */

@@ -1,4 +1,4 @@
-/** What the person took away a moment ago, and the line with which it can be brought back. */
+/** What the user took away a moment ago, and the line with which it can be brought back. */
 import { inSlices } from "../client/slices.js";
 import { part } from "./parts.js";
 import { fill } from "./texts.js";
@@ -26,7 +26,7 @@ export class Undo {
   /**
    * Take files away so that they can be brought back; those under way pause. What was set aside before is cancelled.
    * @param {((item: Item) => boolean) | undefined} gone all but offers, if not said
-   * @param {string} [words] what the person has done; else the files that were not broken are counted
+   * @param {string} [words] what the user has done; else the files that were not broken are counted
    */
   setAside(gone, words) {
     const { selection, notices, texts, formats } = this.#field;
@@ -68,7 +68,7 @@ export class Undo {
     this.#field.change(true);
   }
 
-  /** They are not brought back any more. Not while the person is about to press "Undo". */
+  /** They are not brought back any more. Not while the user is about to press "Undo". */
   letGo() {
     if (!this.#field.left && this.element.matches(":hover, :focus-within")) {
       this.#timer = setTimeout(() => this.letGo(), TIME);
