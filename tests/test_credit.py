@@ -19,6 +19,7 @@ from django_async_upload.engine.credit import (
     FLOOR,
     LARGEST_CHUNK,
     LARGEST_WINDOW,
+    RAMP,
     WINDOW,
     Account,
     Budget,
@@ -83,7 +84,7 @@ def test_who_consumes_is_granted_what_the_last_second_took(clock: Clock) -> None
     account = opened(Budget(64 * MIB))
     assert account.grant(0) == FLOOR
     account.consume(MIB)
-    assert account.grant(0) == MIB
+    assert account.grant(0) == RAMP * MIB  # in the first second
     clock.now += 1.0
     account.consume(3 * MIB)
     assert account.grant(0) == 3 * MIB
@@ -91,6 +92,8 @@ def test_who_consumes_is_granted_what_the_last_second_took(clock: Clock) -> None
     assert account.grant(0) == 3 * MIB  # the last second's
     clock.now += 2.0
     assert account.grant(0) == FLOOR
+    account.consume(MIB)
+    assert account.grant(0) == RAMP * MIB  # it begins again after a rest
     account.consume(100 * MIB)
     assert account.grant(0) == LARGEST_WINDOW
 
@@ -302,8 +305,8 @@ def test_a_refused_stream_has_credit_called_back_for_the_next(clock: Clock) -> N
     [
         (0, 0.0, FLOOR, FLOOR),
         (MIB, 1.0, 4 * MIB, 417_792),  # two fifths of a second, whole pages
-        (MIB, 0.1, 8 * MIB, LARGEST_CHUNK),  # in the first second: at the rate so far
-        (MIB // 2, 0.5, 8 * MIB, 417_792),
+        (MIB // 16, 0.1, 8 * MIB, MIB // 4),  # in the first second: four times the rate so far
+        (MIB // 8, 0.5, 8 * MIB, 417_792),
         (8 * MIB, 1.0, MIB // 2, MIB // 4),  # two to a grant
         (8 * MIB, 1.0, LARGEST_CHUNK, LARGEST_CHUNK),  # one, where the share is small
         (8 * MIB, 1.0, 300 * 1024, 300 * 1024),

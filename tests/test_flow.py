@@ -26,8 +26,14 @@ def client() -> Client:
 
 
 @pytest.fixture
-def account(client: Client, monkeypatch: pytest.MonkeyPatch) -> Account:
-    monkeypatch.setattr(credit, "time", Clock())
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(credit, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def account(client: Client, clock: Clock) -> Account:
     return Budget(4 * LARGEST_WINDOW).open("alice", pause=client.tell, evict=client.tell)
 
 
@@ -67,14 +73,18 @@ def test_what_is_durable_stays_durable(flow: Flow) -> None:
     assert flow.durable == 100
 
 
-def test_the_limit_rises_by_whole_chunks_or_where_less_than_one_is_left(flow: Flow) -> None:
-    flow.limit = 2 * FLOOR + 100
-    flow.advance(FLOOR + 100)  # as much is left as a chunk has, and 100 bytes more are granted
+def test_the_limit_rises_by_whole_chunks_or_where_less_than_one_is_left(
+    flow: Flow, clock: Clock
+) -> None:
+    flow.advance(FLOOR)
+    clock.now += 1.0
+    flow.limit = 3 * FLOOR + 100
+    flow.advance(2 * FLOOR + 100)  # as much is left as a chunk has, and 100 bytes more are granted
     flow.grant()
-    assert flow.limit == 2 * FLOOR + 100
-    flow.advance(FLOOR + 101)
+    assert flow.limit == 3 * FLOOR + 100
+    flow.advance(2 * FLOOR + 101)
     flow.grant()
-    assert flow.limit == 2 * FLOOR + 202
+    assert flow.limit == 3 * FLOOR + 202
 
 
 def test_a_pause_sets_the_limit_back_and_gives_the_credit_back(

@@ -1,10 +1,11 @@
 """Credit: how far ahead the client of each upload may send, so that all uploads fit into a process's memory.
 
-Every open upload has the credit of a floor. Above that it gets what it consumed in the last second, at most the
-largest window and its fair share of the budget: owners with recently active uploads share equally, then each owner's
-uploads. No owner has more than :data:`OWNER_PART`; the rest is for others. Credit is granted as absolute offsets and
-cannot be taken back silently: a stream with far more than it uses is asked to pause, and closed if it does not answer.
-Where no floor is left, an owner with few uploads gets the floor of an upload of the owner with the most.
+Every open upload has the credit of a floor. Above that it gets what it consumed in the last second, or in its first
+second four times what it has consumed, at most the largest window and its fair share of the budget: owners with
+recently active uploads share equally, then each owner's uploads. No owner has more than :data:`OWNER_PART`; the rest is
+for others. Credit is granted as absolute offsets and cannot be taken back silently: a stream with far more than it uses
+is asked to pause, and closed if it does not answer. Where no floor is left, an owner with few uploads gets the floor of
+an upload of the owner with the most.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LARGEST_CHUNK: Final = 512 * 1024 - 4096
 """Largest advised chunk, bytes. A frame may be twice as long, but ASGI servers copy what they assemble."""
 CHUNK_SECONDS: Final = 0.4
 """Seconds that a chunk should take at the measured rate."""
+RAMP: Final = 4
+"""How much more than it has consumed an upload may send in its first second: four times as much with each answer."""
 OWNER_PART: Final = 0.75
 """The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
 MOVING_SECONDS: Final = 2.0
@@ -216,6 +219,10 @@ class Account:
             self._second = now
         return max(self._previous, self._current)
 
+    @property
+    def _ramp(self) -> int:
+        return 1 if self._previous else RAMP
+
     def is_wasting(self, now: float) -> bool:
         """Whether it has much more credit than it uses, and was not asked to pause yet."""
         credit = self.promised - self._held
@@ -243,7 +250,7 @@ class Account:
         if self.is_pausing or not self.is_open:
             return unused
         now = time.monotonic()
-        rate = max(self.rate(now), FLOOR)
+        rate = max(self.rate(now) * self._ramp, FLOOR)
         wanted = min(rate, LARGEST_WINDOW, self.budget.fair_share(self, now))
         room = self.budget.room(self.share) + self.promised - self._held
         if wanted > room:
@@ -257,13 +264,14 @@ class Account:
 
         There are two chunks to a grant: the second one is sent while the first is written. A grant below the largest
         chunk is one chunk: with so many uploads the server is never idle, and each chunk costs it as much processor
-        time as some hundred KiB. In the first second the rate is that of the time since the upload began.
+        time as some hundred KiB. In the first second the rate is :data:`RAMP` times that of the time since the upload
+        began.
         """
         now = time.monotonic()
         self.rate(now)
         current = self._current / max(now - self._second, CHUNK_SECONDS)
         most = granted if granted <= LARGEST_CHUNK else min(granted // 2, LARGEST_CHUNK)
-        size = min(int(max(self._previous, current) * CHUNK_SECONDS), most)
+        size = min(int(max(self._previous, current) * self._ramp * CHUNK_SECONDS), most)
         return max(FLOOR, size // _PAGE * _PAGE)
 
     def paused(self) -> None:
