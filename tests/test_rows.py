@@ -28,7 +28,13 @@ from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.quotas import Growth
 from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
-from django_async_upload.sessions.values import Change, Creation, Ending, UploadAccess
+from django_async_upload.sessions.values import (
+    Change,
+    Creation,
+    Ending,
+    HolderQuery,
+    UploadAccess,
+)
 from django_async_upload.stores.base import Checkpoint
 
 from .fixtures import Heard, new_key
@@ -235,6 +241,51 @@ def test_a_takeover_that_was_overtaken_looks_again(
     monkeypatch.setattr(rows, "find", overtaken)
     (outcome,) = rows.take_over([UploadAccess(session.pk, owner, "default")])
     assert outcome.epoch == 3
+
+
+def test_a_takeover_has_the_last_checkpoint_of_the_old_holder(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is saved between the SELECT and the UPDATE, whose bytes the client forgets."""
+    session = saved(owner, state=State.UPLOADING)
+    real = rows.find
+
+    def saves_meanwhile(items: list[UploadAccess]) -> Any:
+        found = real(items)
+        monkeypatch.setattr(rows, "find", real)
+        values = rows.checkpoint_values(Checkpoint("part", 7))
+        assert rows.change([Change(session.pk, 1, State.UPLOADING, values)]) == [None]
+        return found
+
+    monkeypatch.setattr(rows, "find", saves_meanwhile)
+    (outcome,) = rows.take_over([UploadAccess(session.pk, owner, "default")])
+    assert (outcome.epoch, outcome.part, outcome.durable) == (2, "part", 7)
+
+
+@pytest.mark.parametrize("state", sorted(State))
+def test_a_holder_continues_with_the_epoch_of_its_row(owner: Owner, state: State) -> None:
+    error = {"error": "data_lost"} if state is State.FAILED else {}
+    session = saved(owner, state=state, epoch=3, **error)
+    gone = uuid.uuid4()
+    kept, outdated, missing = rows.check_holders(
+        [HolderQuery(session.pk, 3), HolderQuery(session.pk, 2), HolderQuery(gone, 1)]
+    )
+    assert kept is None
+    assert isinstance(missing, NotFound)
+    if state in PUBLISHED:
+        assert outdated is None
+    else:
+        expected = DataLost if state is State.FAILED else UploadOver
+        assert isinstance(outdated, expected if state in OVER else TakenOver)
+
+
+def test_holders_are_checked_in_one_query_whatever_their_epochs(
+    owner: Owner, django_assert_num_queries: Any
+) -> None:
+    sessions = [saved(owner, state=State.UPLOADING, epoch=1 + number) for number in range(20)]
+    queries = [HolderQuery(session.pk, session.epoch) for session in sessions]
+    with django_assert_num_queries(1):
+        assert rows.check_holders(queries) == [None] * 20
 
 
 def test_two_connections_that_attach_at_once_get_epochs_of_their_own(

@@ -620,10 +620,8 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a holder in another process that is stopped: the newer one continues in another file."""
-    from django_async_upload.stores import partfile
-
     monkeypatch.setattr(service, "EVICTION_SECONDS", 0.05)
-    monkeypatch.setattr(partfile, "LOCK_WAIT", 0.05)
+    monkeypatch.setattr(service, "LOCK_SECONDS", 0.05)
     data = os.urandom(100 * KIB)
     async with begun(uploads, owner, data) as older:
         feed(older, data[: 50 * KIB])
@@ -968,15 +966,15 @@ async def test_what_another_process_publishes_is_left_to_it(
     host: Host,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from django_async_upload.stores import partfile
-
-    monkeypatch.setattr(partfile, "LOCK_WAIT", 0.05)
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     other = uploads.store.open(session.checkpoint)  # a process that lives holds its lock
     with pytest.raises(Busy):
-        await uploads.result(session, lambda progress: None)
+        await uploads._completions.adopt(session, lambda progress: None)
+    waiting = asyncio.create_task(uploads.result(session, lambda progress: None))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
     other.close()
-    assert isinstance(await uploads.result(session, lambda progress: None), Published)
+    assert isinstance(await waiting, Published)
 
 
 async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(

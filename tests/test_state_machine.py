@@ -41,7 +41,7 @@ from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
 from django_async_upload.sessions.state import State
-from django_async_upload.stores import disk, partfile
+from django_async_upload.stores import disk
 from django_async_upload.testing.communicator import UploadCommunicator
 from django_async_upload.tickets import issue_ticket
 
@@ -488,7 +488,7 @@ def test_what_completes_is_what_was_sent(
     # Checkpoints and locks as they are with large files and long times.
     monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 40 * KIB)
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 0.02)
-    monkeypatch.setattr(partfile, "LOCK_WAIT", 0.02)
+    monkeypatch.setattr(service, "LOCK_SECONDS", 0.02)
     monkeypatch.setattr(disk, "boot_id", lambda: boots[-1])
     monkeypatch.setattr(disk, "fdatasync", lambda fd: None)  # the power cut is a simulated one
     monkeypatch.setattr(Uploading, "heard", heard, raising=False)

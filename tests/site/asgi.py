@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 from typing import Any
@@ -10,6 +11,8 @@ django_application = get_asgi_application()
 from django_async_upload.consumers import UploadConsumer  # noqa: E402  (needs the apps)
 from django_async_upload.routing import upload_application, upload_path  # noqa: E402
 from tests.site.receivers import is_first, write_down  # noqa: E402
+
+INSPECTION_SECONDS = 3.0
 
 
 class OtherConsumer(UploadConsumer):
@@ -30,11 +33,22 @@ class AnsweringConsumer(UploadConsumer):
         return {"answered by": os.getpid(), "name": session.name}
 
 
+class InspectingConsumer(UploadConsumer):
+    """Looks at each file for some seconds."""
+
+    endpoint = "inspecting"
+
+    async def inspect(self, session: Any, file: Any) -> None:
+        write_down("inspect", session)
+        await asyncio.sleep(INSPECTION_SECONDS)
+
+
 application = upload_application(
     django_application,
     [
         upload_path(),
         upload_path("ws/other/", OtherConsumer),
         upload_path("ws/answering/", AnsweringConsumer),
+        upload_path("ws/inspecting/", InspectingConsumer),
     ],
 )

@@ -19,6 +19,7 @@ from crc32c import crc32c
 from django_async_upload.exceptions import DataLost, StorageFailed, StorageFull
 from django_async_upload.stores import Checkpoint, FileSystemStore, Store, disk
 from django_async_upload.stores.filewriter import FileWriter
+from django_async_upload.stores.partfile import PartFile
 from django_async_upload.testing.stores import StoreCompliance, split
 
 DATA = os.urandom(100_000)
@@ -453,33 +454,25 @@ def test_the_path_is_refused_where_another_file_of_the_same_size_stands(
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_part_deleted_while_one_waits_for_its_lock_is_lost(
-    store: FileSystemStore, replaced: bool
+def test_a_part_deleted_between_its_opening_and_its_lock_is_lost(
+    store: FileSystemStore, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = store.create(None)
     writer.append(split(DATA))
     checkpoint = writer.sync()
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(store.open, checkpoint)
-        time.sleep(0.2)
-        path = Path(writer.path())
+    path = Path(writer.path())
+    writer.close()
+    lock = PartFile.lock
+
+    def delete_and_lock(file: PartFile) -> None:
         store.delete(checkpoint.part)
         if replaced:
             path.write_bytes(DATA)
-        writer.close()
-        with pytest.raises(DataLost):
-            opening.result()
+        lock(file)
 
-
-def test_a_part_let_go_of_within_the_wait_keeps_its_name(store: FileSystemStore) -> None:
-    writer = store.create(None)
-    writer.append(split(DATA))
-    checkpoint = writer.sync()
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(store.open, checkpoint)
-        time.sleep(0.2)
-        writer.close()
-        assert opening.result().part == checkpoint.part
+    monkeypatch.setattr(PartFile, "lock", delete_and_lock)
+    with pytest.raises(DataLost):
+        store.open(checkpoint)
 
 
 def test_a_lock_that_cannot_be_had_copies_only_what_is_proved(store: FileSystemStore) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
 from weakref import WeakValueDictionary
+
+from django.utils import timezone
 
 from ..exceptions import Busy, DataLost, UploadError
 from ..models import UploadSession
@@ -20,6 +24,12 @@ from .outcomes import End, Published, end_of
 from .publish import Finalization, Publisher
 from .runtime import Runtime
 from .verify import Hooks, verify
+
+SILENT_SECONDS: Final = 30.0
+"""Seconds after which a process that holds a part, and does not touch the row, counts as stopped: others touch the rows
+that they verify or publish every ten seconds."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
+"""Seconds between looks at the row of an upload that another process verifies or publishes."""
 
 
 class Completions:
@@ -103,11 +113,30 @@ class Completions:
             await runtime.store.run(runtime.store.delete, stale)
         return Published(session)
 
+    async def is_elsewhere(self, session: UploadSession) -> bool:
+        """Whether another process verifies or publishes an upload: it has touched the row and holds the part."""
+        if session.state not in (State.VERIFYING, State.FINALIZING):
+            return False
+        if session.updated_at < timezone.now() - timedelta(seconds=SILENT_SECONDS):
+            return False
+        return await self._runtime.store.run_slow(self._runtime.store.is_held, session.part)
+
     async def result(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
         """The end of an upload that is past writing: wait, or resume its publication after a crash.
 
-        Raises the error that failed it, and :class:`Busy` while another process publishes it.
+        Waits for another process, too, as long as :meth:`is_elsewhere`. Raises the error that failed the upload, and
+        :class:`Busy` where it has to be attached again.
         """
+        pause = FIRST_PAUSE
+        while not self.is_running(session.pk) and await self.is_elsewhere(session):
+            report(Progress(str(session.state), 0, session.size or 0))
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            session = await self._runtime.database.call(rows.reload, session.pk)
+        return await self.adopt(session, report)
+
+    async def adopt(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
+        """:meth:`result`, without waiting for another process: then :class:`Busy` is raised."""
         if self.is_running(session.pk):
             return await self.wait(session.pk)
         async with self.turn(session.pk):

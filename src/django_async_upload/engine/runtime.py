@@ -37,7 +37,7 @@ class Runtime:
         self.database = Database(router.db_for_write(UploadSession))
         self.budget = Budget(conf.uploads().memory_budget, self._max_uploads())
         self.outbox = Outbox(self.database)
-        self.hints: Hints = LocalHints()
+        self.hints: Hints = LocalHints(self.database)
         self.telemetry: Telemetry = configured_telemetry()
         self.tap_threads = HostThreads("async-upload-taps")
         self._syncs: WeakValueDictionary[tuple[str, bool, bool], asyncio.Semaphore] = (
@@ -94,6 +94,7 @@ class Runtime:
 
     async def close(self, seconds: float) -> None:
         """Deliver the claimed events and end the threads; waits at most ``seconds`` seconds for calls that hang."""
+        self.hints.close()
         await self.outbox.close(seconds)
         if "copies" in self.__dict__:
             self.copies.shutdown(wait=False, cancel_futures=True)

@@ -17,7 +17,7 @@ from django.core.signals import setting_changed
 from django.db import router, transaction
 
 from .. import signals
-from ..exceptions import DataLost, TakenOver, UploadError
+from ..exceptions import Busy, DataLost, TakenOver, UploadError
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.commits import after_commit
@@ -43,6 +43,11 @@ CLOSE_SECONDS: Final = 10.0
 """Seconds that :meth:`UploadService.close` waits for uploads, and then for receivers."""
 EVICTION_SECONDS: Final = 0.4
 """Seconds that the newest connection waits for an older one of this process to close the part."""
+LOCK_SECONDS: Final = 3.0
+"""Seconds that it waits for another process to do so, before the bytes are copied to a part of its own. A process that
+runs learns of the new epoch within :data:`.hints.LOOK_SECONDS`."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
+"""Seconds between tries to open the part meanwhile."""
 
 
 class UploadService(Runtime):
@@ -127,7 +132,9 @@ class UploadService(Runtime):
         """
         async with self._completions.turn(access.upload):
             session = await self.find(access)
-            if self._completions.is_running(access.upload):
+            if self._completions.is_running(access.upload) or await self._completions.is_elsewhere(
+                session
+            ):
                 return Finishing(session)
             if session.state in ACTIVE:
                 await self._evict(access.upload)
@@ -146,10 +153,14 @@ class UploadService(Runtime):
         max_size: int | None,
         taps: Sequence[Tap],
     ) -> None:
+        # Before the part is open: during the wait for it, a still newer holder may come.
+        self.hints.register(session.pk, session.epoch, upload.lose)
         try:
-            writer = await self._open_part(session)
-        except DataLost as error:
-            await self.fail(session, error)
+            writer = await self._open_part(session, upload)
+        except BaseException as error:
+            self.hints.unregister(session.pk, upload.lose)
+            if isinstance(error, DataLost):
+                await self.fail(session, error)
             raise
         upload.resume(session, max_size, writer, taps)
         self._register(upload, session)
@@ -157,11 +168,29 @@ class UploadService(Runtime):
             # Its bytes are in a new part, or lost: save that first.
             await upload.checkpoints.save(await upload.part.sync(), State.UPLOADING)
 
-    async def _open_part(self, session: UploadSession) -> Writer:
+    async def _open_part(self, session: UploadSession, upload: ActiveUpload) -> Writer:
+        """Open the part as soon as its old holder has closed it; of one that does not, a copy.
+
+        Raises the error with which ``upload`` has to stop meanwhile.
+        """
         if not session.part:
             return await self.store.run(self.store.create, session.size)
-        async with self.slow_turns(session.owner_key):
-            return await self.store.run_slow(self.store.open, session.checkpoint, size=session.size)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LOCK_SECONDS
+        pause = FIRST_PAUSE
+        while True:
+            steal = loop.time() >= deadline
+            try:
+                async with self.slow_turns(session.owner_key):
+                    return await self.store.run_slow(
+                        self.store.open, session.checkpoint, size=session.size, steal=steal
+                    )
+            except Busy:
+                if steal:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE)
+            upload.raise_if_lost()
 
     async def _evict(self, pk: uuid.UUID) -> None:
         """Stop an older connection of this process, since the newest wins, and wait until it has closed the part."""
@@ -175,7 +204,7 @@ class UploadService(Runtime):
 
     def _register(self, upload: ActiveUpload, session: UploadSession) -> None:
         self.active[session.pk] = upload
-        self.hints.register(session.pk, upload.lose)
+        self.hints.register(session.pk, session.epoch, upload.lose)
 
     async def leave(self, upload: ActiveUpload) -> None:
         """Leave an upload in any state. Raises nothing."""
@@ -217,7 +246,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
 
     Uploads that are published, in publication or ended are unchanged. After the commit of the caller's
     transaction parts are deleted, signals sent, and holders notified: those in this process at once, those in another
-    one at their next checkpoint, since their epoch is outdated.
+    one when it looks at its rows the next time, within a second.
     """
     using = router.db_for_write(UploadSession)
     with transaction.atomic(using=using):

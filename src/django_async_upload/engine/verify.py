@@ -95,6 +95,7 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
     upload.raise_if_lost()
 
     def report(done: int) -> None:
+        upload.raise_if_lost()
         upload.progress = Progress("verifying", done, upload.flow.received)
 
     if upload.taps.has_missed:
@@ -113,6 +114,8 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
 async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
     upload.progress = Progress(phase, 0, upload.flow.received)
     if upload.session.state != State.VERIFYING:
+        # The row names the part, by whose lock another process sees that this one verifies it.
+        await upload.checkpoints.make_now()
         change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
         await upload.runtime.database.call(rows.change, change, owner=upload.session.owner_key)
         upload.session.state = State.VERIFYING

@@ -32,7 +32,16 @@ from ..stores.base import Checkpoint
 from .holds import HOLD
 from .quotas import Quota
 from .state import OVER, PUBLISHED, State
-from .values import CLAIM, AbandonedQuery, Change, Creation, Ending, UploadAccess, UploadProblem
+from .values import (
+    CLAIM,
+    AbandonedQuery,
+    Change,
+    Creation,
+    Ending,
+    HolderQuery,
+    UploadAccess,
+    UploadProblem,
+)
 
 
 def expiry() -> Any:
@@ -128,7 +137,7 @@ def _take_over(
     item: UploadAccess, found: UploadSession | UploadError
 ) -> UploadSession | UploadError:
     session = found
-    # Where another connection takes it over between the SELECT and the UPDATE, once more with the row locked.
+    # Where another connection changes it between the SELECT and the UPDATE, once more with the row locked.
     for _attempt in range(2):
         if isinstance(session, UploadError):
             return session
@@ -137,7 +146,8 @@ def _take_over(
         if session.state in PUBLISHED | {State.FINALIZING}:
             return session
         epoch = session.epoch + 1
-        if UploadSession.objects.transition(
+        # A checkpoint may have been saved since the SELECT: the part and the offset must be the last ones.
+        if UploadSession.objects.filter(updated_at=session.updated_at).transition(
             [session.pk],
             State.UPLOADING,
             holder=session.epoch,
@@ -204,11 +214,34 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
     if UploadSession.objects.transition([item.upload], item.to, holder=item.epoch, **item.values):
         return None
     session = UploadSession.objects.filter(pk=item.upload).first()
+    if session is not None and (session.epoch, session.state) == (item.epoch, item.to):
+        return None  # an earlier COMMIT, whose answer was lost, succeeded
+    return _outdated(session)
+
+
+def _outdated(session: UploadSession | None) -> UploadError:
+    """The error for the holder of an older epoch than the row's."""
     if session is None:
         return NotFound()
-    if session.epoch == item.epoch and session.state == item.to:
-        return None  # an earlier COMMIT, whose answer was lost, succeeded
     return error_of(session) if session.state in OVER else TakenOver()
+
+
+def check_holders(items: Sequence[HolderQuery]) -> list[UploadError | None]:
+    """None for each holder that has the row's epoch; otherwise the error with which it has to stop.
+
+    After the publication nobody writes, and holds of requests raise the epoch: None.
+    """
+    current = UploadSession.objects.filter(pk__in=[item.upload for item in items])
+    epochs = dict(current.values_list("pk", "epoch"))
+    outdated = {item for item in items if epochs.get(item.upload) != item.epoch}
+    found = UploadSession.objects.in_bulk({item.upload for item in outdated}) if outdated else {}
+    published = {pk for pk, session in found.items() if session.state in PUBLISHED}
+    return [
+        _outdated(found.get(item.upload))
+        if item in outdated and item.upload not in published
+        else None
+        for item in items
+    ]
 
 
 def find_abandoned(items: Sequence[AbandonedQuery]) -> list[list[UploadSession]]:
@@ -232,9 +265,10 @@ def _find_abandoned(item: AbandonedQuery) -> list[UploadSession]:
 
 
 def touch(items: Sequence[uuid.UUID]) -> list[None]:
-    """Mark uploads that this process publishes as active, so that no other process adopts them."""
-    finalizing = UploadSession.objects.filter(pk__in=items, state=State.FINALIZING)
-    finalizing.update(updated_at=timezone.now())
+    """Mark uploads that this process verifies or publishes as active, so that no other process adopts them."""
+    past_writing = (State.VERIFYING, State.FINALIZING)
+    running = UploadSession.objects.filter(pk__in=items, state__in=past_writing)
+    running.update(updated_at=timezone.now())
     return [None] * len(items)
 
 

@@ -129,6 +129,13 @@ class UploadProblem:
     error: UploadError
 
 
+class HolderQuery(NamedTuple):
+    """A question whether the holder of ``epoch`` may continue."""
+
+    upload: uuid.UUID
+    epoch: int
+
+
 @dataclass(frozen=True, slots=True)
 class AbandonedQuery:
     """A request for publications that a crashed process left."""

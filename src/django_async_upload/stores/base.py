@@ -163,7 +163,8 @@ class Store(abc.ABC):
         and then deletes the old part, since a crash in between must not leave a row without
         a part.
 
-        Without ``steal`` such a part is left alone, and :class:`Busy` is raised.
+        Without ``steal`` such a part is left alone, and :class:`Busy` is raised, at once: the caller waits without
+        a thread, and tries again.
 
         Where the part is missing and the checkpoint's offset is 0, a new, empty part is created.
 

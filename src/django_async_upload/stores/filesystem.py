@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class FileSystemStore(Store):
     """Parts are files of mode 0600 under random names in the folder ``root``, which is created with mode 0700.
 
-    A writer has an exclusive ``flock`` on its file. A part that is not unlocked within
-    :data:`.partfile.LOCK_WAIT` may be open in a suspended process that will write to it again. So its bytes are copied
-    to a new file: a writer publishes an inode that no other process can change.
+    A writer has an exclusive ``flock`` on its file. A part that is locked by another one may be open in a suspended
+    process that will write to it again. So its bytes are copied to a new file: a writer publishes an inode that no
+    other process can change.
 
     ``min_free`` bytes of the disk are left for the rest of the site, its database first: below that
     no part is created or written.
@@ -69,7 +69,7 @@ class FileSystemStore(Store):
         return writer
 
     def _take(self, found: PartFile, evidence: _Evidence, *, steal: bool) -> PartFile:
-        """Return a file of which this process is the only writer: a copy where another one keeps the lock."""
+        """Return a file of which this process is the only writer: a copy where another one has the lock."""
         if found.is_locked:
             return found
         with closing(found):

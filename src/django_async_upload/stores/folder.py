@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from . import disk, partfile
+from . import disk
 from .base import Part
 from .partfile import PartFile
 
@@ -53,7 +53,7 @@ class Folder:
         return file
 
     def find(self, part: str) -> PartFile | None:
-        """Open a file, and lock it unless another process keeps its lock; None where there is no such part."""
+        """Open a file, and lock it unless another writer has the lock; None where there is no such part."""
         try:
             file = PartFile(part, self._open(part))
         except FileNotFoundError:
@@ -63,8 +63,8 @@ class Folder:
                 return None
             raise
         with self.closing_on_error(file):
-            file.lock(partfile.LOCK_WAIT)
-            # Another process may have deleted it during the wait: a file without a name is lost.
+            file.lock()
+            # Another process may have deleted it since it was opened: a file without a name is lost.
             if self.has(file):
                 return file
         file.close()

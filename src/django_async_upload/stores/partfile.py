@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from contextlib import suppress
-from typing import Final
 
 from crc32c import crc32c
 
 from . import disk
 from .base import Checkpoint, Position
-
-LOCK_WAIT: Final = 0.5
-"""Seconds to wait for a file that an earlier writer still locks."""
-
-_LOCK_POLL: Final = 0.02
 
 
 class PartFile:
@@ -36,12 +29,9 @@ class PartFile:
     def length(self) -> int:
         return os.fstat(self.fd).st_size
 
-    def lock(self, seconds: float = 0.0) -> None:
-        """Lock the file, unless another process keeps the lock for ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while not (locked := self._lock_now(fcntl.LOCK_EX)) and time.monotonic() < deadline:
-            time.sleep(_LOCK_POLL)
-        self.is_locked = locked
+    def lock(self) -> None:
+        """Lock the file, unless another writer has the lock."""
+        self.is_locked = self._lock_now(fcntl.LOCK_EX)
 
     def is_held(self) -> bool:
         """Whether a writer has locked the file, which is not locked here."""
