@@ -202,7 +202,9 @@ async def test_of_a_holder_that_does_not_run_the_bytes_are_copied(
             assert time.monotonic() - begun_at >= 0.2
             assert copied == [older.part.name]
             end = await other.complete(newer, await write(newer, data, MIB), host)
-        feed(older, b"\xee" * MIB)  # it wakes, and writes to its own file
+        feed(older, b"\xee" * (2 * MIB), MIB)
+        while older.flow.received < 2 * MIB:  # it wakes, and writes to a file that is not published
+            await asyncio.sleep(0.001)
     assert (media / end.session.stored_as).read_bytes() == data
 
 
