@@ -16,7 +16,7 @@ from django_async_upload.engine.attachment import Attachment, Outcome
 from django_async_upload.engine.flow import Flow
 from django_async_upload.engine.outcomes import Cancelled, Published, Released
 from django_async_upload.engine.service import UploadService
-from django_async_upload.exceptions import FileChanged, FileRefused, PermissionRefused
+from django_async_upload.exceptions import FileChanged, FileRefused, FileTooLarge, PermissionRefused
 from django_async_upload.models import UploadSession
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
@@ -61,6 +61,7 @@ class Hooks(Host):
     """A host that creates sessions and admits everybody, unless it has a refusal."""
 
     responds = False
+    max_size: int | None = None
 
     async def admit(self) -> int | None:
         if self.refusal is not None and not self.inspects:
@@ -68,7 +69,7 @@ class Hooks(Host):
         return None
 
     async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
-        return new_session(self.owner, DATA[: new.size], key=new.key), None
+        return new_session(self.owner, DATA[: new.size], key=new.key), self.max_size
 
 
 @pytest.fixture
@@ -229,6 +230,17 @@ async def test_a_final_error_fails_the_upload_and_another_one_keeps_it(
             with pytest.raises(type(refusal)):
                 await attachment.create(new_upload(), "default")
         assert (await row(attachment.session.pk)).state == state
+
+
+async def test_a_file_that_is_too_large_fails_while_it_is_written(
+    attaching: Any, hooks: Hooks, door: Door
+) -> None:
+    door.react = sends()
+    hooks.max_size = KIB
+    async with attaching() as attachment:
+        with pytest.raises(FileTooLarge):
+            await attachment.create(new_upload(), "default")
+    assert (await row(attachment.session.pk)).state == State.FAILED
 
 
 async def test_progress_is_reported_while_the_client_waits(
