@@ -150,7 +150,7 @@ def test_it_can_be_stopped_and_told_to_go_on(
     host: Host, env: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "large.bin"
-    file.write_bytes(os.urandom(16 * 2**20))
+    file.write_bytes(os.urandom(48 * 2**20))
     env["ASYNC_UPLOAD_TICKET"] = host.ticket()
     with host.proxy() as proxy:
         proxy.rate = 8 * 2**20

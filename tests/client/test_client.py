@@ -890,8 +890,14 @@ async def test_the_ticket_that_was_refused_is_not_sent_again() -> None:
 async def test_uploads_whose_ticket_ran_out_share_one_fresh_one() -> None:
     """A second AUTH before the answer to the first would close the connection."""
     server = ScriptedServer(LOCKED)
-    for _ in range(5):
-        server.answer_once(m.Finish, m.Error("ticket_expired", "too old", retryable=True))
+
+    def refuse_the_first_ticket(session: Session, header: Header, message: Message | bytes) -> bool:
+        if not isinstance(message, m.Finish) or len(session.of(m.Auth)) > 1:
+            return False
+        session.say(m.Error("ticket_expired", "too old", retryable=True), header.stream)
+        return True
+
+    server.hooks.append(refuse_the_first_ticket)
     async with server.client(ticket=lambda: os.urandom(4).hex()) as client:
         uploads = [client.start(io.BytesIO(CONTENT), name=f"{n}") for n in range(5)]
         await asyncio.gather(*uploads)
