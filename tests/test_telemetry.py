@@ -304,6 +304,7 @@ async def test_opentelemetry_gets_every_figure(
     assert points["async_upload.connections.open"].value == 1
 
 
+@pytest.mark.django_db  # Django's own checks may ask the database what it supports
 @pytest.mark.parametrize("name", ["nowhere.Telemetry", f"{__name__}.WithoutTime", "re.Pattern"])
 def test_a_class_that_cannot_serve_is_found_by_the_checks(settings: Any, name: str) -> None:
     settings.ASYNC_UPLOAD = {"TELEMETRY": name}
