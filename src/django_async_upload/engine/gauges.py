@@ -1,4 +1,4 @@
-"""Figures of what there is now: credit, open uploads and connections, the outbox, and how late the event loop is."""
+"""The gauges of a process: credit, open uploads and connections, the outbox, and the lag of the event loop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .telemetry import NoTelemetry
 logger = logging.getLogger("django_async_upload")
 
 SECONDS: Final = 10.0
-"""Seconds between two figures of one kind."""
+"""Seconds between two values of a gauge."""
 TICK_SECONDS: Final = 0.25
 """Seconds between two looks at the clock, for the lag of the event loop."""
 
 
 class Gauges:
-    """Measures while the setting ``TELEMETRY`` names a class that wants figures."""
+    """Measures while the setting ``TELEMETRY`` names a class."""
 
     def __init__(self, runtime: Runtime, active: Sized) -> None:
         self._runtime = runtime
@@ -30,7 +30,7 @@ class Gauges:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start, unless it is running, or nobody wants figures."""
+        """Start to measure, unless it has started, or no class is named."""
         if not self._tasks and not isinstance(self._runtime.telemetry, NoTelemetry):
             self._tasks = [
                 asyncio.create_task(self._measure_process()),

@@ -37,7 +37,7 @@ class Hints(Protocol):
         """Ask the holder of an upload to stop: it was taken over, or has ended."""
 
     def close(self) -> None:
-        """Tell nobody any more."""
+        """Forget all holders."""
 
 
 class _Holder(NamedTuple):

@@ -229,7 +229,7 @@ def _outdated(session: UploadSession | None) -> UploadError:
 def check_holders(items: Sequence[HolderQuery]) -> list[UploadError | None]:
     """None for each holder that has the row's epoch; otherwise the error with which it has to stop.
 
-    After the publication nobody writes, and holds of requests raise the epoch: None.
+    Also None for a published upload: it has no holder, and holds of requests raise its epoch.
     """
     current = UploadSession.objects.filter(pk__in=[item.upload for item in items])
     epochs = dict(current.values_list("pk", "epoch"))
