@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from channels_redis.core import RedisChannelLayer
+from channels_redis.pubsub import RedisPubSubChannelLayer
 from django.db import OperationalError, ProgrammingError
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
@@ -23,6 +25,7 @@ from django_async_upload.models import CompletionEvent
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.stores.configured import make_store
 
+from .e2e.redis import running_redis
 from .fixtures import new_key, publish
 
 pytest_plugins = ["tests.fixtures"]
@@ -195,6 +198,17 @@ def test_a_layer_without_an_answer_is_a_warning(
     assert answer["layer"] == {"available": False}
     assert "secret" not in json.dumps(answer)
     assert "does not answer" in caplog.text
+
+
+@pytest.mark.parametrize("layer", [RedisPubSubChannelLayer, RedisChannelLayer])
+def test_a_redis_that_answers_is_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layer: Any
+) -> None:
+    with running_redis(tmp_path) as redis:
+        monkeypatch.setattr(health, "get_channel_layer", lambda: layer(hosts=[redis.url]))
+        assert get()[1]["layer"] == {"available": True}
+        redis.kill()
+        assert get()[1]["layer"] == {"available": False}
 
 
 @pytest.mark.parametrize("layer", [None, SimpleNamespace(extensions=())])

@@ -119,16 +119,18 @@ def _read_outbox() -> tuple[UploadError | None, Backlog | None]:
 def _ask_layer() -> bool | None:
     """Whether the channel layer answers; None where none is configured. A group without members keeps nothing."""
     layer = get_channel_layer()
-    if layer is None or "groups" not in layer.extensions:
+    if layer is None:
         return None
     try:
-        async_to_sync(_send)(layer)
+        return async_to_sync(_send)(layer)
     except Exception as error:  # each layer raises its own
         logger.warning("The channel layer does not answer: %r", error)
         return False
-    return True
 
 
-async def _send(layer: Any) -> None:
+async def _send(layer: Any) -> bool | None:
+    if "groups" not in layer.extensions:  # some layers know that on an event loop only
+        return None
     async with asyncio.timeout(LAYER_SECONDS):
         await layer.group_send("async-upload-health", {"type": "health"})
+    return True

@@ -19,6 +19,7 @@ from ..models import UploadSession
 from ..stores.base import Store
 from ..stores.configured import make_store
 from ..stores.disk import most_descriptors
+from .bus import Bus, make_bus
 from .credit import Budget, keep_freed_memory
 from .database import Database
 from .hints import Hints, LocalHints
@@ -37,6 +38,7 @@ class Runtime:
         self.database = Database(router.db_for_write(UploadSession))
         self.budget = Budget(conf.uploads().memory_budget, self._max_uploads())
         self.outbox = Outbox(self.database)
+        self.bus: Bus = make_bus(self.database.alias)
         self.hints: Hints = LocalHints(self.database)
         self.telemetry: Telemetry = configured_telemetry()
         self.tap_threads = HostThreads("async-upload-taps")
@@ -95,6 +97,7 @@ class Runtime:
     async def close(self, seconds: float) -> None:
         """Deliver the claimed events and end the threads; waits at most ``seconds`` seconds for calls that hang."""
         self.hints.close()
+        await self.bus.close()
         await self.outbox.close(seconds)
         if "copies" in self.__dict__:
             self.copies.shutdown(wait=False, cancel_futures=True)
