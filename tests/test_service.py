@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_async_upload.engine import checkpoints, recovery, service
+from django_async_upload.engine import checkpoints, hints, recovery, service
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.database import Database
 from django_async_upload.engine.outcomes import Cancelled, Created, Finishing, Known, Published
@@ -620,7 +620,7 @@ async def test_a_holder_that_does_not_let_go_loses_its_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As a holder in another process that is stopped: the newer one continues in another file."""
-    monkeypatch.setattr(service, "EVICTION_SECONDS", 0.05)
+    monkeypatch.setattr(hints, "YIELD_SECONDS", 0.05)
     monkeypatch.setattr(service, "LOCK_SECONDS", 0.05)
     data = os.urandom(100 * KIB)
     async with begun(uploads, owner, data) as older:

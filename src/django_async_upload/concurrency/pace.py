@@ -1,7 +1,8 @@
-"""A limit on the rate at which an owner's frames with little or no data are read."""
+"""Limits on rates: of an owner's frames with little or no data, and of events that concern one of many things."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Final
 
 FRAMES_PER_SECOND: Final = 2000
@@ -27,3 +28,22 @@ class Pace:
         """Count ``frames`` frames; returns the seconds for which their connection must not be read."""
         self._due = max(self._due, now - BURST_SECONDS) + frames / FRAMES_PER_SECOND
         return max(0.0, self._due - now)
+
+
+class Rates:
+    """Limits how often something happens to each of many things: ``burst`` times at once, then every ``seconds``."""
+
+    def __init__(self, burst: int, seconds: float) -> None:
+        self._burst_seconds = burst * seconds
+        self._seconds = seconds
+        self._due: dict[Hashable, float] = {}
+        """When each is back at its full burst. Those that are due are forgotten."""
+
+    def delay(self, key: Hashable, now: float) -> float:
+        """Count one event; for one that comes too early returns the seconds until it may, and does not count it."""
+        due = max(self._due.pop(key, now), now) + self._seconds
+        while self._due and (oldest := next(iter(self._due.items())))[1] <= now:
+            del self._due[oldest[0]]
+        wait = due - now - self._burst_seconds
+        self._due[key] = due if wait <= 0 else due - self._seconds
+        return max(0.0, wait)

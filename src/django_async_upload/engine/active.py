@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from .. import signals
-from ..exceptions import Busy, InternalError, StorageFailed, UploadError, UploadFailed
+from ..exceptions import (
+    Busy,
+    InternalError,
+    StorageFailed,
+    TakenOver,
+    UploadError,
+    UploadFailed,
+)
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.policies import check_size, smallest
@@ -79,6 +86,7 @@ class ActiveUpload:
         self.checkpoints = Checkpoints(
             runtime, self.part, self.flow, wake=self._wake.set, lose=self.lose
         )
+        self._is_complete = False
         self._proof: Proof | None = None
         self._stop: Stop | None = None
         self._lost: UploadError | None = None
@@ -111,6 +119,12 @@ class ActiveUpload:
         """Stop at once with ``error``: the upload has another holder, or has ended."""
         self._lost = self._lost or error
         self._wake.set()
+
+    def yields(self) -> bool:
+        """Stop for a newer connection; returns False, and continues, where all bytes and FINISH were received."""
+        if not self._is_complete:
+            self.lose(TakenOver())
+        return not self._is_complete
 
     def raise_if_lost(self) -> None:
         """Raise the error with which this upload has to stop, if there is one."""
@@ -208,6 +222,7 @@ class ActiveUpload:
                 await self._write_queued()
             elif self.facts is not None:
                 self.account.complete()
+                self._is_complete = True
                 return self.facts
             elif self._stop is not None:
                 return self._stop

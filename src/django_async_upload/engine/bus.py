@@ -26,6 +26,7 @@ CALL_SECONDS: Final = 2.0
 """Seconds that a call to the channel layer may take."""
 RENEW_SECONDS: Final = 30.0
 """Seconds between renewals of the membership in the group: a layer forgets members in time, or when it is restarted."""
+CANCELLATIONS: Final = 20
 MAX_QUEUED: Final = 1000
 """Messages that wait for the layer; when more are published, the oldest are dropped."""
 MAX_BATCH: Final = 100
@@ -200,7 +201,10 @@ class LayerBus(SharedBus):
                 if (await asyncio.wait({receiving}, timeout=RENEW_SECONDS))[0]:
                     receiving.result()
         finally:
-            await _end(receiving)
+            for _ in range(CANCELLATIONS):  # channels_redis may swallow one
+                receiving.cancel()
+                if (await asyncio.wait({receiving}, timeout=CALL_SECONDS / CANCELLATIONS))[0]:
+                    break
             with suppress(Exception):  # the layer forgets it in time
                 await bounded(self._layer.group_discard(self._group, channel))
 

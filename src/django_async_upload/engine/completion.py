@@ -113,26 +113,55 @@ class Completions:
             await runtime.store.run(runtime.store.delete, stale)
         return Published(session)
 
-    async def is_elsewhere(self, session: UploadSession) -> bool:
-        """Whether another process verifies or publishes an upload: it has touched the row and holds the part."""
+    async def is_kept(self, session: UploadSession) -> bool:
+        """Whether this process or another one verifies or publishes an upload.
+
+        A holder that still receives bytes is asked to yield, and its answer is awaited for a limited time.
+        """
+        if self.is_running(session.pk) or await self._is_elsewhere(session):
+            return True
+        runtime = self._runtime
+        if session.state not in ACTIVE or not (
+            runtime.hints.holder(session.pk)
+            or (runtime.bus.is_shared and await self._is_held(session))
+        ):
+            return False
+        kept = await runtime.hints.ask_to_yield(session.pk, session.epoch)
+        if kept is False:
+            runtime.telemetry.count("uploads.taken_over", how="yielded")
+        return bool(kept)
+
+    async def _is_elsewhere(self, session: UploadSession) -> bool:
+        """Whether the row is being verified or published: a process has touched it and holds the part."""
         if session.state not in (State.VERIFYING, State.FINALIZING):
             return False
         if session.updated_at < timezone.now() - timedelta(seconds=SILENT_SECONDS):
             return False
-        return await self._runtime.store.run_slow(self._runtime.store.is_held, session.part)
+        return await self._is_held(session)
+
+    async def _is_held(self, session: UploadSession) -> bool:
+        """Whether a writer of any process has the upload's part open."""
+        store = self._runtime.store
+        return bool(session.part) and await store.run_slow(store.is_held, session.part)
 
     async def result(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
         """The end of an upload that is past writing: wait, or resume its publication after a crash.
 
-        Waits for another process, too, as long as :meth:`is_elsewhere`. Raises the error that failed the upload, and
-        :class:`Busy` where it has to be attached again.
+        Waits for another process, too, as long as the upload :meth:`is_kept`. Raises the error that failed the upload,
+        and :class:`Busy` where it has to be attached again.
         """
         pause = FIRST_PAUSE
-        while not self.is_running(session.pk) and await self.is_elsewhere(session):
-            report(Progress(str(session.state), 0, session.size or 0))
+        epoch = session.epoch
+        while not self.is_running(session.pk) and await self.is_kept(session):
+            phase = State.FINALIZING if session.state == State.FINALIZING else State.VERIFYING
+            report(Progress(str(phase), 0, session.size or 0))
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
             session = await self._runtime.database.call(rows.reload, session.pk)
+            if (
+                session.epoch != epoch
+            ):  # it has another holder, which is not to yield to this request
+                break
         return await self.adopt(session, report)
 
     async def adopt(self, session: UploadSession, report: Callable[[Progress], None]) -> End:

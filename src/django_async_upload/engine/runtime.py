@@ -22,7 +22,7 @@ from ..stores.disk import most_descriptors
 from .bus import Bus, make_bus
 from .credit import Budget, keep_freed_memory
 from .database import Database
-from .hints import Hints, LocalHints
+from .hints import Hints
 from .outbox import Outbox
 from .telemetry import Telemetry, configured_telemetry
 
@@ -39,7 +39,7 @@ class Runtime:
         self.budget = Budget(conf.uploads().memory_budget, self._max_uploads())
         self.outbox = Outbox(self.database)
         self.bus: Bus = make_bus(self.database.alias)
-        self.hints: Hints = LocalHints(self.database)
+        self.hints = Hints(self.database, self.bus)
         self.telemetry: Telemetry = configured_telemetry()
         self.tap_threads = HostThreads("async-upload-taps")
         self._syncs: WeakValueDictionary[tuple[str, bool, bool], asyncio.Semaphore] = (

@@ -17,7 +17,8 @@ from django.core.signals import setting_changed
 from django.db import router, transaction
 
 from .. import signals
-from ..exceptions import Busy, DataLost, TakenOver, UploadError
+from ..concurrency.pace import Rates
+from ..exceptions import Busy, DataLost, UploadError
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.commits import after_commit
@@ -41,11 +42,11 @@ logger = logging.getLogger("django_async_upload")
 
 CLOSE_SECONDS: Final = 10.0
 """Seconds that :meth:`UploadService.close` waits for uploads, and then for receivers."""
-EVICTION_SECONDS: Final = 0.4
-"""Seconds that the newest connection waits for an older one of this process to close the part."""
 LOCK_SECONDS: Final = 3.0
-"""Seconds that it waits for another process to do so, before the bytes are copied to a part of its own. A process that
-runs learns of the new epoch within :data:`.hints.LOOK_SECONDS`."""
+"""Seconds that the newest connection waits for an older one that did not answer to close the part, before the bytes are
+copied to a part of its own. A process that runs learns of the new epoch within :data:`.hints.LOOK_SECONDS`."""
+MAX_TAKEOVERS, TAKEOVER_SECONDS = 30, 1.0
+"""How often an upload may be attached at once in this process, and the seconds after which it may be once more."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.1
 """Seconds between tries to open the part meanwhile."""
 
@@ -62,6 +63,7 @@ class UploadService(Runtime):
         self._completions = Completions(self, endings)
         self._recovery = Recovery(self, self._completions, endings)
         self._gauges = Gauges(self, self.active)
+        self._takeovers = Rates(MAX_TAKEOVERS, TAKEOVER_SECONDS)
         self.complete = self._completions.complete
         self.result = self._completions.result
         self.end = endings.end
@@ -132,12 +134,10 @@ class UploadService(Runtime):
         """
         async with self._completions.turn(access.upload):
             session = await self.find(access)
-            if self._completions.is_running(access.upload) or await self._completions.is_elsewhere(
-                session
-            ):
-                return Finishing(session)
             if session.state in ACTIVE:
-                await self._evict(access.upload)
+                self._limit_takeovers(access.upload)
+            if await self._completions.is_kept(session):
+                return Finishing(session)
             session = await self.database.call(rows.take_over, access, owner=access.owner.key)
             if session.state in PUBLISHED:
                 return Published(session)
@@ -154,11 +154,11 @@ class UploadService(Runtime):
         taps: Sequence[Tap],
     ) -> None:
         # Before the part is open: during the wait for it, a still newer holder may come.
-        self.hints.register(session.pk, session.epoch, upload.lose)
+        self.hints.register(session.pk, session.epoch, upload)
         try:
             writer = await self._open_part(session, upload)
         except BaseException as error:
-            self.hints.unregister(session.pk, upload.lose)
+            self.hints.unregister(session.pk, upload)
             if isinstance(error, DataLost):
                 await self.fail(session, error)
             raise
@@ -182,36 +182,37 @@ class UploadService(Runtime):
             steal = loop.time() >= deadline
             try:
                 async with self.slow_turns(session.owner_key):
-                    return await self.store.run_slow(
+                    writer = await self.store.run_slow(
                         self.store.open, session.checkpoint, size=session.size, steal=steal
                     )
             except Busy:
                 if steal:
                     raise
+            else:
+                if pause > FIRST_PAUSE:
+                    how = "waited" if writer.part == session.part else "copied"
+                    self.telemetry.count("uploads.taken_over", how=how)
+                return writer
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, LONGEST_PAUSE)
             upload.raise_if_lost()
 
-    async def _evict(self, pk: uuid.UUID) -> None:
-        """Stop an older connection of this process, since the newest wins, and wait until it has closed the part."""
-        self.hints.tell_holder(pk, TakenOver())
-        holder = self.active.get(pk)
-        if holder is not None:
-            with suppress(TimeoutError):
-                # Not wait_for(): before Python 3.12 it may swallow a cancellation.
-                async with asyncio.timeout(EVICTION_SECONDS):
-                    await holder.closed.wait()
+    def _limit_takeovers(self, upload: uuid.UUID) -> None:
+        """Count a takeover. Raises :class:`Busy` for a client that takes an upload from another one again and again."""
+        wait = self._takeovers.delay(upload, asyncio.get_running_loop().time())
+        if wait:
+            raise Busy(retry_after=wait)
 
     def _register(self, upload: ActiveUpload, session: UploadSession) -> None:
         self.active[session.pk] = upload
-        self.hints.register(session.pk, session.epoch, upload.lose)
+        self.hints.register(session.pk, session.epoch, upload)
 
     async def leave(self, upload: ActiveUpload) -> None:
         """Leave an upload in any state. Raises nothing."""
         await upload.close()
         session = getattr(upload, "session", None)
         if session is not None:
-            self.hints.unregister(session.pk, upload.lose)
+            self.hints.unregister(session.pk, upload)
             if self.active.get(session.pk) is upload:
                 del self.active[session.pk]
 
@@ -246,7 +247,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
 
     Uploads that are published, in publication or ended are unchanged. After the commit of the caller's
     transaction parts are deleted, signals sent, and holders notified: those in this process at once, those in another
-    one when it looks at its rows the next time, within a second.
+    one over the bus, or when it looks at its rows the next time, within a second.
     """
     using = router.db_for_write(UploadSession)
     with transaction.atomic(using=using):
