@@ -393,6 +393,32 @@ async def test_a_locked_row_delays_only_the_calls_that_need_it(
     assert await wanting == 1
 
 
+@on_postgresql
+async def test_a_process_that_is_stopped_in_a_transaction_keeps_no_row_locked(
+    database: Database, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call ran into the limit of its transaction; it is made again, in another one."""
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 0.2)
+
+    def rename(items: Sequence[str]) -> list[int]:
+        renamed = [Group.objects.filter(name=name).update(name=f"new {name}") for name in items]
+        hang(items)
+        Group.objects.create(name=f"beside {items[0]}")
+        return renamed
+
+    await database.call(insert, "held")
+    stopped = asyncio.create_task(database.call(rename, "held"))
+    await asyncio.to_thread(hang.began.wait, 30)
+    other = Database("default")
+    async with asyncio.timeout(5):
+        rows = Group.objects.filter(name="held")
+        assert await other.call(lambda items: [rows.update(name="taken") for _ in items], None) == 1
+    other.close()
+    hang.released.set()
+    assert await stopped == 0
+    assert await names() == {"taken", "beside held"}
+
+
 @pytest.fixture
 def _other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same database under another alias: users may live in another one than uploads."""

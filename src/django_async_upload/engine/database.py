@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ from django.db.utils import DatabaseError
 from ..concurrency.threads import DaemonExecutor
 from ..concurrency.turns import Turns
 from ..exceptions import DatabaseNotMigrated, DatabaseUnavailable, UploadError
+from ..notices import notice
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,8 +44,11 @@ HEALTH_CHECK_AFTER = 15.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 ANSWER_SECONDS = 5.0
 """Seconds that a call waits for an answer at least, whatever its ``patience``."""
-LOCK_SECONDS, STATEMENT_SECONDS = 2.0, 10.0
-"""PostgreSQL's lock_timeout and statement_timeout in these transactions, seconds."""
+LOCK_SECONDS, STATEMENT_SECONDS, IDLE_SECONDS = 2.0, 10.0, 5.0
+"""PostgreSQL's lock_timeout, statement_timeout and idle_in_transaction_session_timeout in these transactions, seconds.
+
+Without the last one a process that is stopped in a transaction would keep other processes from the rows it has locked.
+"""
 STALLED_SECONDS = 30.0
 """Seconds without an answer after which a thread is abandoned: its database connection may be dead without an error."""
 MAX_STALLED = 4
@@ -53,12 +56,16 @@ CLOSE_SECONDS = 5.0
 """Seconds that :meth:`Database.close` waits for a running call."""
 
 _LIMITS: Final = """
-SELECT CASE WHEN current_setting('lock_timeout') = '0' THEN set_config('lock_timeout', %s, true) END,
-       CASE WHEN current_setting('statement_timeout') = '0' THEN set_config('statement_timeout', %s, true) END
+SELECT set_config(name, seconds, true)
+FROM (VALUES ('lock_timeout', %s), ('statement_timeout', %s), ('idle_in_transaction_session_timeout', %s))
+     AS limits (name, seconds)
+WHERE current_setting(name) = '0'
 """
 """Set for one transaction, since a connection pool may give the database connection to another client afterwards."""
 _ABOUT_ONE: Final = {"55P03", "57014", "40P01"}
 """Errors that concern one call (PostgreSQL): lock_not_available, query_canceled, deadlock_detected."""
+_IDLE_IN_TRANSACTION: Final = "25P03"
+"""PostgreSQL: idle_in_transaction_session_timeout."""
 _NO_TABLES: Final = {"42P01", "42703"}
 """PostgreSQL: undefined_table, undefined_column."""
 
@@ -103,7 +110,6 @@ class Database:
         self._lane = _Lane(MAX_GROUP)
         self._slow_lane = _Lane(1)
         self._stalled: list[DaemonExecutor] = []
-        self._complained_at = -math.inf
 
     async def call(
         self,
@@ -245,7 +251,8 @@ class Database:
         connection = connections[self.alias]
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute(_LIMITS, [f"{LOCK_SECONDS}s", f"{STATEMENT_SECONDS}s"])
+                limits = (LOCK_SECONDS, STATEMENT_SECONDS, IDLE_SECONDS)
+                cursor.execute(_LIMITS, [f"{seconds}s" for seconds in limits])
 
     def _care(self, lane: _Lane) -> None:
         """Close broken connections of every database, since users may be in another one than uploads.
@@ -270,13 +277,12 @@ class Database:
         if not isinstance(error, DatabaseError | InterfaceError):
             return error
         if not says_no_tables(error):
-            logger.warning("Database: %s", error)
-            return error
-        if time.monotonic() - self._complained_at > 60.0:
-            self._complained_at = time.monotonic()
-            logger.error(
-                "Tables of this app are missing in the database: run manage.py migrate (%s)", error
-            )
+            notice(f"database {type(error).__name__}", logging.WARNING, "Database: %s", error)
+            # The connection is lost, although psycopg does not raise an OperationalError.
+            is_lost = _sqlstate(error) == _IDLE_IN_TRANSACTION
+            return OperationalError(str(error)) if is_lost else error
+        missing = "Tables of this app are missing in the database: run manage.py migrate (%s)"
+        notice("database_not_migrated", logging.ERROR, missing, error)
         return DatabaseNotMigrated()
 
     def close(self) -> None:
