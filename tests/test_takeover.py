@@ -329,6 +329,7 @@ async def test_what_a_worker_verified_that_does_not_run_is_taken_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(service, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(completion, "TOUCHED_SECONDS", 0.1)
     monkeypatch.setattr(hints_module, "LOOK_SECONDS", 3600.0)
     async with inspecting(uploads, owner, host, b"data") as (upload, completing):
         pk, part = upload.session.pk, upload.part.name
@@ -344,6 +345,23 @@ async def test_what_a_worker_verified_that_does_not_run_is_taken_over(
         host.released.set()
         with pytest.raises(UploadError):
             await completing
+
+
+async def test_what_another_worker_verifies_is_not_taken_over_because_the_clock_was_moved(
+    uploads: UploadService, other: UploadService, owner: Owner, host: Host
+) -> None:
+    async with inspecting(uploads, owner, host, b"data") as (upload, _completing):
+        pk = upload.session.pk
+        an_hour_ago = timezone.now() - timedelta(hours=1)
+        await UploadSession.objects.filter(pk=pk).aupdate(updated_at=an_hour_ago)
+        newer = ActiveUpload(other, RecordingListener(), "user:1")
+        attaching = asyncio.create_task(other.attach(newer, UploadAccess(pk, owner, "default")))
+        await asyncio.sleep(0.3)
+        assert not attaching.done()
+        await uploads._recovery._touch_publishing()
+        assert isinstance(await asyncio.wait_for(attaching, 10), Finishing)
+        assert (await row(pk)).epoch == 1
+        await other.leave(newer)
 
 
 async def test_a_verification_that_ends_without_a_file_makes_the_waiting_client_attach_again(

@@ -28,6 +28,8 @@ from .verify import Hooks, verify
 SILENT_SECONDS: Final = 30.0
 """Seconds after which a process that holds a part, and does not touch the row, counts as stopped: others touch the rows
 that they verify or publish every ten seconds."""
+TOUCHED_SECONDS: Final = 12.0
+"""Seconds that such a process has to touch the row after all: if the clock was moved, every touch looks old."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 """Seconds between looks at the row of an upload that another process verifies or publishes."""
 
@@ -135,14 +137,26 @@ class Completions:
         """Whether the row is being verified or published: a process has touched it and holds the part."""
         if session.state not in (State.VERIFYING, State.FINALIZING):
             return False
-        if session.updated_at < timezone.now() - timedelta(seconds=SILENT_SECONDS):
+        if not await self._is_held(session):
             return False
-        return await self._is_held(session)
+        is_silent = session.updated_at < timezone.now() - timedelta(seconds=SILENT_SECONDS)
+        return not is_silent or await self._is_touched(session)
 
     async def _is_held(self, session: UploadSession) -> bool:
         """Whether a writer of any process has the upload's part open."""
         store = self._runtime.store
         return bool(session.part) and await store.run_slow(store.is_held, session.part)
+
+    async def _is_touched(self, session: UploadSession) -> bool:
+        """Whether the row is changed within :data:`TOUCHED_SECONDS`, whatever the time in it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TOUCHED_SECONDS
+        while loop.time() < deadline:
+            await asyncio.sleep(LONGEST_PAUSE)
+            now = await self._runtime.database.call(rows.reload, session.pk)
+            if now.updated_at != session.updated_at:
+                return True
+        return False
 
     async def result(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
         """The end of an upload that is past writing: wait, or resume its publication after a crash.
