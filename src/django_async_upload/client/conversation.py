@@ -181,7 +181,7 @@ class Conversation:
                 return Progress(phase, done, total, total, total)
             case messages.Completed(size=total):
                 return Progress("completed", total, total, total, total)
-        if stream is None:
+        if stream is None or stream.state is ClientStreamState.PROVING:
             return Progress("waiting", 0, size, 0, self._durable)
         return Progress("uploading", stream.received, size, stream.sent, stream.durable)
 
