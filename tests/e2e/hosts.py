@@ -24,11 +24,13 @@ PATH = "/ws/uploads/"
 
 
 class Host:
-    """``root`` holds the database and the log of signals, ``disk`` the folders media and staging."""
+    """``root`` holds the database and the log of signals, ``disk`` the folders media and staging, ``storage`` the
+    finished files."""
 
     def __init__(self, root: Path, server: Server) -> None:
         self.root = root
         self.disk = Path(server.env.get("E2E_DISK", root))
+        self.storage = Path(server.env.get("E2E_STORAGE", self.disk / "staging-uploads"))
         self.server = server
         self.tracebacks_expected = False
         """For tests that make the host's own code fail: its errors belong in the log."""
@@ -85,11 +87,11 @@ class Host:
     # The inside -----------------------------------------------------------------------------------
 
     def path(self, stored_as: str) -> Path:
-        return self.disk / "staging-uploads" / stored_as
+        return self.storage / stored_as
 
     def files(self) -> list[Path]:
         """Every finished file."""
-        return [each for each in (self.disk / "staging-uploads").rglob("*") if each.is_file()]
+        return [each for each in self.storage.rglob("*") if each.is_file()]
 
     def parts(self) -> list[Path]:
         """Every file of an unfinished upload."""

@@ -1,14 +1,21 @@
-"""A PostgreSQL database of a test's own, which can go away."""
+"""PostgreSQL that goes away: a database of a test's own on the server that is there, or a server of the tests' own."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
+import subprocess
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .servers import free_port, wait_for
 
 
 class Postgres:
@@ -51,3 +58,93 @@ class Postgres:
             yield
         finally:
             self._admin.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS true')
+
+
+class PostgresServer:
+    """A PostgreSQL server of the tests' own, in a temporary folder, to be stopped and started.
+
+    Its superuser is ``postgres``; ``site`` is an ordinary user.
+    """
+
+    def __init__(self) -> None:
+        binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin/postgres"))
+        found = shutil.which("postgres") or (binaries[-1] if binaries else None)
+        if found is None:
+            pytest.skip("needs PostgreSQL's server")
+        self._bin = Path(os.path.realpath(found)).parent
+        self._root = Path(tempfile.mkdtemp(prefix="e2e-postgresql-"))
+        self.port = free_port()
+        # It refuses to run as root.
+        if os.geteuid() == 0:
+            shutil.chown(self._root, "postgres", "postgres")
+            self._as = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
+        else:
+            self._as = []
+        self._databases = 0
+        self._run("initdb", "--auth=trust", "--username=postgres", "--no-sync", self._data)
+
+    @property
+    def _data(self) -> str:
+        return str(self._root / "data")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._as, str(self._bin / program), *arguments]
+        done = subprocess.run(
+            command, cwd=self._root, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    def start(self, **settings: object) -> None:
+        """Start with these settings, and wait until it answers."""
+        given = {"max_connections": 60, "fsync": "off", **settings}
+        options = f"-h 127.0.0.1 -p {self.port} -k {self._root}"
+        options += "".join(f" -c {name}={value}" for name, value in given.items())
+        log = str(self._root / "log")
+        self._run("pg_ctl", "-s", "-w", "-D", self._data, "-l", log, "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """``immediate``: as by a crash, in the middle of everything."""
+        self._run("pg_ctl", "-s", "-w", "-D", self._data, "-m", mode, "stop")
+
+    def remove(self) -> None:
+        with contextlib.suppress(AssertionError):
+            self.stop()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def connect(self, database: str = "postgres", user: str = "postgres") -> Any:
+        """A psycopg connection in autocommit mode."""
+        psycopg = pytest.importorskip("psycopg")
+        address = {"host": "127.0.0.1", "port": self.port, "dbname": database, "user": user}
+        return psycopg.connect(**address, autocommit=True)
+
+    def make_database(self, template: str | None = None) -> str:
+        """A new database of the user ``site``; returns its name."""
+        self._databases += 1
+        name = f"e2e_{self._databases}"
+        with self.connect() as admin:
+            if not admin.execute("SELECT FROM pg_roles WHERE rolname = 'site'").fetchall():
+                admin.execute("CREATE ROLE site LOGIN")
+            admin.execute(f"CREATE DATABASE {name} OWNER site TEMPLATE {template or 'template1'}")
+        return name
+
+    def setting(
+        self, database: str, port: int | None = None, **options: object
+    ) -> Mapping[str, object]:
+        """For Django's DATABASES. ``port`` is that of a proxy, which needs to understand what is said."""
+        return {
+            "NAME": database,
+            "HOST": "127.0.0.1",
+            "PORT": port or self.port,
+            "USER": "site",
+            "OPTIONS": {"sslmode": "disable", "gssencmode": "disable", **options},
+        }
+
+    def terminate(self, database: str) -> None:
+        """Break the connections of a database."""
+        with self.connect() as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (database,),
+            )
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+            wait_for(lambda: admin.execute(query, (database,)).fetchone() == (0,))

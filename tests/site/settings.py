@@ -44,6 +44,11 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 MEDIA_ROOT = DISK / "media"
 MEDIA_URL = "/media/"
+if storage := os.environ.get("E2E_STORAGE"):  # on another file system
+    BACKEND = "django.core.files.storage.FileSystemStorage"
+    STORAGES = {"async_upload": {"BACKEND": BACKEND, "OPTIONS": {"location": storage}}}
+if layer := os.environ.get("E2E_LAYER"):
+    CHANNEL_LAYERS = {"default": json.loads(layer)}
 ASYNC_UPLOAD = {
     "STAGING_ROOT": str(DISK / "staging"),
     "UPLOAD_TO": "in/",

@@ -1,0 +1,292 @@
+"""Services fail while clients upload: they wait and go on, every file arrives once, and nothing acknowledged is lost.
+
+Each test runs for some ten seconds, on the first server that ``E2E_SERVERS`` names; with ``E2E_LONG=1`` each failure
+lasts for a minute, on all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from django_async_upload.client import UploadResult
+from django_async_upload.protocol import messages
+
+from .clock import Clock
+from .conftest import SERVERS
+from .disks import small_disk
+from .hosts import Host, prepare
+from .load import KIB, Load, log_lines
+from .postgres import PostgresServer
+from .postgres_proxy import PostgresProxy
+from .raw import finish
+from .servers import ROOT, wait_for
+
+MIB = KIB * KIB
+IS_LONG = os.environ.get("E2E_LONG") == "1"
+FAILS_FOR = 60.0 if IS_LONG else 3.0
+"""Seconds that a service is away."""
+REST = 60.0
+"""Seconds after which every upload is complete, once the service is back: clients wait for at most 30 between tries."""
+MOST_LINES = 20
+"""Lines that the app may log about one failure."""
+
+
+@pytest.fixture(scope="session", params=SERVERS if IS_LONG else SERVERS[:1])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    """PostgreSQL, with a migrated database ``e2e_1`` to copy."""
+    server = PostgresServer()
+    try:
+        server.start()
+        prepare(ROOT, E2E_POSTGRES=json.dumps(server.setting(server.make_database())))
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def database(server: PostgresServer) -> str:
+    """The name of a migrated database."""
+    return server.make_database("e2e_1")
+
+
+def on(setting: Mapping[str, object]) -> dict[str, str]:
+    """The environment of a host with this database."""
+    return {"E2E_POSTGRES": json.dumps(setting)}
+
+
+@contextlib.contextmanager
+def failing(load: Load, host: Host) -> Iterator[None]:
+    """For :data:`FAILS_FOR` seconds; prints how many small files arrived meanwhile."""
+    began, done = time.monotonic(), load.small_done
+    host.tracebacks_expected = False
+    yield
+    time.sleep(max(0.0, began + FAILS_FOR - time.monotonic()))
+    print(f"{load.small_done - done} small files in {time.monotonic() - began:.1f} s of failure")
+
+
+def assert_not_flooded(host: Host) -> None:
+    lines = log_lines(host.server.log())
+    print(*(f"{count} x {line}" for line, count in lines.most_common()), sep="\n")
+    assert lines.total() <= MOST_LINES
+
+
+def test_postgresql_crashes_and_comes_back(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    host = hosts(extra=on(server.setting(database)))
+    with Load(host) as load:
+        with failing(load, host):
+            server.stop()
+        server.start()
+        print(f"complete {load.finish(REST):.1f} s later")
+    assert_not_flooded(host)
+
+
+def test_postgresql_answers_200_ms_late(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    with PostgresProxy(server.port) as proxy:
+        host = hosts(extra=on(server.setting(database, proxy.port)))
+        with Load(host) as load:
+            speed, small = load.measure(FAILS_FOR)
+            proxy.delay = 0.2
+            late_speed, late_small = load.measure(FAILS_FOR)
+            proxy.delay = 0.0
+            load.finish(REST)
+    print(f"{late_speed / speed:.2f} of the speed, {late_small / small:.2f} of the small files")
+    assert late_speed > 0.8 * speed
+
+
+def test_answers_to_commits_are_lost(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    with PostgresProxy(server.port) as proxy:
+        host = hosts(extra=on(server.setting(database, proxy.port)))
+        with Load(host) as load:
+            proxy.cut_every = 5
+            with failing(load, host):
+                pass
+            load.finish(REST)
+        print(f"{proxy.cuts} of {proxy.commits} commits were not answered")
+        assert proxy.cuts >= 10
+    assert_not_flooded(host)
+
+
+def test_others_take_all_connections_to_postgresql(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    server.stop()
+    server.start(max_connections=10)
+    try:
+        host = hosts(extra=on(server.setting(database)))
+        with Load(host) as load, contextlib.ExitStack() as others:
+            with failing(load, host):
+                take_all(server, database, others)
+            others.close()
+            load.finish(REST)
+        assert_not_flooded(host)
+    finally:
+        server.stop()
+        server.start()
+
+
+def take_all(server: PostgresServer, database: str, taken: contextlib.ExitStack) -> None:
+    """Take the connections of everybody else."""
+    import psycopg
+
+    server.terminate(database)
+    for _again in range(50):
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                taken.enter_context(server.connect("postgres", "site"))
+        server.terminate(database)
+
+
+def test_the_staging_disk_is_full(hosts: Callable[..., Host], tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 96 * MIB) as disk:
+        host = hosts(extra={"E2E_DISK": str(disk.path)})
+        with Load(host) as load:
+            ballast = disk.path / "ballast"
+            with failing(load, host):
+                fill(ballast)
+            ballast.unlink()
+            load.finish(REST)
+        assert_not_flooded(host)
+
+
+def fill(ballast: Path) -> None:
+    """Leave no room on the disk."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(64 * KIB))
+
+
+def test_the_disk_of_the_storage_is_full_while_files_are_copied_there(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "storage", 96 * MIB) as disk:
+        host = hosts(extra={"E2E_STORAGE": str(disk.path / "finished")})
+        with Load(host) as load:
+            ballast = disk.path / "ballast"
+            with failing(load, host):
+                fill(ballast)
+                load.proxy.rate = None
+            ballast.unlink()
+            load.finish(REST)
+        assert_not_flooded(host)
+
+
+def test_a_worker_is_stopped_in_a_transaction_and_wakes(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    """Its clients go on at the other worker, and what it does when it wakes changes nothing.
+
+    Only a file that it was about to publish waits until it wakes, or is killed.
+    """
+    with PostgresProxy(server.port) as proxy:
+        proxy.delay = 0.02
+        host = hosts(extra=on(server.setting(database, proxy.port)), IDLE_TIMEOUT=3.0)
+        with host.another_server() as another, Load(host) as load:
+
+            def waiting() -> set[str]:
+                published = {
+                    row["name"] for row in another.uploads() if row["state"] == "finalizing"
+                }
+                return set(load.late()) - published
+
+            began = time.monotonic()
+            stop_in_a_transaction(host, server, database)
+            try:
+                load.proxy.upstream = another.port
+                load.hurry()
+                wait_for(
+                    lambda: not waiting(),
+                    seconds=REST,
+                    what="the files that are not being published",
+                )
+                print(f"{len(load.results)} files {time.monotonic() - began:.1f} s after the stop")
+                time.sleep(max(0.0, began + FAILS_FOR - time.monotonic()))
+                done = {each.stored_as: stat_of(host, each) for each in load.results.values()}
+            finally:
+                host.server.cont()
+            print(f"{len(load.late())} files waited for the worker that was stopped")
+            load.finish(REST, orphans=True)
+            assert (
+                done.items()
+                <= {each.stored_as: stat_of(host, each) for each in load.results.values()}.items()
+            )
+        with host.connect() as connection:
+            stream, _created = connection.create("afterwards.bin", 4)
+            connection.upload(stream, b"data")
+            connection.finish(stream, b"data")
+
+
+def stop_in_a_transaction(host: Host, server: PostgresServer, database: str) -> None:
+    """SIGSTOP while it has locked the rows of checkpoints."""
+    query = (
+        "SELECT FROM pg_stat_activity WHERE datname = %s AND state = 'idle in transaction' "
+        """AND query LIKE 'UPDATE%%"durable"%%'"""
+    )
+    with server.connect() as admin:
+        while True:
+            host.server.stop()
+            time.sleep(0.1)  # what it asked before has been answered
+            if admin.execute(query, (database,)).fetchall():
+                return
+            host.server.cont()
+            time.sleep(0.03)
+
+
+def stat_of(host: Host, result: UploadResult) -> tuple[int, int, int]:
+    stat = host.path(result.stored_as).stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def test_the_clock_is_moved_by_an_hour_both_ways(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    clock = Clock(tmp_path)
+    host = hosts(extra=clock.environment, TICKET_MAX_AGE=900.0)
+    with Load(host, ticket=host.ticket) as load:
+        for seconds in (3600, -3600, 0):
+            clock.move(seconds)
+            load.proxy.cut()
+            with failing(load, host):
+                host.manage("purge_uploads")
+            assert not {row["state"] for row in host.uploads()} & {"expired", "failed"}
+        load.finish(REST)
+    assert_not_flooded(host)
+
+
+def test_what_is_inspected_while_the_clock_is_moved_is_not_taken_over(
+    hosts: Callable[..., Host], tmp_path: Path
+) -> None:
+    clock = Clock(tmp_path)
+    host = hosts(extra=clock.environment)
+    data = os.urandom(2 * MIB)
+    path = "/ws/inspecting/"
+    ticket = host.ticket(endpoint="inspecting", max_age=2 * 3600)
+    with host.another_server() as another, another.connect(ticket, path=path) as new:
+        with host.connect(ticket, path=path) as old:
+            stream, created = old.create("inspected.bin", len(data))
+            old.upload(stream, data)
+            old.send(finish(data), stream)
+            host.wait_for_signals("inspect", created.upload)
+        clock.move(3600)
+        number = new.next_stream()
+        new.send(messages.Attach(created.upload), number)
+        completed = new.expect(messages.Completed, stream=number)
+        assert host.path(completed.stored_as).read_bytes() == data
+        assert len(host.signals("inspect", created.upload)) == 1
