@@ -145,6 +145,23 @@ def test_small_files_do_not_slow_a_large_one_down(clock: Clock) -> None:
     assert large.grant(0) < MIB
 
 
+def test_slow_uploads_do_not_slow_a_fast_one_down(clock: Clock) -> None:
+    budget = Budget(64 * MIB)
+    slow = [opened(budget, f"visitor {n}") for n in range(1000)]
+    fast = opened(budget, "bob")
+    for _ in range(5):
+        for _half in range(2):
+            clock.now += 0.5
+            for account in slow:
+                account.consume(4096)
+                account.grant(0)
+        fast.consume(16 * MIB)
+        assert fast.grant(0) > WINDOW
+    for account in slow:
+        account.consume(2 * FLOOR)
+    assert fast.grant(0) < MIB
+
+
 def test_a_part_of_the_budget_is_for_other_owners(clock: Clock) -> None:
     budget = Budget(64 * FLOOR, max_uploads=64)
     for _ in range(48):

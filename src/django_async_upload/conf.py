@@ -80,6 +80,9 @@ class UploadSettings:
     database, sessions and logs still have room."""
     idle_timeout: float = 60.0
     """Seconds of silence after which the server closes a connection. Clients send a PING after a third of that."""
+    min_rate: int = 0
+    """Bytes a second that the client of an upload must send, on average over ``idle_timeout``; the stream of a slower
+    one ends in ``too_slow``. 0: any rate will do."""
     memory_budget: int = 64 * MIB
     """Bytes of credit that one process grants at most, all uploads together."""
     max_streams: int = 256
@@ -133,7 +136,7 @@ def problems(configured: object) -> list[str]:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be {hint}.")
         elif name in _CHOICES and value not in _CHOICES[name]:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; choose from {_CHOICES[name]}.")
-        elif name == "num_proxies" and value < 0:
+        elif name in ("num_proxies", "min_rate") and value < 0:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must not be below 0.")
         elif name in _POSITIVE and value <= 0:
             found.append(f"ASYNC_UPLOAD[{key!r}] is {value!r}; it must be above 0.")

@@ -31,6 +31,7 @@ UploadError
 │   ├── WrongOffset              wrong_offset            (retryable)
 │   ├── SizeMismatch             size_mismatch           (retryable)
 │   ├── Busy                     busy                    (retryable)
+│   ├── TooSlow                  too_slow                (retryable)
 │   ├── StorageFull              storage_full            (retryable)
 │   ├── StorageFailed            storage_error           (retryable)
 │   ├── DatabaseUnavailable      database_unavailable    (retryable)
@@ -292,6 +293,13 @@ class SizeMismatch(UploadInterrupted):
 class Busy(UploadInterrupted):
     code = "busy"
     template = "The server is busy."
+
+
+class TooSlow(UploadInterrupted):
+    """The client sent less than the setting ``MIN_RATE`` asks for."""
+
+    code = "too_slow"
+    template = "Less than {min_rate} bytes a second were received."
 
 
 class StorageFull(UploadInterrupted):

@@ -27,6 +27,7 @@ from .flow import Flow
 from .part import UploadPart
 from .queue import Queue
 from .runtime import Runtime
+from .slowness import Slowness
 from .taps import Tap, Taps
 
 logger = logging.getLogger("django_async_upload")
@@ -87,6 +88,7 @@ class ActiveUpload:
             runtime, self.part, self.flow, wake=self._wake.set, lose=self.lose
         )
         self._is_complete = False
+        self._slowness = Slowness(self.account, self.flow, self.queue, self.lose)
         self._proof: Proof | None = None
         self._stop: Stop | None = None
         self._lost: UploadError | None = None
@@ -212,6 +214,13 @@ class ActiveUpload:
         All pieces received before are written then, unless the client cancels. Raises :class:`TakenOver` and other
         :class:`UploadError`; call :meth:`close` in any case.
         """
+        self._slowness.start()
+        try:
+            return await self._write_to_the_end()
+        finally:
+            self._slowness.stop()
+
+    async def _write_to_the_end(self) -> Facts | Stop:
         while True:
             self.raise_if_lost()
             if self.checkpoints.sync_failed:

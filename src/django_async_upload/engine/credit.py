@@ -2,10 +2,10 @@
 
 Every open upload has the credit of a floor. Above that it gets what it consumed in the last second, or in its first
 second four times what it has consumed, at most the largest window and its fair share of the budget: owners with
-recently active uploads share equally, then each owner's uploads. No owner has more than :data:`OWNER_PART`; the rest is
-for others. Credit is granted as absolute offsets and cannot be taken back silently: a stream with far more than it uses
-is asked to pause, and closed if it does not answer. Where no floor is left, an owner with few uploads gets the floor of
-an upload of the owner with the most.
+uploads that recently needed more than the floor share equally, then each owner's uploads. No owner has more than
+:data:`OWNER_PART`; the rest is for others. Credit is granted as absolute offsets and cannot be taken back silently: a
+stream with far more than it uses is asked to pause, and closed if it does not answer. Where no floor is left, an
+owner with few uploads gets the floor of an upload of the owner with the most.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class Account:
         self._second = self.moved_at
         self._current = 0
         self._previous = 0
-        self._consumed = 0
+        self.consumed = 0
+        """Bytes that were received and written, those that were sent again too."""
 
     @property
     def is_open(self) -> bool:
@@ -234,11 +235,12 @@ class Account:
         self.rate(now)
         self._current += size
         self.moved_at = now
-        self._consumed += size
+        self.consumed += size
         if self.is_open:
             _note(self.share.accounts, self, None)
-            # An upload within its floor has no share above it: small files do not slow down a large one.
-            if self._consumed > FLOOR:
+            # Who needs no more than the floor has no share above it: a thousand slow uploads, or small files, do not
+            # slow down a large one.
+            if self.rate(now) > FLOOR:
                 self.budget.moved(self, now)
         self._promise(max(FLOOR, self.promised - self._held - size))
 

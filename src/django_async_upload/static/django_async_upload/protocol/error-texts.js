@@ -16,6 +16,7 @@ export const RETRYABLE = {
   wrong_offset: "Data came at another offset than expected.",
   size_mismatch: "The upload was finished before all bytes were there.",
   busy: "The server is busy.",
+  too_slow: "The file arrived too slowly.",
   storage_full: "The server has no room for this file.",
   storage_error: "The server could not write the file.",
   database_unavailable: "The server's database does not answer.",
