@@ -127,6 +127,8 @@ def in_state(state: ClientStreamState) -> ClientProtocol:
             give_up(1)
         case S.QUERYING:
             protocol.send_query(ID)
+        case S.WATCHING:
+            protocol.send_watch("own")
         case S.CLOSED:
             create(protocol)
             tell(protocol, SERVER[FrameType.ERROR])

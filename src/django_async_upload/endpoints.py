@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar
 
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_permission_codename
 from django.core.files import File
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -57,6 +58,16 @@ class Endpoint(abc.ABC):
     async def may_discard(self, session: UploadSession) -> bool:
         """Whether the client may delete this completed upload, which is not taken yet."""
         return True
+
+    async def may_watch(self, user: Any, session: UploadSession | None) -> bool:
+        """Whether this user may watch an upload of another owner, or with None all uploads of this endpoint.
+
+        Whoever may watch all may watch each. By default staff with the permission to view uploads; owners may always
+        watch their own. Asked when a client begins to watch, and again every half minute.
+        """
+        view = get_permission_codename("view", UploadSession._meta)
+        permission = f"{UploadSession._meta.app_label}.{view}"
+        return bool(getattr(user, "is_staff", False)) and await user.ahas_perm(permission)
 
     async def check(self, session: UploadSession) -> None:
         """Check a new session (name, content type, metadata, ...) before its row is created; may change it.

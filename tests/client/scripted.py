@@ -145,7 +145,8 @@ class Session(Wire):
                 kept.cancelled = True
                 self.say(m.Cancelled(kept.id), stream)
             case m.Release():
-                self.say(m.Released(self.streams[stream].durable), stream)
+                kept = self.streams.get(stream)  # None: of a watch
+                self.say(m.Released(kept.durable if kept else 0), stream)
             case m.Query():
                 kept = self.server.find(message.upload)
                 self.say(m.Status(kept.id, "uploading", kept.create.name, kept.durable), stream)

@@ -223,6 +223,22 @@ def test_status_and_cancel_speak_of_an_upload(host: Host, env: dict[str, str], f
         assert b"Traceback" not in refused.stderr
 
 
+def test_watch_follows_uploads_until_they_have_ended(
+    host: Host, env: dict[str, str], file: Path
+) -> None:
+    common = ("--url", host.url(), "--ticket", host.ticket())
+    (result,) = lines(run(env, "put", file, *common, "--json"))
+    done = run(env, "watch", result["id"], *common, "--json")
+    assert done.returncode == 0
+    (status,) = lines(done)
+    assert (status["id"], status["state"]) == (result["id"], "completed")
+    assert b"file.bin: completed" in run(env, "watch", result["id"], *common).stdout
+    for arguments in ((ID,), ("--all",)):
+        refused = run(env, "watch", *arguments, *common)
+        assert refused.returncode == 1
+        assert b"Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize("module", ["websockets", "rich"])
 def test_a_missing_extra_is_named(env: dict[str, str], module: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None\n"

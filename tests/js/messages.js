@@ -12,6 +12,7 @@ import {
   object,
   parseMessage as parse,
   text,
+  uploads,
   uuid,
 } from "../../src/django_async_upload/static/django_async_upload/protocol/messages.js";
 
@@ -32,6 +33,10 @@ const FROM_CLIENT = {
   RELEASE: {},
   PAUSED: { offset: needed(integer) },
   QUERY: { upload: needed(uuid) },
+  WATCH: {
+    scope: needed((value) => ["uploads", "own", "all"].includes(/** @type {string} */ (value))),
+    uploads: maybe(uploads, () => []),
+  },
 };
 
 /** A message of either side: see `parseMessage()` of protocol/messages.js. */

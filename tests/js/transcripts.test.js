@@ -84,7 +84,7 @@ for (const transcript of FOR_CLIENTS) {
 test("the transcripts for clients are many, and show every message that a server says", () => {
   assert.ok(FOR_CLIENTS.length > 50);
   const said = new Set(FOR_CLIENTS.flatMap(({ steps }) => steps.map((step) => step.type)));
-  assert.equal(said.size, 28);
+  assert.equal(said.size, 30);
 });
 
 test("a client that sends something else is noticed", () => {

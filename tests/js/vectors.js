@@ -78,6 +78,8 @@ export function sendStep(protocol, step) {
       return protocol.sendAttach(fields.upload)[1];
     case "QUERY":
       return protocol.sendQuery(fields.upload)[1];
+    case "WATCH":
+      return protocol.sendWatch(fields.scope, fields.uploads ?? [])[1];
     case "CANCEL":
       return fields.upload ? protocol.sendCancelOf(fields.upload)[1] : protocol.sendCancel(stream);
     case "RELEASE":

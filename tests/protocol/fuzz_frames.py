@@ -210,6 +210,7 @@ FIELDS: Final = {
         m.Create("0" * 32, "a", 300),
         m.Attach(UPLOAD),
         m.Query(UPLOAD),
+        m.Watch("uploads", [UPLOAD]),
         m.Cancel(UPLOAD),
         m.Release(),
         m.Proof("0" * 8),

@@ -52,9 +52,11 @@ Check = Callable[[Any], bool]
 
 
 def _string(limits: str) -> Check:
-    pattern = re.match(r"`([^`]+)`", limits)
-    if pattern:
-        return lambda value: isinstance(value, str) and bool(re.fullmatch(pattern[1], value))
+    patterns = re.findall(r"`([^`]+)`", limits)
+    if patterns:
+        return lambda value: (
+            isinstance(value, str) and any(re.fullmatch(each, value) for each in patterns)
+        )
     found = re.fullmatch(r"([\d,]+) to ([\d,]+) characters", limits)
     if found is None:
         assert not limits
@@ -86,6 +88,31 @@ def _object(limits: str) -> Check:
     )
 
 
+def _list(limits: str) -> Check:
+    if limits.startswith("strings"):
+        return lambda value: (
+            isinstance(value, list) and all(isinstance(each, str) for each in value)
+        )
+    if found := re.fullmatch(r"up to ([\d,]+) values of `(\w+)`", limits):
+        most, field = number(found[1]), found[2]
+        return lambda value: (
+            isinstance(value, list) and len(value) <= most and all(map(FIELDS[field], value))
+        )
+    found = re.fullmatch(r"objects with the fields of ([A-Z]+)", limits)
+    assert found is not None, limits
+    message = found[1]
+    return lambda value: (
+        isinstance(value, list) and all(_has_fields(each, message) for each in value)
+    )
+
+
+def _has_fields(value: Any, message: str) -> bool:
+    return isinstance(value, dict) and all(
+        field.check(value[name]) if name in value else field.optional
+        for name, field in MESSAGES[message].items()
+    )
+
+
 def _check(kind: str, limits: str) -> Check:
     match kind.partition(",")[0]:
         case "string":
@@ -99,10 +126,7 @@ def _check(kind: str, limits: str) -> Check:
         case "object":
             return _object(limits)
         case "list":
-            assert limits.startswith("strings")
-            return lambda value: (
-                isinstance(value, list) and all(isinstance(each, str) for each in value)
-            )
+            return _list(limits)
     raise ValueError(kind)
 
 

@@ -160,6 +160,10 @@ PROBES: list[Any] = [
     *("x" * (limit + step) for limit in (255, 1024, 4096, 8192) for step in (0, 1)),
     *([], ["sha-256"], ["x"], [1], {}, {"a": 1}, {"sha-256": "0" * 64}, {"sha-256": "0" * 63}),
     *({"sha-256": None}, {"md5": "0" * 32}),
+    *("uploads", "own", "all", "own "),
+    *([ID], [ID.upper()], [ID] * 1000, [ID] * 1001),
+    *([{}], [None], [{"upload": ID, "state": "created", "name": "a", "durable": 0}]),
+    *([{"upload": ID, "state": "created", "name": "", "durable": 0}],),
 ]
 """Values at the edges of all ranges, and of all types."""
 
@@ -220,7 +224,7 @@ def test_a_server_does_with_a_message_what_the_table_says(name: str, state: str)
 def outcome(name: str, state: str, message: Message | None = None, *, restart: bool = False) -> str:
     """What a server in which stream 1 is in ``state`` does with a message."""
     server, end = server_in(state)
-    if name == "PAUSED" and server.is_open(1) and state not in ("asking", "ending"):
+    if name == "PAUSED" and server.is_open(1) and state not in ("asking", "watching", "ending"):
         server.send(1, m.Pause())
     if name == "DATA":
         frame = frames.build_data(1, 0 if restart else end, b"x", crc32c, restart=restart)
@@ -239,6 +243,7 @@ FROM_CLIENT: dict[str, Callable[[int], Message]] = {
     "CREATE": lambda end: m.Create("0" * 32, "a"),
     "ATTACH": lambda end: m.Attach(ID),
     "QUERY": lambda end: m.Query(ID),
+    "WATCH": lambda end: m.Watch("own"),
     "CANCEL": lambda end: m.Cancel(ID),
     "PROOF": lambda end: m.Proof("00000000"),
     "FINISH": lambda end: m.Finish(end, "00000000"),
@@ -256,8 +261,8 @@ def server_in(state: str) -> tuple[ServerProtocol, int]:
 
     if state == "never opened":
         return server, 0
-    if state == "asking":
-        hear(m.Query(ID))
+    if state in ("asking", "watching"):
+        hear(m.Query(ID) if state == "asking" else m.Watch("own"))
         return server, 0
     if state in ("attaching", "proving"):
         hear(m.Attach(ID))

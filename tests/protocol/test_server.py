@@ -43,6 +43,7 @@ ROADS: dict[ServerStreamState, tuple[m.Message, ...]] = {
     ServerStreamState.REWINDING: (CREATE, CREATED, REWIND),
     ServerStreamState.FINISHING: (CREATE, CREATED, FINISH),
     ServerStreamState.ASKING: (m.Query(UPLOAD),),
+    ServerStreamState.WATCHING: (m.Watch("own"),),
     ServerStreamState.ENDING: (CREATE, CREATED, m.Release()),
 }
 
@@ -63,6 +64,7 @@ FRAMES: dict[str, Callable[[int], bytes]] = {
             m.Release(),
             m.Paused(0),
             m.Query(UPLOAD),
+            m.Watch("own"),
             m.Auth(),
             m.Ping(),
             m.Pong(),
@@ -134,7 +136,7 @@ def expected(frame: str, state: ServerStreamState) -> str:
     accepted = {
         FrameType.FINISH: {_S.CREATING, _S.OPEN},
         FrameType.PROOF: {_S.PROVING},
-        FrameType.CANCEL: set(_S) - {_S.ASKING},
+        FrameType.CANCEL: set(_S) - {_S.ASKING, _S.WATCHING},
         FrameType.RELEASE: set(_S) - {_S.ASKING},
     }
     return "received" if state in accepted.get(kind, ()) else "unexpected_message"
@@ -153,7 +155,7 @@ def test_each_frame_on_a_closed_and_on_an_unknown_stream(
 ) -> None:
     protocol = server_in(state)
     protocol.send(STREAM, m.Error("busy", "", True))
-    opens = {"CREATE", "ATTACH", "QUERY"}
+    opens = {"CREATE", "ATTACH", "QUERY", "WATCH"}
     for stream, usual in ((STREAM, "dropped"), (STREAM - 1, "dropped"), (9, "unknown_stream")):
         want = usual
         if frame in ("AUTH", "PING", "PONG"):

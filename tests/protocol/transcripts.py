@@ -284,6 +284,8 @@ def send_as_client(protocol: ClientProtocol, step: Step) -> bytes:
             return protocol.send_attach(upload)[1]
         case m.Query(upload=upload):
             return protocol.send_query(upload)[1]
+        case m.Watch(scope=scope, uploads=uploads):
+            return protocol.send_watch(scope, uploads)[1]
         case m.Cancel(upload=str(upload)):
             return protocol.send_cancel_of(upload)[1]
         case m.Cancel():

@@ -70,6 +70,7 @@ class _Commands:
             "put": self._put,
             "resume": self._resume,
             "status": self._status,
+            "watch": self._watch,
             "cancel": self._cancel,
         }
         return commands[self._options.command]()
@@ -128,6 +129,31 @@ class _Commands:
             for field, value in status.items():
                 print(f"{field}: {value}")
         return 0
+
+    async def _watch(self) -> int:
+        from .conversation import Progress
+
+        options = self._options
+        failed = False
+        states: dict[str, str] = {}
+        async with self._client(options.url) as client:
+            async for each in client.watch(*options.uploads, everyone=options.all):
+                failed |= each.state in ("failed", "cancelled", "expired")
+                done = max(each.durable, each.received or 0)
+                if options.json:
+                    status = each.to_fields()
+                    self._print_json(id=status.pop("upload"), **status)
+                    continue
+                if each.state in ("created", "uploading"):
+                    progress = Progress("uploading", done, each.size)
+                    self._display.show(each.upload, each.name, progress)
+                else:
+                    self._display.end(each.upload)
+                if states.get(each.upload) != each.state:
+                    error = f" ({each.error})" if each.error else ""
+                    print(f"{each.upload} {each.name}: {each.state}{error}", flush=True)
+                states[each.upload] = each.state
+        return FAILED if failed else 0
 
     async def _cancel(self) -> int:
         async with self._client(self._options.url) as client:
@@ -290,6 +316,13 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="also one that has completed and is not taken yet",
             )
+    watch = commands.add_parser(
+        "watch", parents=[common], help="follow uploads, those named until they have ended"
+    )
+    watch.add_argument("uploads", nargs="*", metavar="ID", help="default: all of the user's")
+    watch.add_argument("--all", action="store_true", help="the uploads of all users, for staff")
+    watch.add_argument("--url", required=True, help="ws://HOST/ws/uploads/")
+    watch.set_defaults(jobs=1)
     return parser
 
 

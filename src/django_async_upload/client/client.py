@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl as tls
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from inspect import isawaitable
 from typing import Any, BinaryIO, Final, Self
@@ -27,6 +27,7 @@ from .source import Cut, Path
 from .state import StateFile
 from .transport import Connect, Target, connect
 from .upload import Job, Upload, UploadResult
+from .watching import Watcher
 from .worker import Worker
 
 logger = logging.getLogger("django_async_upload.client")
@@ -172,6 +173,41 @@ class UploadClient:
         answer = await self._request(lambda c: c.protocol.send_query(upload))
         assert isinstance(answer, messages.Status)
         return answer
+
+    async def watch(
+        self, *uploads: str, everyone: bool = False
+    ) -> AsyncGenerator[messages.Status, None]:
+        """Follow uploads: yields the standing of each as it is now, and then whenever it changes, at most four times
+        a second::
+
+            async for standing in client.watch(upload):
+                print(standing.state, standing.received or standing.durable, standing.size)
+
+        Follows the uploads with these ids, and ends when all of them have ended. Without ids it never ends, and follows
+        all of the owner's uploads that are under way or begin later; with ``everyone`` those of all owners. Of what a
+        program does not take in time it gets the newest.
+
+        Raises :class:`NotFound` for an upload that does not exist or may not be watched, :class:`PermissionRefused`
+        where ``everyone`` is not allowed, and the error that no retry can help.
+        """
+        scope = "all" if everyone else "uploads" if uploads else "own"
+        watcher, backoff = Watcher(scope, uploads), Backoff(self.patience)
+        while not watcher.is_over:
+            connection = await self.connected()
+            try:
+                while not watcher.is_over:
+                    await watcher.run(connection)
+                    while (standing := watcher.take()) is not None:
+                        yield standing
+            except UploadError as error:
+                if not self.may_retry(error):
+                    raise
+                if watcher.was_heard:
+                    watcher.was_heard = False
+                    backoff.reset()
+                await asyncio.sleep(backoff.delay(error))
+            finally:
+                watcher.leave(connection)
 
     async def cancel(self, upload: str, *, finished: bool = False) -> None:
         """Cancel an unfinished upload, or with ``finished`` also a completed one that is not taken yet.

@@ -84,6 +84,7 @@ class Attachment:
                 session, self._hooks.owner, upload.queue.pieces, facts.crc32c, upload.name
             )
             if await service.small_files.publish(small):
+                service.watching.touch(session)
                 return Published(session)
         taps = self._hooks.get_taps(session)
         match await service.create(upload, session, self._hooks.owner, max_size, taps):

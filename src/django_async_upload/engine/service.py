@@ -37,6 +37,7 @@ from .recovery import Recovery
 from .runtime import Runtime
 from .small import SmallFiles
 from .taps import Tap
+from .watching import Watching
 
 logger = logging.getLogger("django_async_upload")
 
@@ -64,19 +65,21 @@ class UploadService(Runtime):
         self._recovery = Recovery(self, self._completions, endings)
         self._gauges = Gauges(self, self.active)
         self._takeovers = Rates(MAX_TAKEOVERS, TAKEOVER_SECONDS)
+        self.watching = Watching(self.database, self.bus, self.active)
         self.complete = self._completions.complete
         self.result = self._completions.result
+        self._endings = endings
         self.end = endings.end
         self.fail = endings.fail
         self.note = endings.note
-        self.discard = endings.discard
         self._answers = Answers(self.database)
         self.answered = self._answers.answered
 
     def start(self) -> None:
-        """Start the recovery and the gauges; called at the first connection or by lifespan."""
+        """Start the recovery, the gauges and what watchers need; called at each connection and by lifespan."""
         self._recovery.start()
         self._gauges.start()
+        self.watching.start()
 
     async def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Release every upload, deliver the claimed events, end the threads; waits only for a limited time."""
@@ -87,6 +90,7 @@ class UploadService(Runtime):
             asyncio.create_task(upload.closed.wait()) for upload in held
         ]
         self._gauges.stop()
+        self.watching.stop()
         ending += self._recovery.stop()
         ending += self._answers.running
         if ending:
@@ -206,6 +210,7 @@ class UploadService(Runtime):
     def _register(self, upload: ActiveUpload, session: UploadSession) -> None:
         self.active[session.pk] = upload
         self.hints.register(session.pk, session.epoch, upload)
+        self.watching.touch(session)
 
     async def leave(self, upload: ActiveUpload) -> None:
         """Leave an upload in any state. Raises nothing."""
@@ -215,6 +220,7 @@ class UploadService(Runtime):
             self.hints.unregister(session.pk, upload)
             if self.active.get(session.pk) is upload:
                 del self.active[session.pk]
+            self.watching.touch(session)
 
     async def cancel(self, access: UploadAccess) -> End:
         """Cancel an upload that any connection may hold; a published one stays. Raises the error of a failed one."""
@@ -225,9 +231,19 @@ class UploadService(Runtime):
             with suppress(UploadError):
                 return await self._completions.wait(session.pk)
         ended = await self.end(session, State.CANCELLED)
+        self.watching.touch(session)
         if ended.state == State.FINALIZING:  # its process crashed: too late to cancel
             return await self.result(ended, lambda progress: None)
         return end_of(ended)
+
+    async def discard(self, session: UploadSession) -> End:
+        """Cancel a completed upload, and delete its file; one that is bound, or that a request holds, stays published.
+
+        Raises :class:`NotFound`.
+        """
+        end = await self._endings.discard(session)
+        self.watching.touch(session)
+        return end
 
 
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, UploadService] = WeakKeyDictionary()
@@ -264,6 +280,7 @@ def _after_end(ended: Sequence[UploadSession]) -> None:
                 loop.call_soon_threadsafe(
                     service.hints.tell_holder, session.pk, rows.error_of(session)
                 )
+                loop.call_soon_threadsafe(service.watching.touch, session)
     store = make_store()
     try:
         for part in {session.part for session in ended} - {""}:

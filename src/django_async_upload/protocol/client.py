@@ -10,7 +10,7 @@ closes the connection. The specification is ``docs/reference/protocol.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import MappingProxyType
@@ -55,6 +55,7 @@ class ClientStreamState(Enum):
     CANCELLING = auto()
     RELEASING = auto()
     QUERYING = auto()
+    WATCHING = auto()
     CLOSED = auto()
 
 
@@ -115,9 +116,11 @@ RECEIVES: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]
         _F.PROGRESS: _S.RELEASING,
         _F.COMPLETED: _S.CLOSED,
         _F.RELEASED: _S.CLOSED,
+        _F.CHANGED: _S.RELEASING,
         **_OVER,
     },
     _S.QUERYING: {_F.STATUS: _S.CLOSED, _F.ERROR: _S.CLOSED},
+    _S.WATCHING: {_F.CHANGED: _S.WATCHING, _F.ERROR: _S.CLOSED},
 }
 """State of a stream -> frame from the server -> next state."""
 
@@ -134,6 +137,7 @@ SENDS: Final[Mapping[ClientStreamState, Mapping[FrameType, ClientStreamState]]] 
     _S.CANCELLING: {},
     _S.RELEASING: {},
     _S.QUERYING: {},
+    _S.WATCHING: {_F.RELEASE: _S.RELEASING},
 }
 """State of a stream -> frame from the client -> next state."""
 
@@ -364,6 +368,12 @@ class ClientProtocol:
         stream, frame = self._open(_S.QUERYING, messages.Query(upload))
         return stream.id, frame
 
+    def send_watch(self, scope: str, uploads: Sequence[str] = ()) -> tuple[int, bytes]:
+        """Follow uploads on a new stream (see :class:`messages.Watch`), until :meth:`send_release`; raises as
+        :meth:`send_create` does."""
+        stream, frame = self._open(_S.WATCHING, messages.Watch(scope, list(uploads)))
+        return stream.id, frame
+
     def send_cancel_of(self, upload: str, *, finished: bool = False) -> tuple[int, bytes]:
         """Cancel an upload on a new stream, without an open stream for it; with ``finished`` also a completed one."""
         stream, frame = self._open(_S.CANCELLING, messages.Cancel(upload, finished or None))
@@ -421,7 +431,7 @@ class ClientProtocol:
         return messages.Cancel().to_frame(stream, self._crc)
 
     def send_release(self, stream: int) -> bytes:
-        """Release the upload, which stays unfinished; the answer is RELEASED."""
+        """Release the upload, which stays unfinished, or stop watching; the answer is RELEASED."""
         entry, state = self._may_send(stream, _F.RELEASE)
         entry.state = state
         return messages.Release().to_frame(stream, self._crc)

@@ -60,6 +60,7 @@ class FrameType(IntEnum):
     RELEASE = 0x08
     PAUSED = 0x09
     QUERY = 0x0A
+    WATCH = 0x0B
     PING = 0x40
     PONG = 0x41
     HELLO = 0x80
@@ -78,6 +79,7 @@ class FrameType(IntEnum):
     LIMIT = 0x8D
     DRAIN = 0x8E
     ERROR = 0x8F
+    CHANGED = 0x90
 
 
 class Flag(IntFlag):

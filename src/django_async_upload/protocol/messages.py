@@ -22,6 +22,10 @@ from .frames import CRC, MAX_CHUNK, MAX_FRAME, FrameType
 DIGESTS: typing.Final = {"sha-256": 64}
 """Digest algorithms (names as in RFC 9530) and their lengths in hex digits."""
 CRC32C: typing.Final = "crc32c"
+SCOPES: typing.Final = ("uploads", "own", "all")
+"""What WATCH may follow: the named uploads only, all of the owner's, or all of the endpoint's."""
+MAX_WATCHED: typing.Final = 1000
+"""Number of uploads that one WATCH may name."""
 
 _KEY = re.compile(r"[0-9a-f]{32}\Z")
 _CRC = re.compile(r"[0-9a-f]{8}\Z")
@@ -43,6 +47,23 @@ def _is_digests(value: object) -> bool:
     )
 
 
+def _are_uploads(value: list[object]) -> bool:
+    return len(value) <= MAX_WATCHED and all(
+        isinstance(each, str) and _UUID.match(each) for each in value
+    )
+
+
+def _are_standings(value: list[object]) -> bool:
+    for each in value:
+        if not isinstance(each, dict):
+            return False
+        try:
+            Status.from_fields(each)
+        except MalformedFrame:
+            return False
+    return True
+
+
 # Conditions on fields by name, beyond their types, in every message.
 _RULES: dict[str, Callable[[Any], Any]] = {
     "key": _KEY.match,
@@ -56,6 +77,10 @@ _RULES: dict[str, Callable[[Any], Any]] = {
     "received_crc32c": _CRC.match,
     "digest": DIGESTS.__contains__,
     "digests": _is_digests,
+    "scope": SCOPES.__contains__,
+    "uploads": _are_uploads,
+    "missing": _are_uploads,
+    "standings": _are_standings,
     "max_streams": lambda streams: streams > 0,
     "max_chunk": lambda size: 0 < size <= MAX_CHUNK,
     **dict.fromkeys(
@@ -159,7 +184,7 @@ class Cancel(Message):
 
 @dataclass(frozen=True, slots=True)
 class Release(Message):
-    """Closes the stream; the upload stays unfinished."""
+    """Closes the stream; the upload stays unfinished. Ends a WATCH, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +199,15 @@ class Query(Message):
     """Asks on a new stream for an upload's state, without resuming it."""
 
     upload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Watch(Message):
+    """Follows uploads on a new stream, which CHANGED answers until RELEASE."""
+
+    scope: str
+    """``uploads``: those named only; ``own``, ``all``: also those of the owner, or of all, that are under way."""
+    uploads: list[str] = field(default_factory=list)
 
 
 # From both ----------------------------------------------------------------------------------------
@@ -341,6 +375,18 @@ class Status(Message):
     stored_as: str | None = None
     error: str | None = None
     """The code of the error that ended the upload."""
+    received: int | None = None
+    """Where it is known to be more than ``durable``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Message):
+    """Answers WATCH: first with the uploads as they are now, then with those that changed."""
+
+    standings: list[dict[str, Any]]
+    """The fields of STATUS, for each upload."""
+    missing: list[str] = field(default_factory=list)
+    """Watched uploads that do not exist, or that the client may not watch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,8 @@ class ServerStreamState(Enum):
     """FINISH came."""
     ASKING = auto()
     """QUERY, or CANCEL on a new stream, was received and is not answered."""
+    WATCHING = auto()
+    """WATCH was received; CHANGED answers it until RELEASE."""
     ENDING = auto()
     """CANCEL or RELEASE was received, or the client violated the stream's rules; the answer is due."""
 
@@ -83,7 +85,7 @@ ACCEPTS: Final[dict[FrameType, frozenset[ServerStreamState]]] = {
     _T.FINISH: frozenset({_S.CREATING, _S.OPEN}),
     _T.PAUSED: _HOLDING,
     _T.CANCEL: _HOLDING,
-    _T.RELEASE: _HOLDING,
+    _T.RELEASE: _HOLDING | {_S.WATCHING},
 }
 """The frames that are allowed on an open stream, and the states that allow them. While ENDING all are dropped."""
 _TAKES_DATA: Final = ACCEPTS[_DATA]
@@ -95,6 +97,7 @@ _OPENS: Final = {
     _T.CREATE: _S.CREATING,
     _T.ATTACH: _S.ATTACHING,
     _T.QUERY: _S.ASKING,
+    _T.WATCH: _S.WATCHING,
     _T.CANCEL: _S.ASKING,
 }
 _CONNECTION: Final = frozenset({_T.AUTH, _T.PING, _T.PONG})

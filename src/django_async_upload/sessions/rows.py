@@ -31,9 +31,10 @@ from ..models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from ..stores.base import Checkpoint
 from .holds import HOLD
 from .quotas import Quota
-from .state import OVER, PUBLISHED, State
+from .state import ACTIVE, OVER, PUBLISHED, State
 from .values import (
     CLAIM,
+    MAX_WATCHED,
     AbandonedQuery,
     Change,
     Creation,
@@ -41,6 +42,8 @@ from .values import (
     HolderQuery,
     UploadAccess,
     UploadProblem,
+    WatchQuery,
+    WatchScope,
 )
 
 
@@ -188,6 +191,23 @@ def reload(items: Sequence[uuid.UUID]) -> list[UploadSession | UploadError]:
     """Read uploads again, for the server itself."""
     found = UploadSession.objects.in_bulk(items)
     return [found.get(pk) or NotFound() for pk in items]
+
+
+def watched(items: Sequence[WatchQuery]) -> list[list[UploadSession]]:
+    """The uploads that watchers follow, for each at most :data:`MAX_WATCHED` of each kind, in no order."""
+    return [_watched(item) for item in items]
+
+
+def _watched(item: WatchQuery) -> list[UploadSession]:
+    # In several queries, each by one index; the newest first would lead PostgreSQL through the whole index of times.
+    here = UploadSession.objects.filter(endpoint=item.endpoint).order_by()
+    found = list(here.filter(pk__in=item.uploads)) if item.uploads else []
+    if item.scope is not WatchScope.UPLOADS:
+        scope = here if item.scope is WatchScope.ALL else here.filter(owner_key=item.owner_key)
+        found += scope.filter(state__in=ACTIVE)[:MAX_WATCHED]
+        if item.since is not None:
+            found += scope.filter(created_at__gte=item.since)[:MAX_WATCHED]
+    return found
 
 
 def error_of(session: UploadSession) -> UploadError:

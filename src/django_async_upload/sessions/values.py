@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
-from enum import Enum, auto
+from datetime import datetime, timedelta
+from enum import Enum, StrEnum, auto
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import UploadError
@@ -15,6 +15,8 @@ from .owners import Owner
 from .quotas import Growth
 from .state import State
 
+MAX_WATCHED: Final = 1000
+"""Uploads that one watcher follows at most."""
 CLAIM: Final = timedelta(seconds=10)
 """How long a process has the claim on a completion event, unless it renews the claim."""
 
@@ -127,6 +129,27 @@ class UploadProblem:
     upload: uuid.UUID
     epoch: int
     error: UploadError
+
+
+class WatchScope(StrEnum):
+    """What a watcher follows beside the uploads that it names: nothing, all of its owner's, all of the endpoint's."""
+
+    UPLOADS = "uploads"
+    OWN = "own"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchQuery:
+    """A watcher's question about the uploads that it follows. The caller checks who may see what is found."""
+
+    endpoint: str
+    scope: WatchScope
+    owner_key: str
+    uploads: tuple[uuid.UUID, ...]
+    """Those that it names, and those under way that it knows."""
+    since: datetime | None
+    """Also those of the scope that were created since then, even if they have ended."""
 
 
 class HolderQuery(NamedTuple):

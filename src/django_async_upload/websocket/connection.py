@@ -56,6 +56,8 @@ THROTTLE_SECONDS: Final = 5.0
 """Seconds for which a connection may exceed the rate at which it is read, without a pause."""
 MAX_QUERIES: Final = 8
 """QUERYs of one connection that run in the database at once; further ones wait."""
+MAX_WATCHES: Final = 8
+"""WATCHes of one connection at once; each may hold a standing of a thousand uploads."""
 
 
 class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
@@ -74,7 +76,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self.base_send = send
         set_nodelay(receive)
         self._life = Life()
-        self._sender = Sender(self.send, self._newest_ack)
+        self._sender = Sender(self.send, self._newest)
         self._in_turn = 0
         self._behind = 0.0
         self._throttled_since: float | None = None
@@ -300,6 +302,8 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
             held = policies.check_metadata(message.metadata) if isinstance(message, m.Create) else 0
+            if isinstance(message, m.Watch) and self._watches >= MAX_WATCHES:
+                raise Busy(retry_after=1.0)
             stream = UploadStream(self, number, message, held=held)
         except (Busy, MetadataInvalid) as error:
             log_refused(error, self.counted_as, self.endpoint)
@@ -311,6 +315,10 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             self._defer(stream)
         else:
             spawn(self._run_stream(stream))
+
+    @property
+    def _watches(self) -> int:
+        return sum(stream.is_watching for stream in self._streams.values())
 
     def _defer(self, stream: UploadStream) -> None:
         """Defer a CREATE: a small file's data and FINISH mostly follow at once, and can be handled with it."""
@@ -368,16 +376,20 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             return
         self._enqueue(self._protocol.send(stream, message))
 
-    def ack(self, stream: int) -> None:
-        """Queue an ACK of a stream, which replaces one that was not sent yet."""
+    def offer(self, stream: int) -> None:
+        """Send a stream's newest message when the socket has room; it replaces one that was not sent yet."""
         if self._life.is_open:
-            self._sender.ack(stream)
+            self._sender.offer(stream)
 
-    def _newest_ack(self, number: int) -> bytes | None:
+    def _newest(self, number: int) -> bytes | None:
         if not self._life.is_open or not self._protocol.is_open(number):
             return None
-        self.service.telemetry.count("acks.sent")
-        return self._protocol.send(number, self._streams[number].newest_ack)
+        message = self._streams[number].newest
+        if message is None:
+            return None
+        if isinstance(message, m.Ack):
+            self.service.telemetry.count("acks.sent")
+        return self._protocol.send(number, message)
 
     def _enqueue(self, frame: bytes) -> None:
         if self._sender.is_full:

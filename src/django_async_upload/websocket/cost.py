@@ -22,6 +22,6 @@ def cost(event: Event | None) -> int:
             return pace.SHORT_CHUNK * missing // SHORT_FRAME if is_short else 0
         case Control(_number, m.Create() | m.Attach() | m.Proof() | m.Finish()):
             return 0
-        case Control(_number, m.Query() | m.Auth() | m.Cancel()):
+        case Control(_number, m.Query() | m.Watch() | m.Auth() | m.Cancel()):
             return pace.QUESTION
     return 1

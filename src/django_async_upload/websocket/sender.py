@@ -16,19 +16,19 @@ MAX_UNSENT: Final = 1024 * 1024
 
 
 class Sender:
-    """Sends frames in order, then ACKs: only the newest of each stream, the longest waiting stream first."""
+    """Sends frames in order, then what streams offer: only the newest of each, the longest waiting stream first."""
 
     def __init__(
         self,
         send: Callable[[dict[str, Any]], Awaitable[None]],
-        newest_ack: Callable[[int], bytes | None],
+        newest: Callable[[int], bytes | None],
     ) -> None:
-        """``newest_ack`` returns the ACK of a stream; None where the stream is closed."""
+        """``newest`` returns the frame that a stream offered; None where there is none any more."""
         self._send = send
-        self._newest_ack = newest_ack
+        self._newest = newest
         self._frames: deque[bytes] = deque()
         self._bytes = 0
-        self._acks: dict[int, None] = {}
+        self._offers: dict[int, None] = {}
         self._wake = asyncio.Event()
         self._is_stopped = False
         self._close_code: int | None = None
@@ -45,14 +45,14 @@ class Sender:
         self._bytes += sys.getsizeof(frame)
         self._wake.set()
 
-    def ack(self, stream: int) -> None:
-        """Queue an ACK of a stream, which replaces one that was not sent yet."""
-        self._acks[stream] = None
+    def offer(self, stream: int) -> None:
+        """Queue a stream's newest frame, which is made when it can be sent, so that it replaces an older one."""
+        self._offers[stream] = None
         self._wake.set()
 
     def forget(self, stream: int) -> None:
-        """Drop the ACK of a closed stream."""
-        self._acks.pop(stream, None)
+        """Drop the offer of a closed stream."""
+        self._offers.pop(stream, None)
 
     def stop(self) -> None:
         """Send nothing more, since the client has disconnected."""
@@ -81,11 +81,11 @@ class Sender:
                 if self._close_code is not None:
                     await self._send({"type": "websocket.close", "code": self._close_code})
                     return
-                if self._acks:
-                    stream = next(iter(self._acks))
-                    del self._acks[stream]
-                    if (ack := self._newest_ack(stream)) is not None:
-                        self.push(ack)
+                if self._offers:
+                    stream = next(iter(self._offers))
+                    del self._offers[stream]
+                    if (newest := self._newest(stream)) is not None:
+                        self.push(newest)
                     continue
                 self._wake.clear()
                 await self._wake.wait()

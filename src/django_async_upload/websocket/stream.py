@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..endpoints import Endpoint
 from ..engine.active import ActiveUpload
@@ -13,6 +13,7 @@ from ..engine.attachment import Attachment, Outcome
 from ..engine.flow import Flow
 from ..engine.outcomes import Cancelled, Published, Released
 from ..engine.service import UploadService
+from ..engine.watching import Standing, Watch
 from ..exceptions import (
     ByteQuotaExceeded,
     InternalError,
@@ -24,8 +25,11 @@ from ..models import UploadSession
 from ..protocol import messages as m
 from ..receipts import receipt_of
 from ..sessions.state import OVER, State
-from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess
+from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess, WatchScope
 from .errors import error_message, log_refused
+
+CHANGED_BYTES: Final = 60_000
+"""The largest CHANGED, bytes: a little less than a control frame may have."""
 
 logger = logging.getLogger("django_async_upload")
 
@@ -48,8 +52,8 @@ class Peer(Protocol):
     def send_message(self, stream: int, message: m.Message) -> None:
         """Queue a message; does nothing where the connection or the stream is closed."""
 
-    def ack(self, stream: int) -> None:
-        """Queue an ACK of a stream."""
+    def offer(self, stream: int) -> None:
+        """Send the :attr:`UploadStream.newest` message of a stream when the socket has room."""
 
     def count_refusal(self) -> None:
         """Count a refused message as an expensive one."""
@@ -58,7 +62,7 @@ class Peer(Protocol):
 class UploadStream:
     """Translates between the messages of one stream and the use cases; decides nothing.
 
-    Opened by CREATE, ATTACH, QUERY or CANCEL; :meth:`run` answers with the message that closes it.
+    Opened by CREATE, ATTACH, QUERY, WATCH or CANCEL; :meth:`run` answers with the message that closes it.
     """
 
     def __init__(self, peer: Peer, number: int, opening: m.Message, *, held: int = 0) -> None:
@@ -69,6 +73,8 @@ class UploadStream:
         self._opening = opening
         self._flows = False
         self._attachment: Attachment | None = None
+        self._watch: Watch | None = None
+        self._is_left = False
         if isinstance(opening, m.Create | m.Attach):
             self._attachment = Attachment(
                 peer.service, self, peer.hooks, owner=peer.counted_as, held=held
@@ -76,7 +82,7 @@ class UploadStream:
 
     @property
     def upload(self) -> ActiveUpload | None:
-        """The upload that receives the stream's data; None for QUERY and CANCEL."""
+        """The upload that receives the stream's data; None for QUERY, WATCH and CANCEL."""
         return None if self._attachment is None else self._attachment.upload
 
     @property
@@ -90,7 +96,9 @@ class UploadStream:
     def receive(self, message: m.Message) -> None:
         """Handle a control message on the open stream."""
         upload = self.upload
-        assert upload is not None
+        if upload is None:
+            self._stop_watching()
+            return
         match message:
             case m.Proof():
                 upload.prove(Proof(message.durable_crc32c, message.received_crc32c))
@@ -107,6 +115,16 @@ class UploadStream:
         """The connection was lost: keep the received bytes, and complete the upload if FINISH was received."""
         if self.upload is not None:
             self.upload.release()
+        self._stop_watching()
+
+    @property
+    def is_watching(self) -> bool:
+        return isinstance(self._opening, m.Watch)
+
+    def _stop_watching(self) -> None:
+        self._is_left = True
+        if self._watch is not None:
+            self._watch.stop()
 
     # From the attachment (as its door) ----------------------------------------------------------
 
@@ -132,14 +150,27 @@ class UploadStream:
 
     def acked(self) -> None:
         if self._flows:
-            self._peer.ack(self.number)
+            self._peer.offer(self.number)
 
     @property
-    def newest_ack(self) -> m.Ack:
+    def newest(self) -> m.Ack | m.Changed | None:
+        """The message that was offered, as of now."""
+        if self._watch is not None:
+            return self._newest_changes(self._watch)
         upload = self.upload
         assert upload is not None
         flow = upload.flow
         return m.Ack(flow.received, flow.durable, flow.limit, flow.chunk)
+
+    def _newest_changes(self, watch: Watch) -> m.Changed | None:
+        if not watch.has_news:
+            return None
+        standings, missing = watch.take(_size_of, CHANGED_BYTES)
+        if watch.has_news:
+            self._peer.offer(self.number)
+        return m.Changed(
+            [_status_of(each).to_fields() for each in standings], list(map(str, missing))
+        )
 
     def rewound(self, offset: int, durable: int, limit: int, code: str) -> None:
         self._send(m.Rewind(offset, durable, limit, code))
@@ -205,6 +236,9 @@ class UploadStream:
             case m.Query(upload=upload):
                 async with self._peer.queries:
                     return status_message(await self._service.find(self._access(upload)))
+            case m.Watch():
+                await self._follow(opening)
+                return m.Released(0)
             case m.Cancel(upload=str(upload), finished=finished):
                 end = await self._service.cancel(self._access(upload))
                 if finished and end.session.state == State.COMPLETED:
@@ -213,6 +247,19 @@ class UploadStream:
                     end = await self._service.discard(end.session)
                 return ended_message(await self._service.answered(end, self._peer.hooks))
         raise AssertionError(opening)
+
+    async def _follow(self, opening: m.Watch) -> None:
+        """Tell the client of the uploads that it watches, until it leaves."""
+        self._watch = self._service.watching.watch(
+            self._peer.hooks,
+            self._peer.hooks.endpoint,
+            WatchScope(opening.scope),
+            map(uuid.UUID, opening.uploads),
+            lambda: self._peer.offer(self.number),
+        )
+        if self._is_left:
+            self._watch.stop()
+        await self._watch.run()
 
     def _access(self, upload: str) -> UploadAccess:
         hooks = self._peer.hooks
@@ -264,3 +311,21 @@ def status_message(session: UploadSession) -> m.Status:
         stored_as=session.stored_as if session.is_completed else None,
         error=session.error or None if session.state in OVER else None,
     )
+
+
+def _status_of(standing: Standing) -> m.Status:
+    return m.Status(
+        upload=str(standing.upload),
+        state=str(standing.state),
+        name=standing.name,
+        durable=standing.durable,
+        size=standing.size,
+        stored_as=standing.stored_as,
+        error=standing.error,
+        received=standing.received if standing.received > standing.durable else None,
+    )
+
+
+def _size_of(standing: Standing) -> int:
+    """The most bytes that an upload takes in CHANGED: its texts in UTF-8, and the rest."""
+    return 4 * (len(standing.name) + len(standing.stored_as or "")) + 400

@@ -264,6 +264,16 @@ export class ClientProtocol {
   }
 
   /**
+   * Follow uploads on a new stream, until {@link sendRelease}; throws as {@link sendCreate} does.
+   *
+   * @param {"uploads" | "own" | "all"} scope
+   * @param {string[]} uploads
+   */
+  sendWatch(scope, uploads) {
+    return this.#open("watching", { type: "WATCH", scope, uploads });
+  }
+
+  /**
    * Cancel an upload that this connection does not hold, on a new stream; throws as {@link sendCreate} does.
    *
    * @param {string} upload

@@ -42,6 +42,7 @@ export const TYPES = Object.freeze({
   RELEASE: 0x08,
   PAUSED: 0x09,
   QUERY: 0x0a,
+  WATCH: 0x0b,
   PING: 0x40,
   PONG: 0x41,
   HELLO: 0x80,
@@ -60,6 +61,7 @@ export const TYPES = Object.freeze({
   LIMIT: 0x8d,
   DRAIN: 0x8e,
   ERROR: 0x8f,
+  CHANGED: 0x90,
 });
 
 /** @typedef {keyof typeof TYPES} FrameType */

@@ -18,6 +18,7 @@ import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from
  * @typedef {{type: "RELEASE"}} Release
  * @typedef {{type: "PAUSED", offset: number}} Paused
  * @typedef {{type: "QUERY", upload: string}} Query
+ * @typedef {{type: "WATCH", scope: "uploads" | "own" | "all", uploads?: string[]}} Watch
  * @typedef {{type: "PING" | "PONG", nonce: number}} Heartbeat
  * @typedef {{type: "HELLO", connection_limit: number, stream_limit: number, max_streams: number, version: number,
  *   max_frame: number, max_chunk: number, window: number, digests: string[], authenticated: boolean,
@@ -36,14 +37,15 @@ import { MAX_CHUNK, MAX_FRAME, MAX_OFFSET, TYPES, buildControl, malformed } from
  * @typedef {{type: "CANCELLED", upload: string}} Cancelled
  * @typedef {{type: "RELEASED", durable: number}} Released
  * @typedef {{type: "STATUS", upload: string, state: string, name: string, durable: number, size?: number,
- *   stored_as?: string, error?: string}} Status
+ *   stored_as?: string, error?: string, received?: number}} Status
+ * @typedef {{type: "CHANGED", standings: Omit<Status, "type">[], missing: string[]}} Changed
  * @typedef {{type: "LIMIT", limit: number}} Limit
  * @typedef {{type: "DRAIN", retry_after: number}} Drain
  * @typedef {{type: "ERROR", code: string, message: string, retryable: boolean, retry_after?: number,
  *   facts: Record<string, unknown>}} ErrorMessage
  *
- * @typedef {Auth | Create | Attach | Proof | Finish | Cancel | Release | Paused | Query | Heartbeat | Hello | Authenticated
- *   | Created | Attached | Ready | Ack | Rewind | Pause | Progress | Completed | Cancelled | Released | Status | Limit
+ * @typedef {Auth | Create | Attach | Proof | Finish | Cancel | Release | Paused | Query | Watch | Heartbeat | Hello | Authenticated
+ *   | Created | Attached | Ready | Ack | Rewind | Pause | Progress | Completed | Cancelled | Released | Status | Changed | Limit
  *   | Drain | ErrorMessage} Message
  */
 
@@ -109,6 +111,30 @@ export const needed = (accepts) => ({ accepts, optional: false });
  * @returns {Field}
  */
 export const maybe = (accepts, byDefault) => ({ accepts, optional: true, byDefault });
+
+/** @type {Record<string, Field>} */
+const STATUS = {
+  upload: needed(uuid),
+  state: needed(string),
+  name: needed(text(1, 1024)),
+  durable: needed(integer),
+  size: maybe(integer),
+  stored_as: maybe(string),
+  error: maybe(string),
+  received: maybe(integer),
+};
+/** @type {Rule} */
+export const uploads = (value) => Array.isArray(value) && value.length <= 1000 && value.every(uuid);
+/** @type {Rule} */
+const standings = (value) =>
+  Array.isArray(value) &&
+  value.every(
+    (each) =>
+      object(each) &&
+      Object.entries(STATUS).every(([name, { accepts, optional }]) =>
+        Object.hasOwn(each, name) ? accepts(each[name]) : optional,
+      ),
+  );
 
 /** What a server sends. @type {Readonly<Partial<Record<MessageType, Record<string, Field>>>>} */
 const FROM_SERVER = {
@@ -179,15 +205,8 @@ const FROM_SERVER = {
   },
   CANCELLED: { upload: needed(uuid) },
   RELEASED: { durable: needed(integer) },
-  STATUS: {
-    upload: needed(uuid),
-    state: needed(string),
-    name: needed(text(1, 1024)),
-    durable: needed(integer),
-    size: maybe(integer),
-    stored_as: maybe(string),
-    error: maybe(string),
-  },
+  STATUS,
+  CHANGED: { standings: needed(standings), missing: maybe(uploads, () => []) },
   LIMIT: { limit: needed(integer) },
   DRAIN: { retry_after: maybe(seconds, () => 1) },
   ERROR: {

@@ -11,7 +11,7 @@ import { MAX_CHUNK, malformed } from "./frames.js";
  * - `proving`: ATTACHED came; PROOF is due
  *
  * @typedef {"creating" | "creating-finished" | "attaching" | "proving" | "proved" | "sending" | "finishing"
- *   | "cancelling" | "releasing" | "querying" | "closed"} StreamState
+ *   | "cancelling" | "releasing" | "querying" | "watching" | "closed"} StreamState
  */
 
 /** @typedef {Readonly<Partial<Record<FrameType, StreamState>>>} Transitions */
@@ -68,8 +68,9 @@ export const RECEIVES = {
     ...OVER,
   },
   cancelling: inFlight("cancelling"),
-  releasing: { ...inFlight("releasing"), RELEASED: "closed" },
+  releasing: { ...inFlight("releasing"), RELEASED: "closed", CHANGED: "releasing" },
   querying: { STATUS: "closed", ERROR: "closed" },
+  watching: { CHANGED: "watching", ERROR: "closed" },
   closed: {},
 };
 
@@ -92,6 +93,7 @@ export const SENDS = {
   cancelling: {},
   releasing: {},
   querying: {},
+  watching: { RELEASE: "releasing" },
   closed: {},
 };
 
