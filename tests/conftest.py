@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SERVER = re.compile(r"[\[-](uvicorn|daphne|hypercorn|granian)[]-]")
+SERVER = re.compile(r"[\[-](uvicorn|daphne|hypercorn|granian|rabbitmq|redis)[]-]")
 """In the id of a test that is run on several servers: which one."""
 
 

@@ -490,7 +490,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (f"{page_id(page)} {index}", block.code, block.comment.partition("needs: ")[2])
         for page in CODE
         for index, block in enumerate(blocks(page))
-        if block.language == "python"
+        if block.language == "python" and not block.comment.startswith("from: ")
     ]
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
@@ -510,6 +510,19 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_the_code_of_a_page_runs(page: Path, failures: dict[str, str]) -> None:
     own = [text for name, text in failures.items() if name.startswith(f"{page_id(page)} ")]
     assert not own, "\n".join(own)
+
+
+def test_the_code_of_a_recipe_is_that_of_the_example() -> None:
+    """Tests run it there: in tests/e2e, with real workers."""
+    recipes = [
+        (page, block.comment.removeprefix("from: "), block.code)
+        for page in PAGES
+        for block in blocks(page)
+        if block.comment.startswith("from: ")
+    ]
+    assert len({path for _page, path, _code in recipes}) > 3
+    for page, path, code in recipes:
+        assert code in (ROOT / path).read_text(), f"{page_id(page)}: {path}"
 
 
 def namespace(page: str, index: int) -> dict[str, Any]:

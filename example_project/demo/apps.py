@@ -1,8 +1,11 @@
+from importlib import import_module
+
 from django.apps import AppConfig
+from django.conf import settings
 
 
 class DemoConfig(AppConfig):
     name = "demo"
 
     def ready(self):
-        from . import receivers  # noqa: F401  (they subscribe)
+        import_module(settings.WORK)  # its receivers subscribe

@@ -10,6 +10,7 @@ class Summary(models.Model):
     """What this site finds out about an uploaded file."""
 
     upload = models.OneToOneField(UploadSession, on_delete=models.CASCADE, primary_key=True)
+    event = models.UUIDField(unique=True, null=True)
     sha256 = models.CharField(max_length=64)
     lines = models.PositiveBigIntegerField(null=True, help_text="None where it is no text.")
 
@@ -18,6 +19,19 @@ class Summary(models.Model):
 
     def __str__(self):
         return f"{self.upload.name}: {self.sha256}"
+
+
+class Total(models.Model):
+    """What the uploads of a user add up to. An upload that were added twice would make it wrong."""
+
+    owner = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True
+    )
+    files = models.PositiveBigIntegerField(default=0)
+    bytes = models.PositiveBigIntegerField(default=0)
+
+    def __str__(self):
+        return f"{self.owner}: {self.files} files, {self.bytes} bytes"
 
 
 class DocumentQuerySet(models.QuerySet):

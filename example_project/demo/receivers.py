@@ -1,28 +1,12 @@
-"""What this site does with a finished upload."""
-
-import hashlib
+"""The work is done in the server's own process, which suits work of seconds."""
 
 from django.dispatch import receiver
 
-from django_async_upload.exceptions import AlreadyBound
 from django_async_upload.signals import upload_completed
 
-from .models import Summary
+from . import work
 
 
 @receiver(upload_completed)
-def summarize(session, **kwargs):
-    """Count the lines and take the SHA-256. Doing it twice does no harm: the signal comes at least once."""
-    digest, lines, is_text = hashlib.sha256(), 0, True
-    try:
-        with session.file as file:
-            for piece in file.chunks(1024 * 1024):
-                digest.update(piece)
-                lines += piece.count(b"\n")
-                is_text = is_text and b"\0" not in piece
-    except (AlreadyBound, FileNotFoundError):
-        return  # a form was faster: the file is a document's now
-    Summary.objects.update_or_create(
-        upload=session,
-        defaults={"sha256": digest.hexdigest(), "lines": lines if is_text else None},
-    )
+def summarize(session, event_id, **kwargs):
+    work.summarize(session.pk, event_id)

@@ -85,6 +85,8 @@ STORAGES = {
 # WhiteNoise is not async: a static file is read whole before it is sent. These are small.
 warnings.filterwarnings("ignore", "StreamingHttpResponse must consume synchronous iterators")
 
+WORK = "demo.receivers"  # what is done with finished uploads; settings_celery and settings_tasks have others
+
 ASYNC_UPLOAD = {  # uploads
     "UPLOAD_TO": "uploads/%Y/%m/%d/",
     "ADMIN_WIDGET": True,

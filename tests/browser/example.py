@@ -34,11 +34,15 @@ urlpatterns.append(re_path("^apps/(?P<path>.+)$", serve, {"document_root": setti
 """Applications that a test has built elsewhere, on the site's origin."""
 
 
-def prepare(folder: Path) -> None:
-    """A copy of the example with a database and its user."""
-    # Leaves out the files that the site makes when it is run.
+def copy(folder: Path) -> None:
+    """A copy of the example without the files that the site makes when it is run."""
     made = shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles", "__pycache__")
     shutil.copytree(ROOT / "example_project", folder, ignore=made)
+
+
+def prepare(folder: Path) -> None:
+    """A copy of the example with a database and its user."""
+    copy(folder)
     # The bundle of the modules as they are now, which may be newer than the one that was committed.
     make_bundle(folder / "bundle/django_async_upload")
     with (folder / "demo/settings.py").open("a") as settings:
@@ -58,16 +62,18 @@ def make_bundle(folder: Path) -> None:
         assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
-def manage(folder: Path, *arguments: str) -> None:
+def manage(folder: Path, *arguments: str, **env: str) -> str:
+    """Run a management command of a copy; returns its output."""
     done = subprocess.run(
         [sys.executable, "manage.py", *arguments],
         cwd=folder,
-        env={**os.environ, "DJANGO_SETTINGS_MODULE": "demo.settings"},
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "demo.settings", **env},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return done.stdout
 
 
 class Example(Server):
