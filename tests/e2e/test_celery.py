@@ -18,7 +18,7 @@ from .servers import wait_for
 from .workers import BROKERS, Site, Worker, held_open
 
 DOWN_SECONDS = float(os.environ.get("E2E_BROKER_DOWN_SECONDS", "3"))
-"""How long a broker is away."""
+"""How long a broker is away. With 60, as long as a restart may take, the file needs five minutes."""
 
 WORKER = ("-m", "celery", "--app", "demo", "worker", "--concurrency", "1", "--loglevel", "INFO")
 ALONE = ("--without-gossip", "--without-mingle")

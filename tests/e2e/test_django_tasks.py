@@ -36,7 +36,9 @@ def make(folder: Path, *sizes: int) -> list[Path]:
 
 def status(site: Site) -> list[str]:
     """Of each task, in the order in which they were finished; unfinished ones first."""
-    found = site.server.rows("SELECT status FROM django_tasks_database_dbtaskresult ORDER BY finished_at")
+    found = site.server.rows(
+        "SELECT status FROM django_tasks_database_dbtaskresult ORDER BY finished_at"
+    )
     return [each["status"] for each in found]
 
 

@@ -102,7 +102,7 @@ class Outbox:
         return future
 
     async def claim_and_deliver(self) -> None:
-        """UploadAccess events that crashed processes left, and those due after a failure, and start their delivery."""
+        """Claim events that crashed processes left, and those due after a failure, and start their delivery."""
         while (room := BATCH - len(self._claimed)) > 0:
             events = await self._database.call(claim_due, room)
             for event in events:
@@ -267,7 +267,7 @@ def backlogs(items: Sequence[None]) -> list[Backlog]:
 
 
 def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
-    """UploadAccess due events, up to that many for each caller: owners in turn, the oldest first."""
+    """Claim due events, up to that many for each caller: owners in turn, the oldest first."""
     now = timezone.now()
     claimed = []
     for count in items:
@@ -279,7 +279,7 @@ def claim_due(items: Sequence[int]) -> list[list[CompletionEvent]]:
 
 
 def claim_again(items: Sequence[Sequence[uuid.UUID]]) -> list[list[CompletionEvent]]:
-    """UploadAccess the events of these uploads, also delivered and given-up ones; attempts are counted from zero."""
+    """Claim the events of these uploads, also delivered and given-up ones; attempts are counted from zero."""
     now = timezone.now()
     claimed = []
     for uploads in items:
