@@ -122,6 +122,7 @@ async def uploads(transactional_db: None, media: Path) -> AsyncIterator[UploadSe
     assert last.budget.promised == 0
     assert not last.budget.accounts
     assert not last.active
+    assert not last.slots.held
     assert not admission.slots_taken()
 
 

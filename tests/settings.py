@@ -42,14 +42,28 @@ TEMPLATES = [
     }
 ]
 STATIC_URL = "/static/"
-# Any engine can be named, e.g. postgres: ASYNC_UPLOAD_DATABASE=postgresql
-if os.environ.get("ASYNC_UPLOAD_DATABASE") == "postgresql":
+# sqlite, postgresql or mariadb; the test database's name, where several runs share a server.
+DATABASE = os.environ.get("ASYNC_UPLOAD_DATABASE", "sqlite")
+TEST_DATABASE = {"NAME": os.environ.get("ASYNC_UPLOAD_DATABASE_NAME", "test_async_upload")}
+if DATABASE == "postgresql":
     DATABASES: dict[str, dict[str, object]] = {
         "default": {
             "ENGINE": "django.db.backends.postgresql",
             "NAME": os.environ.get("PGDATABASE", "postgres"),
             "USER": os.environ.get("PGUSER", "postgres"),
             "HOST": os.environ.get("PGHOST", "127.0.0.1"),
+            "TEST": TEST_DATABASE,
+        }
+    }
+elif DATABASE == "mariadb":
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.mysql",
+            "NAME": "mysql",
+            "USER": os.environ.get("MARIADB_USER", "root"),
+            "PASSWORD": os.environ.get("MARIADB_PASSWORD", ""),
+            "HOST": os.environ.get("MARIADB_HOST", "127.0.0.1"),
+            "TEST": TEST_DATABASE,
         }
     }
 else:

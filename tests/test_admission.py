@@ -205,7 +205,7 @@ def test_a_flood_of_strangers_does_not_keep_out_who_signs_in() -> None:
         if number % 50 == 0:
             guest = Slot()
             guest.enter()
-            guest.sign_in(f"user:{number}")
+            guest.sign_in()
             assert not guest.sent_away
     sent_away = [stranger for stranger in flood if stranger.sent_away]
     assert sent_away == flood[: len(sent_away)]  # the oldest
@@ -228,36 +228,34 @@ def test_a_handshake_that_is_looked_up_keeps_its_place() -> None:
 def test_connections_of_an_address_are_capped_before_they_cost(settings: Any) -> None:
     settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 2}
     first, second = Slot(), Slot()
-    for number, guest in enumerate((first, second)):
+    for guest in (first, second):
         guest.enter()
-        guest.sign_in(f"user:{number}")
+        guest.sign_in()
     with pytest.raises(TooManyConnections):
         Slot().enter()
     first.leave()
     first.leave()
     third = Slot()
     third.enter()
-    third.sign_in("user:3")
+    third.sign_in()
 
 
 def test_a_connection_that_ends_makes_room(settings: Any) -> None:
-    settings.ASYNC_UPLOAD = {"USER_MAX_CONNECTIONS": 1}
+    settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 1}
     for _ in range(3):
         guest = Slot()
         guest.enter()
-        guest.sign_in("user:1")
+        guest.sign_in()
         guest.leave()
     assert admission.slots_taken() == 0
 
 
 def test_who_has_no_address_is_not_counted_by_address(settings: Any) -> None:
-    settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 1, "USER_MAX_CONNECTIONS": 2}
+    settings.ASYNC_UPLOAD = {"ADDRESS_MAX_CONNECTIONS": 1}
     slots = [Slot("") for _ in range(3 * MAX_UNAUTHENTICATED)]
     for number, guest in enumerate(slots):
         guest.enter()
         guest.is_open = True
         if number < 2:
-            guest.sign_in("user:1")
-    with pytest.raises(TooManyConnections):
-        slots[2].sign_in("user:1")
+            guest.sign_in()
     assert not any(guest.sent_away for guest in slots)

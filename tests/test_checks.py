@@ -150,6 +150,21 @@ def test_the_database_w013_and_w014(
         connections["default"].close()
 
 
+@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's settings")
+def test_the_database_w032_and_w033(transactional_db: None) -> None:
+    assert ids(checks.check_database, databases=["default"]) == set()
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("ALTER DATABASE CHARACTER SET latin1")
+    expected = {"async_upload.W032", "async_upload.W033"}
+    try:
+        assert ids(checks.check_database, databases=["default"]) == expected
+    finally:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("ALTER DATABASE CHARACTER SET utf8mb4")
+        connections["default"].close()
+
+
 def test_w023_the_tables_are_missing(transactional_db: None, settings: Any) -> None:
     with connections["default"].schema_editor() as editor:
         editor.alter_db_table(UploadSession, UploadSession._meta.db_table, "elsewhere")

@@ -31,7 +31,21 @@ from django_async_upload.exceptions import (
 )
 
 on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's locks")
-on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="its backends")
+on_a_server = pytest.mark.skipif(connection.vendor == "sqlite", reason="servers of databases")
+
+
+def backend(items: Sequence[Any], alias: str = "default") -> list[int]:
+    """The server's number of the database connection."""
+    ask = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
+    with connections[alias].cursor() as cursor:
+        cursor.execute(ask[connection.vendor])
+        return [cursor.fetchone()[0]]
+
+
+def terminate(number: int) -> None:
+    end = {"postgresql": "SELECT pg_terminate_backend(%s)", "mysql": "KILL %s"}
+    with connection.cursor() as cursor:
+        cursor.execute(end[connection.vendor], [number])
 
 
 @pytest.fixture
@@ -213,24 +227,15 @@ async def test_a_locked_database_heals_when_the_lock_goes(
     assert await call == "A"
 
 
-@on_postgresql
+@on_a_server
 async def test_a_terminated_backend_is_replaced(database: Database) -> None:
-    def backend(items: Sequence[None]) -> list[int]:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            return [cursor.fetchone()[0]]
-
-    def terminate(pid: int) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
-
     first = await database.call(backend, None)
     await sync_to_async(terminate)(first)
     assert await database.call(insert, "a") == "A"
     assert await database.call(backend, None) != first
 
 
-@on_postgresql
+@on_a_server
 async def test_a_connection_that_rested_is_tried_before_it_is_used(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,7 +365,7 @@ async def test_a_thread_that_fails_in_an_unknown_way_strands_no_caller(
     assert await database.call(insert, "b") == "B"
 
 
-@on_postgresql
+@on_a_server
 async def test_a_locked_row_delays_only_the_calls_that_need_it(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +398,7 @@ async def test_a_locked_row_delays_only_the_calls_that_need_it(
     assert await wanting == 1
 
 
-@on_postgresql
+@on_a_server
 async def test_a_process_that_is_stopped_in_a_transaction_keeps_no_row_locked(
     database: Database, hang: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,23 +461,17 @@ async def test_every_connection_that_is_broken_is_replaced(
     assert await database.call(use, None) == second
 
 
-@on_postgresql
+@on_a_server
 @pytest.mark.usefixtures("_other")
 async def test_every_database_that_was_used_heals(database: Database) -> None:
     """Both connections are the thread's."""
 
-    def backend(items: Sequence[None]) -> list[int]:
-        with connections["other"].cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            return [cursor.fetchone()[0]]
+    def other_backend(items: Sequence[None]) -> list[int]:
+        return backend(items, "other")
 
-    def terminate(pid: int) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
-
-    first = await database.call(backend, None)
+    first = await database.call(other_backend, None)
     await sync_to_async(terminate)(first)
-    assert await database.call(backend, None) != first
+    assert await database.call(other_backend, None) != first
 
 
 async def test_missing_tables_are_not_taken_for_a_database_that_is_away(

@@ -27,11 +27,12 @@ from django_async_upload.exceptions import (
     SessionQuotaExceeded,
     StorageFull,
 )
-from django_async_upload.models import UploadSession
+from django_async_upload.models import UploadSession, Usage
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import FrameType, parse_header
 from django_async_upload.sessions import quotas, rows
 from django_async_upload.sessions.owners import Owner, look_up
+from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import UploadAccess
 from django_async_upload.stores import FileSystemStore, disk
 from django_async_upload.stores.filewriter import FileWriter
@@ -422,11 +423,8 @@ async def test_uploads_that_were_cancelled_count_for_an_hour(
         assert (await alice.upload("4.bin", b"hello")).size == 5
 
 
-def test_many_open_uploads_are_not_counted_for_each_new_one(
-    db: None, owner: Owner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quotas, "MANY", 3)
-    monkeypatch.setattr(quotas, "_counted", {})
+def test_uploads_are_not_counted_for_each_new_one(db: None, owner: Owner, settings: Any) -> None:
+    settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 4}
 
     def count() -> int:
         session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
@@ -434,16 +432,19 @@ def test_many_open_uploads_are_not_counted_for_each_new_one(
             assert rows.create([rows.Creation(session, owner)]) == [session]
         return sum("COUNT(" in query["sql"] for query in queries)
 
-    assert [count() for _ in range(8)] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [count() for _ in range(4)] == [1, 0, 0, 0]
+    UploadSession.objects.update(state=State.COMPLETED)
+    assert [count() for _ in range(4)] == [1, 0, 0, 0]  # where the bound would refuse one
+    Usage.objects.update(counted_at=timezone.now() - quotas.COUNT_AFTER)
+    UploadSession.objects.update(state=State.COMPLETED)
+    assert [count() for _ in range(2)] == [1, 0]
 
 
 def test_no_owner_is_refused_by_an_old_count(
     db: None, owner: Owner, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.ASYNC_UPLOAD = {"USER_MAX_SESSIONS": 5}
-    monkeypatch.setattr(quotas, "MANY", 3)
-    monkeypatch.setattr(quotas, "REFUSAL_SECONDS", 0.0)
-    monkeypatch.setattr(quotas, "_counted", {})
+    monkeypatch.setattr(quotas, "PAUSE", timedelta())
 
     def create() -> Any:
         session = UploadSession(key=new_key(), endpoint="default", owner_key=owner.key, name="a")
@@ -455,6 +456,9 @@ def test_no_owner_is_refused_by_an_old_count(
     UploadSession.objects.all()[0].delete()
     assert isinstance(create(), UploadSession)
     assert isinstance(create(), SessionQuotaExceeded)
+    monkeypatch.setattr(quotas, "PAUSE", timedelta(hours=1))
+    UploadSession.objects.all()[0].delete()
+    assert isinstance(create(), SessionQuotaExceeded)  # a flood is not counted for each refusal
 
 
 async def test_more_frames_for_a_closed_stream_than_were_in_flight_close_the_connection(

@@ -37,7 +37,7 @@ from django_async_upload import admission
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine import checkpoints, drain, service
 from django_async_upload.engine.service import get_service
-from django_async_upload.models import CompletionEvent, UploadSession
+from django_async_upload.models import CompletionEvent, Slot, UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.frames import build_data
 from django_async_upload.sessions.state import State
@@ -366,6 +366,7 @@ class Uploading(RuleBasedStateMachine):
                 self._lose(client)
                 self.clients[index] = None
         self.run(self._die())
+        Slot.objects.all().delete()  # they would lapse
         if reboots:
             self._lose_power()
 

@@ -1,4 +1,4 @@
-"""Admission of connections: the address and origin of a handshake, and limits on connections open at once."""
+"""Admission of connections: the address and origin of a handshake, and limits on what one address may open."""
 
 from __future__ import annotations
 
@@ -137,17 +137,16 @@ def _trusted_origins() -> Iterable[str]:
 # Slots --------------------------------------------------------------------------------------------
 
 
-_owners: Counter[str] = Counter()
 _addresses: Counter[str] = Counter()
 _unauthenticated: dict[str, dict[ConnectionSlot, None]] = {}  # the oldest first
 
 
 class ConnectionSlot:
-    """A connection's slot among those of this process, which limits connections per owner and address.
+    """A connection's slot among those of its address at this process. It costs no query, so that a flood costs none.
 
     Until :meth:`sign_in` the connection is unauthenticated. ``evict`` is called with the error for the client when a
-    newer unauthenticated connection needs the slot; it must return at once. A connection without an address is counted
-    only after it has signed in, and only by its owner.
+    newer unauthenticated connection needs the slot; it must return at once. A connection without an address is not
+    counted. The limits for all processes are those of :class:`.engine.slots.Slots`.
     """
 
     def __init__(self, address: Address | None, evict: Callable[[UploadError], None]) -> None:
@@ -155,13 +154,15 @@ class ConnectionSlot:
         self.is_open = False
         """Whether the handshake has ended: before that, no other connection gets the slot."""
         self._evict = evict
-        self._owner: str | None = None
+        self._is_signed_in = False
 
     def enter(self) -> None:
         """Take an unauthenticated connection's slot, before the handshake. Raises :class:`TooManyConnections`."""
         if self.address is None:
             return
-        self._check(_addresses[self.address], conf.uploads().address_max_connections)
+        most = conf.uploads().address_max_connections
+        if _addresses[self.address] >= most:
+            raise TooManyConnections(max_connections=most, retry_after=RETRY_AFTER)
         unauthenticated = _unauthenticated.setdefault(self.address, {})
         if len(unauthenticated) >= MAX_UNAUTHENTICATED:
             oldest = next(iter(unauthenticated))
@@ -172,29 +173,21 @@ class ConnectionSlot:
             oldest._evict(error)
         _unauthenticated.setdefault(self.address, {})[self] = None
 
-    def sign_in(self, owner: str) -> None:
-        """Exchange the slot for one of the owner's. Raises :class:`TooManyConnections`."""
-        limits = conf.uploads()
-        self._check(_owners[owner], limits.user_max_connections)
-        if self.address is not None:
-            self._check(_addresses[self.address], limits.address_max_connections)
-            _addresses[self.address] += 1
+    def sign_in(self) -> None:
+        """Exchange the slot for one of the address's authenticated connections."""
         self._leave_unauthenticated()
-        _owners[owner] += 1
-        self._owner = owner
-
-    def _check(self, there: int, most: int) -> None:
-        if there >= most:
-            raise TooManyConnections(max_connections=most, retry_after=RETRY_AFTER)
+        if self.address is not None:
+            _addresses[self.address] += 1
+            self._is_signed_in = True
 
     def leave(self) -> None:
         """Free the slot; a second call does nothing."""
         self._leave_unauthenticated()
-        if self._owner is not None:
-            _decrease(_owners, self._owner)
-            if self.address is not None:
-                _decrease(_addresses, self.address)
-            self._owner = None
+        if self._is_signed_in and self.address is not None:
+            self._is_signed_in = False
+            _addresses[self.address] -= 1
+            if not _addresses[self.address]:
+                del _addresses[self.address]
 
     def _leave_unauthenticated(self) -> None:
         unauthenticated = _unauthenticated.get(self.address or "")
@@ -204,19 +197,12 @@ class ConnectionSlot:
                 del _unauthenticated[self.address or ""]
 
 
-def _decrease(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
-
-
 def slots_taken() -> int:
     """The number of slots of this process that are taken."""
-    return sum(_owners.values()) + sum(map(len, _unauthenticated.values()))
+    return sum(_addresses.values()) + sum(map(len, _unauthenticated.values()))
 
 
 def forget() -> None:
     """Free all slots, for tests."""
-    _owners.clear()
     _addresses.clear()
     _unauthenticated.clear()

@@ -373,7 +373,7 @@ def _has_urls(storage: Storage) -> bool:
 
 @register(Tags.database)
 def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check for missing tables, and SQLite's settings."""
+    """Check for missing tables, and the settings of SQLite and MariaDB."""
     from .models import UploadSession
 
     alias = router.db_for_write(UploadSession)
@@ -388,7 +388,37 @@ def check_database(databases: Any = None, **kwargs: Any) -> list[CheckMessage]:
                 id="async_upload.W023",
             )
         )
-    return [*found, *(_check_sqlite(alias) if connections[alias].vendor == "sqlite" else [])]
+    own = {"sqlite": _check_sqlite, "mysql": _check_mariadb}.get(connections[alias].vendor)
+    return found if own is None else [*found, *own(alias)]
+
+
+def _check_mariadb(alias: str) -> list[CheckMessage]:
+    """Check for an isolation in which a row is not read as it is now, and for text that cannot be stored."""
+    connection = connections[alias]
+    if not getattr(connection, "mysql_is_mariadb", False):
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@tx_isolation, @@character_set_database")
+        isolation, charset = cursor.fetchone()
+    found: list[CheckMessage] = []
+    if isolation != "READ-COMMITTED":
+        found.append(
+            Warning(
+                f"The database's transactions are {isolation}: quotas may be exceeded, and an upload that two "
+                "processes change at once ends in an error.",
+                hint="OPTIONS: isolation_level 'read committed', which is Django's default.",
+                id="async_upload.W032",
+            )
+        )
+    if charset != "utf8mb4":
+        found.append(
+            Warning(
+                f"The database's character set is {charset}: file names with other characters are refused.",
+                hint="ALTER DATABASE ... CHARACTER SET utf8mb4, before the tables are made.",
+                id="async_upload.W033",
+            )
+        )
+    return found
 
 
 def _check_sqlite(alias: str) -> list[CheckMessage]:

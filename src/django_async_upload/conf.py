@@ -53,13 +53,13 @@ class UploadSettings:
     user_max_bytes: int = 100 * GIB
     """Bytes of one owner's open uploads: declared ones, or received ones where the size is unknown."""
     user_max_connections: int = 32
-    """Connections of one owner to one process."""
+    """Connections of one owner."""
     address_max_sessions: int = 20_000
     """Open uploads from one address."""
     address_max_bytes: int = 200 * GIB
     """Bytes of the open uploads from one address."""
     address_max_connections: int = 1_024
-    """Connections from one address to one process."""
+    """Connections from one address."""
     num_proxies: int = 0
     """Proxies in front of the server that write ``X-Forwarded-For``: the client's address is the entry that the
     first of them wrote. 0: it is the address that the server reports."""

@@ -12,6 +12,7 @@ from django.core.files import File
 from django.core.files.storage import Storage
 from django.db import models, router, transaction
 from django.db.models import F
+from django.db.models.functions import Now
 from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -337,6 +338,47 @@ class CompletionEvent(models.Model):
         verbose_name_plural = _("completion events")
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["delivered_at", "due_at"], name="async_upload_outbox")
+        ]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class Usage(models.Model):
+    """The open uploads of one owner, or of one address. A transaction that adds to them has the row locked.
+
+    It holds an upper bound: what ends is not subtracted, but left out by the next count. The purge deletes old rows.
+    """
+
+    key = models.CharField(max_length=110, primary_key=True)
+    sessions = models.BigIntegerField(default=0)
+    bytes = models.BigIntegerField(default=0)
+    counted_at = models.DateTimeField(null=True, blank=True)
+
+    objects = CurrentQuerySet["Usage"].as_manager()
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class Slot(models.Model):
+    """The slot of an authenticated connection. It counts while the connection's process renews ``seen_at``.
+
+    Times are the database's, since the clocks of machines differ.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    process = models.UUIDField()
+    owner_key = models.CharField(max_length=100)
+    address = models.GenericIPAddressField(null=True, blank=True)
+    seen_at = models.DateTimeField(db_default=Now())
+
+    objects = CurrentQuerySet["Slot"].as_manager()
+
+    class Meta:
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["owner_key"], name="async_upload_slot_owner"),
+            models.Index(fields=["address"], name="async_upload_slot_address"),
         ]
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Final
 
 FRAMES_PER_SECOND: Final = 2000
-"""Frames read from one owner. A server needs some tens of microseconds per frame, however short it is."""
+"""Frames read from one owner, at all processes. A server needs some tens of microseconds per frame, however short."""
 SHORT_CHUNK: Final = 16
 """Number of frames, at most, that a chunk too short to be worth a write counts as."""
 QUESTION: Final = 24
@@ -17,6 +17,9 @@ BURST_SECONDS: Final = 0.25
 class Pace:
     """Counts the frames of all connections of one owner; times are those of the event loop, in seconds."""
 
+    processes = 1
+    """The number of processes that the owner is connected to: each of them reads its part."""
+
     def __init__(self) -> None:
         self._due = 0.0
 
@@ -26,7 +29,8 @@ class Pace:
 
     def delay(self, now: float, frames: int) -> float:
         """Count ``frames`` frames; returns the seconds for which their connection must not be read."""
-        self._due = max(self._due, now - BURST_SECONDS) + frames / FRAMES_PER_SECOND
+        seconds = frames * self.processes / FRAMES_PER_SECOND
+        self._due = max(self._due, now - BURST_SECONDS) + seconds
         return max(0.0, self._due - now)
 
 

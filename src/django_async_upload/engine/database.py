@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -45,7 +46,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 ANSWER_SECONDS = 5.0
 """Seconds that a call waits for an answer at least, whatever its ``patience``."""
 LOCK_SECONDS, STATEMENT_SECONDS, IDLE_SECONDS = 2.0, 10.0, 5.0
-"""PostgreSQL's lock_timeout, statement_timeout and idle_in_transaction_session_timeout in these transactions, seconds.
+"""Seconds that PostgreSQL and MariaDB wait in these transactions for a lock, for a statement and for the next one.
 
 Without the last one a process that is stopped in a transaction would keep other processes from the rows it has locked.
 """
@@ -62,12 +63,18 @@ FROM (VALUES ('lock_timeout', %s), ('statement_timeout', %s), ('idle_in_transact
 WHERE current_setting(name) = '0'
 """
 """Set for one transaction, since a connection pool may give the database connection to another client afterwards."""
-_ABOUT_ONE: Final = {"55P03", "57014", "40P01"}
-"""Errors that concern one call (PostgreSQL): lock_not_available, query_canceled, deadlock_detected."""
+_MARIADB_LIMITS: Final = """
+SET innodb_lock_wait_timeout = LEAST(@@innodb_lock_wait_timeout, %s),
+    max_statement_time = IF(@@max_statement_time = 0, %s, @@max_statement_time),
+    idle_transaction_timeout = IF(@@idle_transaction_timeout = 0, %s, @@idle_transaction_timeout)
+"""
+"""Set for the database connection, which is the thread's own."""
+_ABOUT_ONE: Final = {"55P03", "57014", 1205, 1969}
+"""Errors that concern one call: lock_not_available and query_canceled of PostgreSQL, and the same of MariaDB."""
 _IDLE_IN_TRANSACTION: Final = "25P03"
 """PostgreSQL: idle_in_transaction_session_timeout."""
-_NO_TABLES: Final = {"42P01", "42703"}
-"""PostgreSQL: undefined_table, undefined_column."""
+_NO_TABLES: Final = {"42P01", "42703", 1146, 1054}
+"""A table or a column does not exist: PostgreSQL, MariaDB."""
 
 
 @dataclass(slots=True)
@@ -163,7 +170,7 @@ class Database:
             except (OperationalError, InterfaceError) as error:
                 if time.monotonic() + pause > deadline:
                     raise DatabaseUnavailable(retry_after=1.0) from error
-                if _sqlstate(error) in _ABOUT_ONE:
+                if _code(error) in _ABOUT_ONE:
                     lane = self._slow_lane
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -253,6 +260,10 @@ class Database:
             with connection.cursor() as cursor:
                 limits = (LOCK_SECONDS, STATEMENT_SECONDS, IDLE_SECONDS)
                 cursor.execute(_LIMITS, [f"{seconds}s" for seconds in limits])
+        elif getattr(connection, "mysql_is_mariadb", False):
+            limits = (math.ceil(LOCK_SECONDS), STATEMENT_SECONDS, math.ceil(IDLE_SECONDS))
+            with connection.cursor() as cursor:
+                cursor.execute(_MARIADB_LIMITS, limits)
 
     def _care(self, lane: _Lane) -> None:
         """Close broken connections of every database, since users may be in another one than uploads.
@@ -279,7 +290,7 @@ class Database:
         if not says_no_tables(error):
             notice(f"database {type(error).__name__}", logging.WARNING, "Database: %s", error)
             # The connection is lost, although psycopg does not raise an OperationalError.
-            is_lost = _sqlstate(error) == _IDLE_IN_TRANSACTION
+            is_lost = _code(error) == _IDLE_IN_TRANSACTION
             return OperationalError(str(error)) if is_lost else error
         missing = "Tables of this app are missing in the database: run manage.py migrate (%s)"
         notice("database_not_migrated", logging.ERROR, missing, error)
@@ -292,13 +303,14 @@ class Database:
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
 
 
-def _sqlstate(error: Exception) -> str | None:
-    """PostgreSQL's code of an error, by psycopg 3 or 2."""
+def _code(error: Exception) -> object:
+    """PostgreSQL's code of an error, by psycopg 3 or 2, or MariaDB's number."""
     cause = error.__cause__
-    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    return code or (cause.args[0] if cause is not None and cause.args else None)
 
 
 def says_no_tables(error: Exception) -> bool:
     """Whether the error is that a table or a column is missing."""
     text = str(error)
-    return _sqlstate(error) in _NO_TABLES or "no such table" in text or "no such column" in text
+    return _code(error) in _NO_TABLES or "no such table" in text or "no such column" in text

@@ -24,6 +24,7 @@ from .credit import Budget, keep_freed_memory
 from .database import Database
 from .hints import Hints
 from .outbox import Outbox
+from .slots import Slots
 from .telemetry import Telemetry, configured_telemetry
 
 SLOW_SYNC_REST: Final = 9
@@ -47,6 +48,7 @@ class Runtime:
         )
         self._slow_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
+        self.slots = Slots(self.database, self.pace)
         keep_freed_memory()
 
     def _max_uploads(self) -> int | None:
@@ -98,6 +100,7 @@ class Runtime:
         """Deliver the claimed events and end the threads; waits at most ``seconds`` seconds for calls that hang."""
         self.hints.close()
         await self.bus.close()
+        await self.slots.close()
         await self.outbox.close(seconds)
         if "copies" in self.__dict__:
             self.copies.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,7 @@ import django.db.models.deletion
 import django.utils.timezone
 from django.conf import settings
 from django.db import migrations, models
+from django.db.models.functions import Now
 
 
 class Migration(migrations.Migration):
@@ -225,6 +226,36 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "completion event",
                 "verbose_name_plural": "completion events",
+            },
+        ),
+        migrations.CreateModel(
+            name="Usage",
+            fields=[
+                ("key", models.CharField(max_length=110, primary_key=True, serialize=False)),
+                ("sessions", models.BigIntegerField(default=0)),
+                ("bytes", models.BigIntegerField(default=0)),
+                ("counted_at", models.DateTimeField(blank=True, null=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Slot",
+            fields=[
+                (
+                    "id",
+                    models.UUIDField(
+                        default=uuid.uuid4, editable=False, primary_key=True, serialize=False
+                    ),
+                ),
+                ("process", models.UUIDField()),
+                ("owner_key", models.CharField(max_length=100)),
+                ("address", models.GenericIPAddressField(blank=True, null=True)),
+                ("seen_at", models.DateTimeField(db_default=Now())),
+            ],
+            options={
+                "indexes": [
+                    models.Index(fields=["owner_key"], name="async_upload_slot_owner"),
+                    models.Index(fields=["address"], name="async_upload_slot_address"),
+                ],
             },
         ),
         migrations.AddIndex(

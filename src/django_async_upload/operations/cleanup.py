@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from django.core.files.storage import FileSystemStorage
 from django.db import DatabaseError, connections, models, router, transaction
+from django.db.models import Q
 from django.db.models.signals import post_delete, pre_delete
 from django.dispatch import receiver
 from django.utils import timezone
@@ -21,7 +22,7 @@ from django.utils import timezone
 from .. import signals
 from ..binding.linked import abandoned_links
 from ..exceptions import UploadError
-from ..models import Taker, UploadSession
+from ..models import Taker, UploadSession, Usage
 from ..sessions import rows
 from ..sessions.commits import after_commit
 from ..sessions.holds import BATCH, WITHDRAWABLE, withdraw
@@ -38,6 +39,9 @@ ENDED_AFTER: Final = timedelta(days=7)
 """Age at which rows of cancelled, expired and failed uploads are deleted. Clients remember uploads for as long."""
 GRACE: Final = timedelta(hours=1)
 """Age below which parts and links stay: a part exists before its row names it, and a link before it is bound."""
+USAGE_AFTER: Final = timedelta(days=1)
+"""Age of an owner's count from which on the purge deletes it."""
+_CLOCKS: Final = {"postgresql": "SELECT clock_timestamp()", "mysql": "SELECT UTC_TIMESTAMP(6)"}
 OPEN_GRACE: Final = timedelta(days=7)
 """Extra time before an upload that a writer has open expires: the clock of this machine may be wrong by days."""
 
@@ -170,6 +174,8 @@ def purge(
         log(f"link {os.path.basename(path)}: not used by any storage")
     for pks in _ended_before(now - ended_after):
         done.rows += len(pks) if dry_run else _delete_rows(pks)
+    while not dry_run and _delete_usage(now - USAGE_AFTER):
+        pass
     return done
 
 
@@ -183,11 +189,14 @@ def _may_be_alive(session: UploadSession, store: Store, now: datetime) -> bool:
 def _now() -> datetime:
     """The current time, by the database server's clock where there is one: this machine's may be wrong by days."""
     connection = connections[router.db_for_write(UploadSession)]
-    if connection.vendor != "postgresql":
+    if connection.vendor not in _CLOCKS:
         return timezone.now()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
+        cursor.execute(_CLOCKS[connection.vendor])
         moment: datetime = cursor.fetchone()[0]
+    if connection.vendor == "mysql":
+        moment = moment.replace(tzinfo=UTC)
+        return moment if timezone.is_aware(timezone.now()) else timezone.make_naive(moment)
     return moment  # aware or naive, as the site's other datetimes
 
 
@@ -223,11 +232,12 @@ def _end(session: UploadSession) -> tuple[UploadSession, bool] | UploadError:
 
 
 def _is_disk_full(error: DatabaseError) -> bool:
-    """Whether SQLite (https://sqlite.org/rescode.html#full) or PostgreSQL (class 53) reports a full disk."""
+    """Whether SQLite (https://sqlite.org/rescode.html#full), PostgreSQL (class 53) or MariaDB reports a full disk."""
     cause = error.__cause__
     return (
         getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL"
         or getattr(cause, "sqlstate", "") == "53100"
+        or (cause is not None and cause.args[:1] in ((1021,), (1114,)))
     )
 
 
@@ -264,6 +274,16 @@ def _delete(pks: Sequence[uuid.UUID]) -> int:
         return (
             UploadSession.objects.filter(pk__in=pks).delete()[1].get(UploadSession._meta.label, 0)
         )
+
+
+def _delete_usage(before: datetime) -> int:
+    """Delete some counts that were not used since; returns how many. Those of active owners are made anew."""
+    alias = router.db_for_write(Usage)
+    skip = connections[alias].features.has_select_for_update_skip_locked
+    with transaction.atomic(using=alias):
+        old = Usage.objects.filter(Q(counted_at=None) | Q(counted_at__lt=before))
+        unused = old.select_for_update(skip_locked=skip).values_list("pk", flat=True)[:BATCH]
+        return Usage.objects.filter(pk__in=list(unused)).delete()[0]
 
 
 def _orphans(store: Store, before: datetime) -> list[Part]:

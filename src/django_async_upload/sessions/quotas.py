@@ -1,40 +1,42 @@
-"""Quotas of owners and addresses: the number of their open uploads, and the bytes of these."""
+"""Quotas of owners and addresses: the number of their open uploads, and the bytes of these.
+
+They hold exactly, however many processes create uploads: a transaction that adds to an owner's uploads first locks the
+owner's row of :class:`Usage`. The row has an upper bound, since what ends is not subtracted. So it is counted anew
+before it refuses an upload.
+"""
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final, NamedTuple
 
+from django.db import connections
 from django.db.models import Case, Count, F, Q, Sum, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from .. import conf
 from ..exceptions import ByteQuotaExceeded, SessionQuotaExceeded, UploadError
-from ..models import UploadSession
+from ..models import UploadSession, Usage
 from .state import ACTIVE, OVER
 
 ENDED: Final = timedelta(hours=1)
 """Time after its creation for which a failed, cancelled or expired upload counts as open."""
-MANY: Final = 1000
-"""Number of uploads of one owner or address from which on counts are cached, since counting takes time."""
-RECOUNT_SECONDS: Final = 1.0
-"""Maximum age of a cached count; uploads of this process are added to it at once."""
-REFUSAL_SECONDS: Final = 0.2
-"""Maximum age of a cached count that refuses an upload."""
+COUNT_AFTER: Final = timedelta(minutes=1)
+"""Age of a count from which on it is made anew, so that no row stays wrong that somebody has changed by hand."""
+PAUSE: Final = timedelta(microseconds=20)
+"""Pause between counts, for each upload counted: counting takes a small part of that."""
 
 
 @dataclass(slots=True)
-class Usage:
-    """The usage of one owner, or one address."""
+class Added:
+    """What a group of calls adds, and no row of an upload contains yet."""
 
     sessions: int = 0
     bytes: int = 0
-    """Declared bytes, or received bytes where the size is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +49,47 @@ class Growth:
     after: int
 
 
-Where = tuple[str, Any]
-"""A column, and its value for the owner or the address."""
+class Where(NamedTuple):
+    """A column of :class:`UploadSession`, and its value for the owner or the address."""
 
-_counted: dict[Where, tuple[float, Usage]] = {}
-"""Cached usage of owners and addresses with :data:`MANY` uploads, with the ``time.monotonic`` of its reading."""
+    column: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        """The key of its :class:`Usage`. Keys of owners begin with ``user:`` or ``visitor:``."""
+        return self.value if self.column == "owner_key" else f"{self.column}:{self.value}"
 
 
 class Quota:
-    """The usage of the owners and addresses of a group of calls: read once, then increased in memory."""
+    """The usage of the owners and addresses of a group of calls, locked until its transaction ends."""
 
     def __init__(self, items: Iterable[UploadSession | Growth]) -> None:
         self._limits = conf.uploads()
-        self._usage: dict[Where, Usage] = {}
-        self._added: dict[Where, Usage] = defaultdict(Usage)
-        """What the group adds, and no row contains yet."""
-        wheres = {where for item in items for where in _wheres(item)}
-        now = time.monotonic()
-        for where, (read_at, usage) in list(_counted.items()):
-            if now - read_at >= RECOUNT_SECONDS:
-                del _counted[where]
-            elif where in wheres:
-                self._usage[where] = usage
-        self._read(wheres - self._usage.keys())
+        self._now = timezone.now()
+        self._added: dict[Where, Added] = defaultdict(Added)
+        wheres = {where for item in items for where in wheres_of(item.owner_key, item.address)}
+        locked = lock(wheres)
+        self._usage = {where: locked[where.key] for where in wheres}
+        self._counted: set[Where] = set()
+        self._count([where for where in wheres if self._age(where) >= COUNT_AFTER])
 
-    def _read(self, wheres: Iterable[Where]) -> None:
+    def _age(self, where: Where) -> timedelta:
+        """Time since the count, in either direction: clocks of machines may differ."""
+        counted_at = self._usage[where].counted_at
+        return timedelta.max if counted_at is None else abs(self._now - counted_at)
+
+    def _count(self, wheres: Iterable[Where]) -> None:
         for where in wheres:
-            self._usage[where] = Usage()
-            _counted.pop(where, None)
+            usage, added = self._usage[where], self._added[where]
+            usage.sessions, usage.bytes = added.sessions, added.bytes
+            usage.counted_at = self._now
+            self._counted.add(where)
         for column in ("owner_key", "address"):
-            values = [value for name, value in wheres if name == column]
+            values = [where.value for where in wheres if where.column == column]
             if not values:
                 continue
-            counted = Q(state__in=ACTIVE) | Q(state__in=OVER, created_at__gt=timezone.now() - ENDED)
+            counted = Q(state__in=ACTIVE) | Q(state__in=OVER, created_at__gt=self._now - ENDED)
             held = Case(When(state__in=ACTIVE, then=Coalesce(F("size"), F("durable"))), default=0)
             rows = (
                 UploadSession.objects.filter(counted, **{f"{column}__in": values})
@@ -88,34 +98,41 @@ class Quota:
                 .annotate(sessions=Count("pk"), held=Sum(held))
             )
             for value, sessions, size in rows:
-                added = self._added[column, value]
-                usage = Usage(sessions + added.sessions, (size or 0) + added.bytes)
-                self._usage[column, value] = usage
-                if sessions >= MANY:
-                    _counted[column, value] = (time.monotonic(), usage)
+                usage = self._usage[Where(column, value)]
+                usage.sessions += sessions
+                usage.bytes += int(size or 0)
 
     def refusal(self, session: UploadSession) -> UploadError | None:
         """The error that refuses a new upload; None where it is allowed, which counts it."""
-        return self._checked(_wheres(session), 1, session.size or 0)
+        return self._checked(session, 1, session.size or 0)
 
     def growth_refusal(self, growth: Growth) -> UploadError | None:
         """The error that refuses an upload's growth; None where it is allowed, which counts it."""
-        return self._checked(_wheres(growth), 0, growth.after - growth.before)
+        return self._checked(growth, 0, growth.after - growth.before)
 
-    def _checked(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
+    def _checked(
+        self, item: UploadSession | Growth, sessions: int, size: int
+    ) -> UploadError | None:
+        wheres = wheres_of(item.owner_key, item.address)
         refusal = self._excess(wheres, sessions, size)
-        if refusal and (old := [where for where in wheres if _is_old(where)]):
-            self._read(old)
+        if refusal and (old := [where for where in wheres if self._may_count(where)]):
+            self._count(old)
             refusal = self._excess(wheres, sessions, size)
         if refusal is None:
-            self._count(wheres, sessions, size)
+            self._add(wheres, sessions, size)
         return refusal
+
+    def _may_count(self, where: Where) -> bool:
+        """Whether an upload may have ended since the count, and the last one was not just now."""
+        return (
+            where not in self._counted and self._age(where) >= PAUSE * self._usage[where].sessions
+        )
 
     def _excess(self, wheres: Sequence[Where], sessions: int, size: int) -> UploadError | None:
         limits = self._limits
         for where in wheres:
             usage = self._usage[where]
-            if where[0] == "owner_key":
+            if where.column == "owner_key":
                 max_sessions, max_bytes = limits.user_max_sessions, limits.user_max_bytes
             else:
                 max_sessions, max_bytes = limits.address_max_sessions, limits.address_max_bytes
@@ -125,18 +142,47 @@ class Quota:
                 return ByteQuotaExceeded(max_bytes=max_bytes, open_bytes=usage.bytes)
         return None
 
-    def _count(self, wheres: Sequence[Where], sessions: int, size: int) -> None:
+    def _add(self, wheres: Sequence[Where], sessions: int, size: int) -> None:
         for where in wheres:
             for usage in (self._usage[where], self._added[where]):
                 usage.sessions += sessions
                 usage.bytes += size
 
+    def save(self) -> None:
+        """Save what was counted and added, for the next transaction that locks these rows."""
+        changed = [self._usage[where] for where in sorted(self._counted | self._added.keys())]
+        Usage.objects.bulk_update(changed, ["sessions", "bytes", "counted_at"])
 
-def _is_old(where: Where) -> bool:
-    """Whether the cached count is too old to refuse an upload: some may have ended in the meantime."""
-    return where in _counted and time.monotonic() - _counted[where][0] >= REFUSAL_SECONDS
+
+def wheres_of(owner_key: str, address: str | None) -> list[Where]:
+    """The owner, and the address where it is known."""
+    owner = Where("owner_key", owner_key)
+    return [owner] if address is None else [owner, Where("address", address)]
 
 
-def _wheres(item: UploadSession | Growth) -> list[Where]:
-    owner: Where = ("owner_key", item.owner_key)
-    return [owner] if item.address is None else [owner, ("address", item.address)]
+def lock(wheres: Iterable[Where]) -> dict[str, Usage]:
+    """Lock the rows of owners and addresses until the transaction ends; returns them by their keys.
+
+    In the order of the keys, so that no two transactions wait for each other. On SQLite there is one writer at a time.
+    """
+    keys = sorted({where.key for where in wheres})
+    rows = Usage.objects.select_for_update().order_by("pk")
+    found = {row.key: row for row in rows.filter(pk__in=keys)}
+    if missing := [key for key in keys if key not in found]:
+        _create(missing)
+        found.update((row.key, row) for row in rows.filter(pk__in=missing))
+    return found
+
+
+def _create(keys: Iterable[str]) -> None:
+    """Create rows and lock them. One that another transaction creates meanwhile is counted anew.
+
+    Not with ``ignore_conflicts``: on MariaDB two transactions would share a lock, and each wait for the other's end.
+    """
+    names_key = connections[Usage.objects.db].features.supports_update_conflicts_with_target
+    Usage.objects.bulk_create(
+        [Usage(key=key) for key in keys],
+        update_conflicts=True,
+        update_fields=["counted_at"],
+        unique_fields=["key"] if names_key else None,
+    )

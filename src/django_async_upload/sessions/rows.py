@@ -85,6 +85,9 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
     A caller that gets another session than its own has to take it over.
     """
     outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
+    quota = Quota(
+        item.session for item in items
+    )  # its locks first: then no other process adds a key of these owners
     known = {
         (session.endpoint, session.owner_key, session.key): session
         for session in UploadSession.objects.filter(
@@ -94,7 +97,6 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
             key__in=[item.session.key for item in items],
         )
     }
-    quota = Quota(item.session for item in items)
     fresh = []
     for index, item in enumerate(items):
         if outcomes[index] is not None:
@@ -109,6 +111,7 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
             outcomes[index] = known[where] = session
             fresh.append(session)
     UploadSession.objects.bulk_create(fresh)
+    quota.save()
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -222,10 +225,12 @@ def change(items: Sequence[Change]) -> list[UploadError | None]:
     """Change states; :class:`TakenOver`, or the error that ended the upload, for a holder with an older epoch."""
     refusals = _checked_owners(items)
     quota = Quota(item.growth for item in items if item.growth is not None)
-    return [
+    outcomes = [
         refusal if refusal is not None else _change(item, quota)
         for item, refusal in zip(items, refusals, strict=True)
     ]
+    quota.save()
+    return outcomes
 
 
 def _change(item: Change, quota: Quota) -> UploadError | None:

@@ -27,6 +27,7 @@ from ..exceptions import (
     SubprotocolRequired,
     UploadError,
 )
+from ..models import Slot
 from ..protocol import messages as m
 from ..protocol.frames import SUBPROTOCOL
 from ..protocol.server import Broken, Chunk, Control, ServerProtocol
@@ -147,7 +148,8 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._timer: asyncio.TimerHandle | None = None
         self.address = client_address(self.scope)
         self._slot = ConnectionSlot(self.address, self._evict)
-        self._login = Login(self.endpoint, self._slot, self._look_up, self._signed_in)
+        self._shared_slot: Slot | None = None
+        self._login = Login(self.endpoint, self._look_up, self._take_slot, self._signed_in)
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
             log_origin(self.scope, self.endpoint)
@@ -195,6 +197,15 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
     async def _look_up(self, credential: Any) -> Owner:
         return await self.service.database.call(look_up, credential, owner=self.counted_as)
 
+    async def _take_slot(self, owner: Owner) -> None:
+        """Count the connection as the owner's. Raises :class:`TooManyConnections`."""
+        slot = await self.service.slots.take(owner.key, self._slot.address)
+        if self._life.is_over:
+            self.service.slots.free(slot)
+            return
+        self._shared_slot = slot
+        self._slot.sign_in()
+
     def _signed_in(self, owner: Owner) -> None:
         self.owner = owner
         self._pace = self.service.pace(self.counted_as)
@@ -226,6 +237,8 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             return
         connections.discard(self)
         self._slot.leave()
+        if self._shared_slot is not None:
+            self.service.slots.free(self._shared_slot)
         if self._timer is not None:
             self._timer.cancel()
         self._login.refuse(AuthenticationRequired())

@@ -10,7 +10,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase
 
-from ..admission import ConnectionSlot
 from ..exceptions import (
     AuthenticationRequired,
     AuthenticationTimeout,
@@ -31,15 +30,17 @@ class Login:
     def __init__(
         self,
         endpoint: str,
-        place: ConnectionSlot,
         look_up: Callable[[Any], Awaitable[Owner]],
+        take_slot: Callable[[Owner], Awaitable[None]],
         changed: Callable[[Owner], None],
     ) -> None:
-        """``look_up`` reads an owner from the database by a session, a ticket or an earlier owner; ``changed`` is
-        called with each new owner object."""
+        """``look_up`` reads an owner from the database by a session, a ticket or an earlier owner; ``take_slot`` counts
+        the connection as the owner's, or raises :class:`TooManyConnections`; ``changed`` is called with each new
+        owner object."""
         self._endpoint = endpoint
-        self._slot = place
         self._look_up = look_up
+        self._take_slot = take_slot
+        self._taking_slot = asyncio.Lock()
         self._changed = changed
         self._owner: Owner | None = None
         self._count = 0
@@ -65,7 +66,7 @@ class Login:
             owner = await self._look_up(_session_of(scope) or scope)
         except ConnectionRefused:
             return
-        self._slot.sign_in(owner.key)
+        await self._take_slot(owner)
         self._accept(owner, self._answer)
 
     def expect(self) -> Answer:
@@ -85,16 +86,17 @@ class Login:
             known = self._owner
             credential = known if ticket is None else read_ticket(ticket, endpoint=self._endpoint)
             owner = await self._look_up(credential)
-            if answer.done():
-                return None
-            if self._owner is None:
-                self._slot.sign_in(owner.key)
-            elif owner.key != self._owner.key:
-                raise TicketInvalid
+            async with self._taking_slot:  # a connection is counted once
+                if self._owner is None and not answer.done():
+                    await self._take_slot(owner)
+                if answer.done():
+                    return None
+                if self._owner is not None and owner.key != self._owner.key:
+                    raise TicketInvalid
+                self._accept(owner, answer)
         except UploadError as error:
             _refuse(answer, error)
             raise
-        self._accept(owner, answer)
         return owner
 
     async def reload(self) -> Owner:
