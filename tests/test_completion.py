@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import FileSystemStorage
 
+from django_async_upload.engine import verify
+from django_async_upload.engine.outcomes import Published
 from django_async_upload.engine.service import UploadService
-from django_async_upload.engine.verify import part_file
-from django_async_upload.exceptions import AuthenticationRequired, TakenOver
+from django_async_upload.exceptions import AuthenticationRequired, InternalError, TakenOver
 from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
@@ -24,8 +27,8 @@ from django_async_upload.stores.publication import link as link_module
 from django_async_upload.stores.publication.base import Unsuited
 from django_async_upload.stores.publication.names import STORED_NAME_MAX
 
-from .fixtures import MIB, facts, row, run
-from .test_service import Host, begun, host, pieces, write
+from .fixtures import MIB, row, run
+from .test_service import Host, begun, host, write
 
 __all__ = ["host"]  # a fixture
 
@@ -164,20 +167,63 @@ async def test_a_storage_with_a_save_of_its_own_is_asked_to_save(
         assert file.read() == data
 
 
+class Scanning(Host):
+    """Inspects by a function, which it awaits."""
+
+    inspects = True
+
+    def __init__(self, owner: Owner, scan: Callable[[Any], Awaitable[None]]) -> None:
+        super().__init__(owner)
+        self._scan = scan
+
+    async def inspect(self, session: UploadSession, file: Any) -> None:
+        await self._scan(file)
+
+
 async def test_the_file_that_is_inspected_can_be_read_and_sought(
     uploads: UploadService, owner: Owner
 ) -> None:
+    async def scan(file: Any) -> None:
+        assert file.name == "a.bin"
+        assert file.read(4) == b"some"
+        file.seek(5)
+        assert file.read() == b"data"
+
     async with begun(uploads, owner, b"some data") as upload:
-        for piece in pieces(b"some data"):
-            upload.append(piece)
-        upload.finish(facts(b"some data"))
-        await upload.write()
-        assert upload.part.writer is not None
-        with part_file(upload.part.writer, "a.bin") as file:
-            assert file.name == "a.bin"
-            assert file.read(4) == b"some"
-            file.seek(5)
-            assert file.read() == b"data"
+        done = await write(upload, b"some data")
+        assert isinstance(await uploads.complete(upload, done, Scanning(owner, scan)), Published)
+
+
+async def test_an_inspection_that_hangs_is_given_up_and_the_upload_can_be_resumed(
+    uploads: UploadService, owner: Owner, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scan(file: Any) -> None:
+        await asyncio.Event().wait()
+
+    settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "INSPECT_TIMEOUT": 0.2}
+    async with begun(uploads, owner, b"some data") as upload:
+        done = await write(upload, b"some data")
+        with pytest.raises(InternalError):
+            await uploads.complete(upload, done, Scanning(owner, scan))
+        assert f"inspect() of upload {upload.session.pk} did not return" in caplog.text
+        await upload.interrupt()
+        assert (await row(upload.session.pk)).state == State.INTERRUPTED
+
+
+async def test_an_inspection_may_take_as_long_as_it_reads(
+    uploads: UploadService, owner: Owner, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scan(file: Any) -> None:
+        for _piece in range(8):
+            file.read(1)
+            await asyncio.sleep(0.1)
+
+    settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "INSPECT_TIMEOUT": 0.3}
+    monkeypatch.setattr(verify, "PIECE", 1)
+    async with begun(uploads, owner, b"some data") as upload:
+        done = await write(upload, b"some data")
+        assert isinstance(await uploads.complete(upload, done, Scanning(owner, scan)), Published)
+        assert upload.progress is not None
 
 
 async def test_the_row_says_all_before_the_file_is_there(

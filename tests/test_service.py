@@ -97,7 +97,7 @@ class Host:
     def get_taps(self, session: UploadSession) -> list[Tap]:
         return taps_of(session)
 
-    async def get_name(self, session: UploadSession) -> str:
+    async def name_of(self, session: UploadSession) -> str:
         if self.name == "":
             raise NameRefused
         return self.name

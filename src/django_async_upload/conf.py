@@ -88,8 +88,11 @@ class UploadSettings:
     max_streams: int = 256
     """Streams, one for each upload, open at once on one connection."""
     receiver_timeout: float = 60.0
-    """Seconds that the receivers of one signal, or an endpoint's ``respond()``, may take; after that they count as
+    """Seconds that the receivers of one signal, or a hook of an endpoint, may take; after that they count as
     failed."""
+    inspect_timeout: float = 600.0
+    """Seconds for which an endpoint's ``inspect()`` may neither read further in its file nor return; then it counts
+    as failed."""
     telemetry: str = "django_async_upload.engine.telemetry.NoTelemetry"
     """Dotted path of the class that gets counts, durations and gauges; see docs/reference/telemetry.md."""
     threads: int = 8
@@ -110,6 +113,7 @@ _POSITIVE = {
     "receipt_max_age",
     "idle_timeout",
     "receiver_timeout",
+    "inspect_timeout",
     "max_streams",
     "threads",
 }

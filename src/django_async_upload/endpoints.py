@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_permission_codename
@@ -15,20 +16,26 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from .admission import network_of
+from .concurrency.apart import Unfinished, within
 from .engine.taps import Digest, Tap
-from .exceptions import PermissionRefused
+from .exceptions import InternalError, PermissionRefused
 from .models import Taker, UploadSession
 from .receipts import read_field_token
 from .sessions import policies, rows
 from .sessions.owners import Owner
 from .sessions.values import NewUpload
 
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger("django_async_upload")
+
 
 class Endpoint(abc.ABC):
     """One URL for uploads. An instance serves one connection, or one request.
 
     Class attributes that are None default to the setting of the same name. Hooks that are coroutines may be slow: each
-    delays only its own upload. A hook refuses by raising an :class:`~.exceptions.UploadRefused`.
+    delays only its own upload, for ``RECEIVER_TIMEOUT`` at most. A hook refuses by raising an
+    :class:`~.exceptions.UploadRefused`.
     """
 
     endpoint: ClassVar[str] = "default"
@@ -89,7 +96,8 @@ class Endpoint(abc.ABC):
         if isinstance(upload_to, str) and conf.is_dotted_path(upload_to):
             upload_to = import_string(upload_to)
         if callable(upload_to):
-            return str(await sync_to_async(upload_to, thread_sensitive=False)(session, name))
+            ask = sync_to_async(upload_to, thread_sensitive=False)
+            return str(await self._limited("upload_to", lambda: ask(session, name)))
         directory = timezone.now().strftime(upload_to).strip("/")
         return f"{directory}/{name}" if directory else name
 
@@ -102,7 +110,8 @@ class Endpoint(abc.ABC):
 
     async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027  (a hook)
         """Check the whole file before it is published, for example by a scanner. ``file`` blocks: read it in a
-        thread. Called only where a subclass overrides it."""
+        thread. Called only where a subclass overrides it, and given up when for ``INSPECT_TIMEOUT`` it has neither
+        read further nor returned."""
 
     async def respond(self, session: UploadSession) -> Mapping[str, Any] | None:
         """The app's own answer to the client: a JSON object of at most 16 KiB, sent with COMPLETED and saved as
@@ -155,11 +164,34 @@ class Endpoint(abc.ABC):
         return await self._admit(await self.reload_owner())
 
     async def _admit(self, owner: Owner) -> int | None:
-        if not await self.may_upload(owner.user):
+        if not await self._ask(self.may_upload, owner.user):
             raise PermissionRefused
         return policies.smallest(
-            await self.get_max_size(owner.user), owner.ticket.max_size if owner.ticket else None
+            await self._ask(self.get_max_size, owner.user),
+            owner.ticket.max_size if owner.ticket else None,
         )
+
+    async def name_of(self, session: UploadSession) -> str:
+        """The name to publish under, by the hook."""
+        return await self._ask(self.get_name, session)
+
+    async def is_discardable(self, session: UploadSession) -> bool:
+        """Whether the client may delete a completed upload, by the hook."""
+        return await self._ask(self.may_discard, session)
+
+    async def _ask(self, hook: Callable[..., Coroutine[Any, Any, Answer]], about: Any) -> Answer:
+        name = hook.__name__
+        if getattr(type(self), name) is getattr(Endpoint, name):
+            return await hook(about)  # a task for each would slow down small files
+        return await self._limited(name, lambda: hook(about))
+
+    async def _limited(self, name: str, ask: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Await the host's code. Raises :class:`InternalError` when it takes longer than ``RECEIVER_TIMEOUT``."""
+        try:
+            return await within(ask, conf.uploads().receiver_timeout)
+        except Unfinished as error:
+            logger.error("%s() of endpoint %s %s", name, self.endpoint, error)
+            raise InternalError from error
 
     async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
         """Check a new upload; returns its unsaved row and largest size. Raises :class:`UploadRefused`."""
@@ -199,7 +231,7 @@ class Endpoint(abc.ABC):
             expires_at=rows.expiry(),
         )
         session.storage = self.get_storage(session)
-        await self.check(session)
+        await self._ask(self.check, session)
         return session, max_size
 
     def _setting(self, name: str) -> Any:

@@ -25,25 +25,44 @@ class Unfinished(Exception):
     """The code did not return in time, cancelled its own task, or was not called."""
 
 
-async def apart(work: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
-    """Call and await ``work``; sync code that it calls runs in a thread that nothing else uses.
+async def apart(
+    work: Callable[[], Coroutine[Any, Any, Result]],
+    seconds: float,
+    progress: Callable[[], int] = lambda: 0,
+) -> Result:
+    """:func:`within`; sync code that ``work`` calls runs in a thread that nothing else uses."""
+    return await within(lambda: _in_own_thread(work), seconds, progress)
 
-    Raises what ``work`` raises, and :class:`Unfinished`. After ``seconds`` async code is cancelled; sync code cannot be
-    stopped, and blocks only its own thread.
+
+async def within(
+    work: Callable[[], Coroutine[Any, Any, Result]],
+    seconds: float,
+    progress: Callable[[], int] = lambda: 0,
+) -> Result:
+    """Call and await ``work``, until for ``seconds`` it has not returned and ``progress()`` has not changed.
+
+    Raises what ``work`` raises, and :class:`Unfinished`. Async code is cancelled then; sync code cannot be stopped.
     """
     # Code that cancels the current task cancels this one, not the upload's.
-    running = asyncio.create_task(_in_own_thread(work))
+    running = asyncio.create_task(work())
     try:
-        ended, _late = await asyncio.wait({running}, timeout=seconds)
-    except asyncio.CancelledError:
+        await _progressing(running, seconds, progress)
+    finally:
         running.cancel()
-        raise
-    if not ended:
-        running.cancel()
-        raise Unfinished(f"did not return within {seconds:g} s")
     if running.cancelled():
         raise Unfinished("was cancelled")
     return running.result()
+
+
+async def _progressing(
+    running: asyncio.Future[Any], seconds: float, progress: Callable[[], int]
+) -> None:
+    """Wait for ``running``. Raises :class:`Unfinished` when there was no progress for ``seconds``."""
+    done = progress()
+    while not (await asyncio.wait({running}, timeout=seconds))[0]:
+        before, done = done, progress()
+        if done == before:
+            raise Unfinished(f"did not return within {seconds:g} s")
 
 
 async def _in_own_thread(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -105,11 +124,7 @@ class HostThreads:
                 raise Unfinished("was not called: too many earlier calls have not returned")
             running = asyncio.wrap_future(self._threads.submit(_in_host_thread, work))
             try:
-                done = progress()
-                while not (await asyncio.wait({running}, timeout=seconds))[0]:
-                    before, done = done, progress()
-                    if done == before:
-                        raise Unfinished(f"did not return within {seconds:g} s")
+                await _progressing(running, seconds, progress)
             finally:
                 if not running.done():
                     self._give_up(owner, running)

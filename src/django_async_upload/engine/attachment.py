@@ -77,7 +77,7 @@ class Attachment:
         upload, service = self.upload, self._service
         session, max_size = await self._hooks.new_session(new)
         if service.small_files.takes(session, upload, self._hooks):
-            upload.name = await self._hooks.get_name(session)
+            upload.name = await self._hooks.name_of(session)
             facts = upload.facts
             assert facts is not None
             small = SmallFile(

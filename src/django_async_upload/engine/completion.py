@@ -96,7 +96,7 @@ class Completions:
             await upload.check_quota()
             part = await verify(upload, facts, hooks)
             await hooks.admit()  # again, since an inspection may have taken long
-            name = upload.name or await hooks.get_name(session)
+            name = upload.name or await hooks.name_of(session)
         except UploadError as error:
             if error.is_final:
                 await self._endings.fail(session, error)

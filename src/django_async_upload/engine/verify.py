@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -9,7 +10,9 @@ from typing import Any, Final, Protocol
 
 from django.core.files import File
 
-from ..exceptions import DigestMismatch, SizeMismatch
+from .. import conf
+from ..concurrency.apart import Unfinished, apart
+from ..exceptions import DigestMismatch, InternalError, SizeMismatch
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.owners import Owner
@@ -19,6 +22,8 @@ from ..stores.base import Writer
 from ..stores.publication.copy import PartReader
 from .active import ActiveUpload
 from .taps import Tap
+
+logger = logging.getLogger("django_async_upload")
 
 CRC32C: Final = "crc32c"
 PIECE: Final = 4 * 1024 * 1024
@@ -35,7 +40,7 @@ class Hooks(Protocol):
     async def new_session(self, new: NewUpload) -> tuple[UploadSession, int | None]:
         """Check a new upload; returns its unsaved row and largest size. Raises :class:`UploadRefused`."""
 
-    async def get_name(self, session: UploadSession) -> str:
+    async def name_of(self, session: UploadSession) -> str:
         """The name to publish under, which may be taken."""
 
     def get_taps(self, session: UploadSession) -> Sequence[Tap]:
@@ -82,7 +87,7 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
     digests = await _digests(upload, writer, facts)
     if hooks.inspects:
         await _enter_verifying(upload, "inspecting")
-        await hooks.inspect(session, part_file(writer, session.name))
+        await _inspect(upload, writer, hooks)
     return Verified(writer, digests)
 
 
@@ -121,6 +126,20 @@ async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
         upload.session.state = State.VERIFYING
 
 
-def part_file(writer: Writer, name: str) -> File[bytes]:
-    """A part as a read-only Django file for the ``inspect`` hook, to be read in a thread."""
-    return File(BufferedReader(PartReader(writer), PIECE), name)
+async def _inspect(upload: ActiveUpload, writer: Writer, hooks: Hooks) -> None:
+    """Have the endpoint inspect the whole file. Raises what it raises, and :class:`InternalError` where it hangs."""
+    done = 0
+
+    def report(read: int) -> None:
+        nonlocal done
+        done = read
+        upload.report(Progress("inspecting", read, upload.flow.received))
+
+    pk = upload.session.pk  # a copy, since the hook may change the session
+    seconds = conf.uploads().inspect_timeout
+    file = File(BufferedReader(PartReader(writer, report), PIECE), upload.session.name)
+    try:
+        await apart(lambda: hooks.inspect(upload.session, file), seconds, lambda: done)
+    except Unfinished as error:
+        logger.error("inspect() of upload %s %s, and read no further", pk, error)
+        raise InternalError from error

@@ -242,7 +242,7 @@ class UploadStream:
             case m.Cancel(upload=str(upload), finished=finished):
                 end = await self._service.cancel(self._access(upload))
                 if finished and end.session.state == State.COMPLETED:
-                    if not await self._peer.hooks.may_discard(end.session):
+                    if not await self._peer.hooks.is_discardable(end.session):
                         raise PermissionRefused
                     end = await self._service.discard(end.session)
                 return ended_message(await self._service.answered(end, self._peer.hooks))
