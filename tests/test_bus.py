@@ -260,12 +260,12 @@ class WithoutGroups(InMemoryChannelLayer):
 
 
 def test_sites_on_other_databases_have_other_groups(settings: Any) -> None:
-    assert bus_module._site("default") == bus_module._site("default")
+    assert bus_module.site("default") == bus_module._site("default")
     connection = bus_module.connections["default"]
-    before = bus_module._site("default")
+    before = bus_module.site("default")
     name = connection.settings_dict["NAME"]
     try:
         connection.settings_dict["NAME"] = "another"
-        assert bus_module._site("default") != before
+        assert bus_module.site("default") != before
     finally:
         connection.settings_dict["NAME"] = name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,3 +150,56 @@ async def test_a_drain_beside_a_handshake_refuses_it_and_waits_for_the_others(
         await late.disconnect()
         with pytest.raises(Draining):
             await client.wait_for(m.Hello)
+
+
+async def test_sigterm_drains_before_the_servers_own_handler_runs(connection: Connection) -> None:
+    stopped = asyncio.Event()
+    before: list[list[float]] = []
+
+    def stop(number: int, frame: object) -> None:
+        before.append(list(connection.drained))
+        stopped.set()
+
+    ours = signal.signal(signal.SIGTERM, stop)
+    try:
+        first = module.DrainFirst()
+        first.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await stopped.wait()
+        assert before == [[1.0]]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(before) == 2, "a second one does not wait"
+        first.uninstall()
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+async def test_a_drain_by_sigterm_has_a_limit(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.01)
+    stopped, released = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(connection, "drain", lambda retry_after: released.wait())
+    ours = signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
+    try:
+        module.DrainFirst().install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(20):
+            await stopped.wait()
+        released.set()
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+async def test_sigterm_is_left_alone_where_the_server_has_no_handler(handler: Any) -> None:
+    ours = signal.signal(signal.SIGTERM, handler)
+    try:
+        first = module.DrainFirst()
+        first.install()
+        first.uninstall()
+        assert signal.getsignal(signal.SIGTERM) == handler
+    finally:
+        signal.signal(signal.SIGTERM, ours)

@@ -11,6 +11,7 @@ from django.urls import path, re_path
 from django.urls.resolvers import URLPattern
 
 from .consumers import UploadConsumer
+from .engine.drain import DrainFirst
 from .engine.service import get_service
 
 Application = Callable[..., Awaitable[None]]
@@ -41,7 +42,7 @@ def upload_application(
         application = upload_application(get_asgi_application())
 
     A path without a consumer is answered with 404. The lifespan protocol starts and closes the service: at startup it
-    resumes what a crashed process left.
+    resumes what a crashed process left, and from then on SIGTERM drains the process before the server stops.
 
     This does not use Channels' ``AuthMiddlewareStack``, which signs users out when ``SECRET_KEY`` is rotated. The
     consumer finds the user of a session itself.
@@ -66,13 +67,16 @@ async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Start the service when the server starts, and release every upload when it stops."""
+    """Start the service when the server starts; drain it on SIGTERM; and release every upload when the server stops."""
+    sigterm = DrainFirst()
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
             get_service().start()
+            sigterm.install()
             await send({"type": "lifespan.startup.complete"})
         elif message["type"] == "lifespan.shutdown":
+            sigterm.uninstall()
             await get_service().close()
             await send({"type": "lifespan.shutdown.complete"})
             return

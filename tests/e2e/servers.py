@@ -46,6 +46,19 @@ KINDS: dict[str, Callable[[int], list[str]]] = {
 """Server -> its command line. Each takes messages of 1 MiB and negotiates no deflate with a client
 that offers none."""
 
+FLEETS: dict[str, Callable[[int], list[str]]] = {
+    "uvicorn --workers 4": lambda port: [*KINDS["uvicorn"](port), "--workers", "4"],
+    "granian --workers 4": lambda port: [
+        *("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "4", "--respawn-failed-workers", APPLICATION),
+    ],
+    "gunicorn -w 4": lambda port: [
+        *("gunicorn", "-k", "tests.site.gunicorn.UploadWorker", "-w", "4"),
+        *("--bind", f"127.0.0.1:{port}", APPLICATION),
+    ],
+}
+"""The same for servers that start several workers."""
+
 
 def wait_for(
     condition: Callable[[], T | None], *, seconds: float = 30, what: str = "the condition"
@@ -104,7 +117,7 @@ class Server:
     def start(self) -> None:
         """Start and wait until it answers a request."""
         assert self._process is None, "it runs already"
-        name, *flags = KINDS[self.kind](self.port)
+        name, *flags = (KINDS | FLEETS)[self.kind](self.port)
         command = [str(Path(sys.executable).parent / name)]
         command += [self.application if each == APPLICATION else each for each in flags]
         environment = {**os.environ, **self.env, "PYTHONPATH": str(self.folder)}

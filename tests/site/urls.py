@@ -1,8 +1,11 @@
 from django.urls import path
 
+from django_async_upload.health import healthz
+
 from . import views
 
 urlpatterns = [
+    path("healthz/", healthz),
     path("up/", views.up),
     path("ticket/", views.ticket),
     path("login/", views.sign_in),

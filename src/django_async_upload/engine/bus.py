@@ -219,10 +219,10 @@ def make_bus(alias: str) -> Bus:
     layer = get_channel_layer()
     if layer is None or isinstance(layer, InMemoryChannelLayer) or "groups" not in layer.extensions:
         return LocalBus()
-    return LayerBus(layer, f"async-upload.{_site(alias)}")
+    return LayerBus(layer, f"async-upload.{site(alias)}")
 
 
-def _site(alias: str) -> str:
+def site(alias: str) -> str:
     """A name of the site, by its database: several sites may share a Redis, even a prefix in it."""
     name = str(connections[alias].settings_dict["NAME"])
     return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -38,6 +38,7 @@ from .runtime import Runtime
 from .small import SmallFiles
 from .taps import Tap
 from .watching import Watching
+from .worker import Worker
 
 logger = logging.getLogger("django_async_upload")
 
@@ -66,6 +67,7 @@ class UploadService(Runtime):
         self._gauges = Gauges(self, self.active)
         self._takeovers = Rates(MAX_TAKEOVERS, TAKEOVER_SECONDS)
         self.watching = Watching(self.database, self.bus, self.active)
+        self._worker = Worker(self.database.alias, self.active, self.budget, self.bus)
         self.complete = self._completions.complete
         self.result = self._completions.result
         self._endings = endings
@@ -76,10 +78,12 @@ class UploadService(Runtime):
         self.answered = self._answers.answered
 
     def start(self) -> None:
-        """Start the recovery, the gauges and what watchers need; called at each connection and by lifespan."""
+        """Start the recovery, the gauges, what watchers need, and to answer commands; called at each connection and by
+        lifespan."""
         self._recovery.start()
         self._gauges.start()
         self.watching.start()
+        self._worker.start()
 
     async def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Release every upload, deliver the claimed events, end the threads; waits only for a limited time."""
@@ -91,6 +95,7 @@ class UploadService(Runtime):
         ]
         self._gauges.stop()
         self.watching.stop()
+        self._worker.stop()
         ending += self._recovery.stop()
         ending += self._answers.running
         if ending:

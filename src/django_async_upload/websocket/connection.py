@@ -314,11 +314,13 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
+            if (seconds := retry_after()) is not None:  # the client has not read DRAIN yet
+                raise Draining(retry_after=seconds)
             held = policies.check_metadata(message.metadata) if isinstance(message, m.Create) else 0
             if isinstance(message, m.Watch) and self._watches >= MAX_WATCHES:
                 raise Busy(retry_after=1.0)
             stream = UploadStream(self, number, message, held=held)
-        except (Busy, MetadataInvalid) as error:
+        except (Busy, Draining, MetadataInvalid) as error:
             log_refused(error, self.counted_as, self.endpoint)
             self.service.telemetry.count("requests.failed", code=error.code)
             self.send_message(number, error_message(error))
