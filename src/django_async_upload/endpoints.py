@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, TypeVar
 
@@ -137,18 +138,17 @@ class Endpoint(abc.ABC):
     @property
     def _asks_about_users(self) -> bool:
         """Whether a hook of the host may use the user when an upload is created."""
-        hooks = ("may_upload", "get_max_size", "check", "get_storage")
-        return any(getattr(type(self), each) is not getattr(Endpoint, each) for each in hooks)
+        return _overrides(type(self), "may_upload", "get_max_size", "check", "get_storage")
 
     @property
     def inspects(self) -> bool:
         """Whether the host overrides :meth:`inspect`."""
-        return type(self).inspect is not Endpoint.inspect
+        return _overrides(type(self), "inspect")
 
     @property
     def responds(self) -> bool:
         """Whether the host overrides :meth:`respond`."""
-        return type(self).respond is not Endpoint.respond
+        return _overrides(type(self), "respond")
 
     def get_taps(self, session: UploadSession) -> Sequence[Tap]:
         """All taps of an upload."""
@@ -237,3 +237,8 @@ class Endpoint(abc.ABC):
     def _setting(self, name: str) -> Any:
         own = getattr(self, name)
         return getattr(conf.uploads(), name) if own is None else own
+
+
+@cache
+def _overrides(endpoint: type[Endpoint], *hooks: str) -> bool:
+    return any(getattr(endpoint, each) is not getattr(Endpoint, each) for each in hooks)

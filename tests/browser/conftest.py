@@ -1,8 +1,12 @@
-"""A real Chromium, the example site on a real server, and what holds for every page that a test opens."""
+"""A real Chromium, the example site on a real server, and what holds for every page that a test opens.
+
+``BROWSER_SERVERS`` names the servers: uvicorn, or "uvicorn,daphne".
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +21,7 @@ from ..e2e.servers import wait_for
 from .example import Example, prepare
 from .screen import LONG, SECONDS
 
-KINDS = ("uvicorn", "daphne")
+SERVERS = os.environ.get("BROWSER_SERVERS", "uvicorn").split(",")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
@@ -50,7 +54,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=SERVERS)
 def kind(request: pytest.FixtureRequest) -> str:
     """The server that a test runs on."""
     return str(request.param)

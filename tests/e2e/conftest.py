@@ -1,7 +1,8 @@
 """Which servers, and how a test gets one.
 
-``E2E_SERVERS`` names them (all four), ``E2E_KILLS`` how often the suite kills a server (100 over all), and
-``E2E_SEED`` repeats a run.
+``E2E_SERVERS`` names the servers for every test; without it, a test marked ``one_server`` runs on the first of the four
+only.
+``E2E_KILLS`` is how often the suite kills a server (40 over all), and ``E2E_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pytest
 from .hosts import Host, hosting, prepare
 from .servers import KINDS
 
-SERVERS = os.environ.get("E2E_SERVERS", ",".join(KINDS)).split(",")
-KILLS = int(os.environ.get("E2E_KILLS", "100"))
+NAMED = os.environ.get("E2E_SERVERS")
+SERVERS = NAMED.split(",") if NAMED else list(KINDS)
+KILLS = int(os.environ.get("E2E_KILLS", "40"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-@pytest.fixture(scope="session", params=SERVERS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        has_one = not NAMED and metafunc.definition.get_closest_marker("one_server")
+        servers = SERVERS[:1] if has_one else SERVERS
+        metafunc.parametrize("kind", servers, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def kind(request: pytest.FixtureRequest) -> str:
     """The server that a test runs on."""
     return str(request.param)

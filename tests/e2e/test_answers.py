@@ -17,6 +17,8 @@ from .programs import put
 from .raw import Closed, Failed, finish
 from .servers import wait_for
 
+pytestmark = pytest.mark.one_server
+
 
 def test_create_sent_again_after_its_answer_was_lost_finds_the_upload(host: Host) -> None:
     key = uuid.uuid4().hex

@@ -20,6 +20,8 @@ from .postgres import Postgres
 from .raw import Failed, RawConnection, SteadyUpload, finish
 from .servers import wait_for
 
+pytestmark = pytest.mark.one_server
+
 MIB = 1024 * 1024
 GONE_FOR = 5.0
 """Seconds that a database is locked, or gone."""

@@ -18,6 +18,8 @@ from .hosts import Host, migrated
 from .postgres import Postgres
 from .raw import Closed, RawConnection, SteadyUpload, finish
 
+pytestmark = pytest.mark.one_server
+
 VECTORS = Path(__file__).parents[1] / "vectors" / "evil_names.json"
 NAMES: dict[str, list[str]] = json.loads(VECTORS.read_text("utf-8"))
 DATA = b"what was sent"

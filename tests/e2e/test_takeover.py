@@ -18,6 +18,8 @@ from .postgres import Postgres
 from .raw import Closed, RawConnection, finish
 from .servers import wait_for
 
+pytestmark = pytest.mark.one_server
+
 KIB, MIB = 1024, 1024 * 1024
 
 
