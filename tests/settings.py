@@ -63,6 +63,7 @@ elif DATABASE == "mariadb":
             "USER": os.environ.get("MARIADB_USER", "root"),
             "PASSWORD": os.environ.get("MARIADB_PASSWORD", ""),
             "HOST": os.environ.get("MARIADB_HOST", "127.0.0.1"),
+            "PORT": os.environ.get("MARIADB_PORT", ""),
             "TEST": TEST_DATABASE,
         }
     }

@@ -179,7 +179,7 @@ def _create(keys: Iterable[str]) -> None:
 
     Not with ``ignore_conflicts``: on MariaDB two transactions would share a lock, and each wait for the other's end.
     """
-    names_key = connections[Usage.objects.db].features.supports_update_conflicts_with_target
+    names_key = connections[Usage.objects.all().db].features.supports_update_conflicts_with_target
     Usage.objects.bulk_create(
         [Usage(key=key) for key in keys],
         update_conflicts=True,
