@@ -449,6 +449,23 @@ def test_signals_that_fail_and_that_were_given_up_are_found_and_sent_again(
     assert {each["session"].pk for each in heard.named("completed")} == {failing.pk, given_up.pk}
 
 
+def test_attempts_and_the_time_of_the_next_one_are_shown(site: Client, owner: Owner) -> None:
+    waiting, sent, never = (publish(owner, name=f"{name}.bin") for name in ("a", "b", "c"))
+    due = datetime(2031, 5, 17, 13, 24, tzinfo=UTC)
+    CompletionEvent.objects.create(session=waiting, attempts=7, due_at=due)
+    CompletionEvent.objects.create(session=sent, attempts=8, due_at=due, delivered_at=due)
+
+    def shown(session: UploadSession, field: str) -> str:
+        page = site.get(f"{LIST}{session.pk}/change/").content.decode()
+        found = re.search(rf'field-{field}".*?class="readonly">(.*?)</div>', page, re.DOTALL)
+        assert found is not None
+        return found[1]
+
+    assert (shown(waiting, "attempts"), shown(sent, "attempts")) == ("7", "8")
+    assert "2031" in shown(waiting, "next_attempt")
+    assert shown(sent, "next_attempt") == shown(never, "attempts") == "-"
+
+
 def test_signals_that_are_being_sent_are_not_sent_again(
     site: Client, owner: Owner, heard: Heard
 ) -> None:

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from django_async_upload import health, notices
 from django_async_upload.engine import drain
+from django_async_upload.engine.outbox import Backlog
 from django_async_upload.health import healthz
 from django_async_upload.models import CompletionEvent
 from django_async_upload.sessions.owners import Owner
@@ -29,7 +30,7 @@ from .e2e.redis import running_redis
 from .fixtures import new_key, publish
 
 pytest_plugins = ["tests.fixtures"]
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)  # the view reads in another thread
 
 urlpatterns = [path("healthz/", healthz)]
 
@@ -75,7 +76,6 @@ def _free(folder: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-@pytest.mark.django_db(transaction=True)
 async def test_it_answers_on_an_asgi_server_too(uploads: Any) -> None:
     answer = await AsyncClient().get("/healthz/")
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
@@ -125,17 +125,18 @@ def test_a_store_that_fails_or_hangs_is_a_problem(
         return make_store()
 
     monkeypatch.setattr(health, "make_store", hang)
-    monkeypatch.setattr(health, "STORE_SECONDS", 0.1)
+    monkeypatch.setattr(health, "SECONDS", 0.1)
     for _ in range(3):
         status, answer = get()
         assert (status, answer["problems"]) == (503, ["storage_error"])
     assert "did not answer" in caplog.text
     assert len(calls) == 1
     woken.set()
-    health._trying[0].result(5)
-    monkeypatch.setattr(health, "STORE_SECONDS", 5)
+    monkeypatch.setattr(health, "SECONDS", 5)
+    health._store.start().result(5)
+    calls.clear()
     assert get()[0] == 200
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,30 @@ def test_a_database_without_an_answer_is_a_problem(
     assert answer["database"] == {"available": False}
     assert answer["outbox"] is None
     assert answer["store"]["writable"]
+
+
+def test_a_database_that_hangs_is_a_problem_for_every_request_and_holds_one_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    woken, calls = threading.Event(), []
+
+    def hang(items: Any) -> Any:
+        calls.append(1)
+        woken.wait()
+        return [Backlog(0, 0.0, 0, 0)]
+
+    monkeypatch.setattr(health, "backlogs", hang)
+    monkeypatch.setattr(health, "SECONDS", 0.1)
+    for _ in range(3):
+        status, answer = get()
+        assert (status, answer["problems"]) == (503, ["database_unavailable"])
+        assert answer["store"]["writable"]
+    assert "The database did not answer" in caplog.text
+    assert len(calls) == 1
+    woken.set()
+    monkeypatch.setattr(health, "SECONDS", 5)
+    health._outbox.start().result(5)
+    assert get()[0] == 200
 
 
 def test_a_draining_process_gets_no_new_clients() -> None:

@@ -169,6 +169,8 @@ class UploadSessionAdmin(ModelAdmin):
         "sent_metadata",
         "answer",
         "delivered",
+        "attempts",
+        "next_attempt",
     )
     fieldsets = (
         (
@@ -202,7 +204,12 @@ class UploadSessionAdmin(ModelAdmin):
         ),
         (
             _("Times"),
-            {"fields": ("created_at", "updated_at", "expires_at", "completed_at", "delivered")},
+            {
+                "fields": (
+                    *("created_at", "updated_at", "expires_at", "completed_at"),
+                    *("delivered", "attempts", "next_attempt"),
+                )
+            },
         ),
         (
             _("Internals"),
@@ -314,6 +321,18 @@ class UploadSessionAdmin(ModelAdmin):
         else:
             text = _("Attempts that failed so far: %(attempts)s. %(error)s")
         return text % {"attempts": number_format(event.attempts), "error": event.error}
+
+    @admin.display(description=_("attempts"))
+    def attempts(self, session: UploadSession) -> str:
+        event: CompletionEvent | None = getattr(session, "completion", None)
+        return self._shown(event and event.attempts)
+
+    @admin.display(description=_("next attempt"))
+    def next_attempt(self, session: UploadSession) -> str:
+        event: CompletionEvent | None = getattr(session, "completion", None)
+        if event is None or event.delivered_at is not None or event.given_up_at is not None:
+            return self._shown(None)
+        return self._shown(event.due_at)
 
     def _shown_as_json(self, value: dict[str, Any] | None) -> str:
         if not value:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import asdict
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.contrib.auth.decorators import login_not_required
-from django.db import DatabaseError, InterfaceError, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -33,14 +34,29 @@ from .stores.configured import make_store
 
 logger = logging.getLogger("django_async_upload")
 
-STORE_SECONDS: Final = 5.0
-"""Seconds that the store may take: a network file system may hang."""
+SECONDS: Final = 5.0
+"""Seconds that the store and the database may take: a network file system, or a lock, may hang."""
 LAYER_SECONDS: Final = 2.0
 """Seconds that the channel layer may take."""
 
-_store_thread = DaemonExecutor(1, "async-upload-health")
-_trying: list[Future[tuple[UploadError | None, int | None]]] = []
-_lock = Lock()
+Found = TypeVar("Found")
+
+
+class Probe(Generic[Found]):
+    """A call that may hang, in a thread of its own. While it hangs, later requests wait for the same call."""
+
+    def __init__(self, name: str, call: Callable[[], Found]) -> None:
+        self._thread = DaemonExecutor(1, f"async-upload-health-{name}")
+        self._call = call
+        self._running: Future[Found] | None = None
+        self._lock = Lock()
+
+    def start(self) -> Future[Found]:
+        """Start the call unless it runs."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = self._thread.submit(self._call)
+            return self._running
 
 
 @login_not_required
@@ -52,8 +68,9 @@ def healthz(request: HttpRequest) -> JsonResponse:
 
     ``warnings`` are for people: uploads go on. The answer names no path, user or upload.
     """
-    store_error, free_bytes = _try_store()
-    database_error, backlog = _read_outbox()
+    trying, reading = _store.start(), _outbox.start()
+    store_error, free_bytes = _outcome_of_store(trying)
+    database_error, backlog = _outcome_of_outbox(reading)
     layer_answers = _ask_layer()
     seconds = retry_after()
     draining = None if seconds is None else Draining(retry_after=seconds)
@@ -73,25 +90,21 @@ def healthz(request: HttpRequest) -> JsonResponse:
     return JsonResponse(answer, status=503 if problems else 200)
 
 
-def _try_store() -> tuple[UploadError | None, int | None]:
-    """Create a part and delete it; returns the error, and the free bytes where the store knows them.
-
-    While a call hangs, later requests wait for the same call.
-    """
-    with _lock:
-        if not _trying or _trying[0].done():
-            _trying[:] = [_store_thread.submit(_create_part)]
-        trying = _trying[0]
+def _outcome_of_store(
+    trying: Future[tuple[UploadError | None, int | None]],
+) -> tuple[UploadError | None, int | None]:
+    """The error, and the free bytes where the store knows them."""
     try:
-        return trying.result(STORE_SECONDS)
+        return trying.result(SECONDS)
     except TimeoutError:
-        logger.error("The store did not answer for %.0f s", STORE_SECONDS)
+        logger.error("The store did not answer for %.0f s", SECONDS)
     except Exception:  # of a store of the host's, or its configuration
         logger.exception("The store failed")
     return StorageFailed(), None
 
 
 def _create_part() -> tuple[UploadError | None, int | None]:
+    """Create a part and delete it."""
     error: UploadError | None = None
     free_bytes: int | None = None
     with closing(make_store()) as store:
@@ -106,14 +119,27 @@ def _create_part() -> tuple[UploadError | None, int | None]:
     return error, free_bytes
 
 
-def _read_outbox() -> tuple[UploadError | None, Backlog | None]:
+def _read_outbox() -> Backlog:
     try:
-        return None, backlogs([None])[0]
+        return backlogs([None])[0]
+    finally:
+        connections.close_all()  # those of this thread
+
+
+def _outcome_of_outbox(reading: Future[Backlog]) -> tuple[UploadError | None, Backlog | None]:
+    try:
+        return None, reading.result(SECONDS)
+    except TimeoutError:
+        logger.error("The database did not answer for %.0f s", SECONDS)
     except (DatabaseError, InterfaceError) as error:
         logger.warning("Database: %s", error)
         if says_no_tables(error):
             return DatabaseNotMigrated(), None
-        return DatabaseUnavailable(retry_after=1.0), None
+    return DatabaseUnavailable(retry_after=1.0), None
+
+
+_store = Probe("store", _create_part)
+_outbox = Probe("outbox", _read_outbox)
 
 
 def _ask_layer() -> bool | None:

@@ -201,6 +201,12 @@ class Outbox:
                     event.session_id,
                     event.attempts,
                     outcome.error,
+                    extra={
+                        "code": "outbox_dead",
+                        "upload": str(event.session_id),
+                        "owner": event.session.owner_key,
+                        "endpoint": event.session.endpoint,
+                    },
                 )
         except UploadError as error:  # it will be delivered again
             logger.error(

@@ -152,7 +152,8 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._login = Login(self.endpoint, self._look_up, self._take_slot, self._signed_in)
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
-            log_origin(self.scope, self.endpoint)
+            log_origin(self.scope, self.endpoint, self.address)
+            self.service.telemetry.count("connections.closed", code="origin_refused")
             await self.send({"type": "websocket.close"})
             self._life.end()
             return

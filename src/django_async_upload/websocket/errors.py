@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..admission import origins, own_origin
 from ..exceptions import (
     AuthenticationTimeout,
+    Busy,
     ConnectionRefused,
     Draining,
     IdleTimeout,
@@ -73,11 +74,12 @@ def log_closed(
 def log_refused(
     error: UploadError, owner: str, endpoint: str, *, upload: str | None = None
 ) -> None:
-    """Log that a request about an upload was refused, or that the upload failed; other errors are no news.
+    """Log that a request about an upload was refused, also for want of room, or that the upload failed.
 
-    That is no error of the server's, but the operator sees many of one kind: an attack, or a limit that is too low.
+    Other errors are no news. These are none of the server's, but the operator sees many of one kind: an attack, or a
+    limit that is too low.
     """
-    if isinstance(error, UploadRefused | UploadFailed):
+    if isinstance(error, UploadRefused | UploadFailed | Busy):
         notice(
             error.code,
             logging.INFO,
@@ -92,7 +94,9 @@ def log_refused(
         )
 
 
-def log_origin(scope: dict[str, Any], endpoint: str) -> None:
+def log_origin(
+    scope: dict[str, Any], endpoint: str, address: IPv4Address | IPv6Address | None
+) -> None:
     """Log that a page of another site was refused, and what to set if it is no other site."""
     notice(
         "origin",
@@ -103,5 +107,7 @@ def log_origin(scope: dict[str, Any], endpoint: str) -> None:
         ", ".join(map(ascii, origins(scope))),
         own_origin(scope) or "none: the Host is not in ALLOWED_HOSTS",
         code="origin_refused",
+        owner=None,
         endpoint=endpoint,
+        address=None if address is None else str(address),
     )
