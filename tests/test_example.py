@@ -135,6 +135,24 @@ def test_its_pages_ask_no_other_server_and_want_a_login(demo: Demo) -> None:
             assert "unsafe" not in answer.headers["Content-Security-Policy"]
 
 
+def test_its_metrics_are_those_that_prometheus_and_the_dashboard_ask_for(demo: Demo) -> None:
+    """Of the upload above."""
+    config = (demo.folder / "monitoring/prometheus.yml").read_text()
+    path = re.search(r"metrics_path: (\S+)", config)
+    assert path is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}{path[1]}", timeout=30) as answer:
+        exported = answer.read().decode()
+    found = re.search(r"^async_upload_bytes_received_total (\S+)", exported, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) >= 8000
+    dashboard = (demo.folder / "monitoring/grafana-dashboard.json").read_text()
+    shown = set(re.findall(r"async_upload_\w+", dashboard))
+    of_any_upload = {
+        f"async_upload_{name}_total" for name in ("bytes_received", "uploads_completed")
+    }
+    assert of_any_upload <= shown & set(re.findall(r"^(async_upload_\w+)", exported, re.MULTILINE))
+
+
 def test_its_health_is_there_without_a_login(demo: Demo) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/healthz/", timeout=30) as answer:
         health = json.load(answer)

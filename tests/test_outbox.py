@@ -210,6 +210,12 @@ async def test_what_fails_too_often_is_given_up_loudly_until_an_administrator_se
     assert record.levelname == "ERROR"
     assert str(event.session_id) in record.getMessage()
     assert "broken for good" in record.getMessage()
+    assert vars(record).items() >= {
+        ("code", "outbox_dead"),
+        ("upload", str(event.session_id)),
+        ("owner", owner.key),
+        ("endpoint", "default"),
+    }
     await make_due()
     assert await uploads.outbox.deliver_due() == 0
     assert (await reload(event)).attempts == outbox.ATTEMPTS

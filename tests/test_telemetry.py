@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
@@ -26,6 +27,7 @@ from django_async_upload.exceptions import DatabaseUnavailable
 from django_async_upload.models import CompletionEvent
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions.owners import Owner
+from django_async_upload.sessions.state import ACTIVE
 from django_async_upload.testing.communicator import UploadCommunicator
 
 from .fixtures import KIB, crc, forget_service, new_key, publish, run, settled
@@ -35,6 +37,7 @@ pytest_plugins = ["tests.fixtures"]
 Connect = Callable[..., UploadCommunicator]
 SOURCE = Path(__file__).parents[1] / "src/django_async_upload"
 PAGE = Path(__file__).parents[1] / "docs/reference/telemetry.md"
+EXAMPLE = Path(__file__).parents[1] / "example_project"
 
 
 class Recorder:
@@ -87,7 +90,10 @@ async def test_the_life_of_uploads_is_counted(connect: Connect, recorded: Any) -
         await client.upload("c.bin", data)
     await settled()
     events = [
-        each for each in recorded if each[0].startswith(("uploads", "publication", "completion"))
+        each
+        for each in recorded
+        if each[0].startswith(("uploads", "publication", "completion"))
+        and each[0] != "uploads.active"
     ]
     assert [(name, labels) for name, _value, labels in events] == [
         ("uploads.completed", {}),
@@ -183,6 +189,10 @@ async def test_what_there_is_now_is_measured(
     assert await measured("outbox.age") == pytest.approx(300, abs=60)
     assert await measured("outbox.attempts") == 3
     assert await measured("outbox.dead") == 1
+    states = {
+        labels["state"]: value for name, value, labels in recorded if name == "uploads.active"
+    }
+    assert states == {**dict.fromkeys(map(str, ACTIVE), 0), "interrupted": 1}
     assert await measured("uploads.open") == await measured("credit.used") == 0
 
 
@@ -204,7 +214,7 @@ async def test_a_database_that_fails_stops_no_gauge(
         while errors:
             await asyncio.sleep(0.01)
         await measured("uploads.open")
-    assert "The outbox could not be measured" in caplog.text
+    assert "The rows could not be measured" in caplog.text
 
 
 async def test_nothing_is_measured_for_nobody(connect: Connect, uploads: UploadService) -> None:
@@ -218,6 +228,17 @@ def test_the_names_are_those_of_the_documentation() -> None:
     documented = re.findall(r"^\| `([a-z]+\.[a-z]+)` \|", PAGE.read_text(), re.MULTILINE)
     assert len(documented) == len(names)
     assert set(documented) == names
+
+
+def test_the_dashboard_of_the_example_shows_every_name_and_no_other() -> None:
+    table = re.findall(r"^\| `([a-z_.]+)` \| (\w+) \|", PAGE.read_text(), re.MULTILINE)
+    assert len(table) > 15
+    endings = {"count": "_total", "time": "_bucket", "gauge": ""}
+    exported = {f"async_upload_{name.replace('.', '_')}{endings[kind]}" for name, kind in table}
+    dashboard = json.loads((EXAMPLE / "monitoring/grafana-dashboard.json").read_text())
+    queries = [each["expr"] for panel in dashboard["panels"] for each in panel.get("targets", ())]
+    assert set(re.findall(r"async_upload_\w+", " ".join(queries))) == exported
+    assert all(query.count("(") == query.count(")") for query in queries)
 
 
 async def test_a_class_that_fails_harms_no_upload(

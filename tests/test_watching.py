@@ -210,7 +210,10 @@ async def test_an_upload_of_another_endpoint_is_missing(connect: Connect, owner:
         assert (await follow(watcher, "uploads", str(done.pk))).missing == [str(done.pk)]
 
 
-async def test_a_ninth_watcher_of_a_connection_has_to_wait(connect: Connect) -> None:
+async def test_a_ninth_watcher_of_a_connection_has_to_wait(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "django_async_upload")
     async with connect() as watcher:
         for stream in range(1, MAX_WATCHES + 1):
             await follow(watcher, "own", stream=stream)
@@ -218,6 +221,7 @@ async def test_a_ninth_watcher_of_a_connection_has_to_wait(connect: Connect) -> 
         _, refusal = await watcher.receive()
         assert isinstance(refusal, m.Error)
         assert refusal.code == "busy"
+    assert [each.code for each in caplog.records if hasattr(each, "code")] == ["busy"]
 
 
 async def test_a_watch_is_released_and_not_cancelled(connect: Connect) -> None:

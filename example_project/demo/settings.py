@@ -90,4 +90,5 @@ WORK = "demo.receivers"  # what is done with finished uploads; settings_celery a
 ASYNC_UPLOAD = {  # uploads
     "UPLOAD_TO": "uploads/%Y/%m/%d/",
     "ADMIN_WIDGET": True,
+    "TELEMETRY": "django_async_upload.engine.prometheus.PrometheusTelemetry",
 }

@@ -2,14 +2,16 @@ import os
 from contextlib import suppress
 
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.messages.views import SuccessMessageMixin
-from django.http import Http404
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse, reverse_lazy
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
 from django.views.generic import DeleteView
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from django_async_upload.models import UploadSession
 from django_async_upload.responses import START, picture_type, upload_response
@@ -115,3 +117,12 @@ def media(request, name):
         if found := objects.filter(**{field: name}).first():
             return upload_response(getattr(found, field), inline=True, request=request)
     raise Http404
+
+
+# For the operator ----------------------------------------------------------------------------------
+
+
+@login_not_required
+def metrics(request):
+    """What Prometheus reads: see ``monitoring/``. A proxy should keep it from the public."""
+    return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)

@@ -1,13 +1,17 @@
-"""The gauges of a process: credit, open uploads and connections, the outbox, and the lag of the event loop."""
+"""The gauges of a process: credit, open uploads and connections, uploads by state, the outbox, the event loop's lag."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Final
 
+from django.db.models import Count
+
 from ..exceptions import UploadError
+from ..models import UploadSession
+from ..sessions.state import ACTIVE
 from .drain import connections
 from .outbox import backlogs
 from .runtime import Runtime
@@ -34,7 +38,7 @@ class Gauges:
         if not self._tasks and not isinstance(self._runtime.telemetry, NoTelemetry):
             self._tasks = [
                 asyncio.create_task(self._measure_process()),
-                asyncio.create_task(self._measure_outbox()),
+                asyncio.create_task(self._measure_rows()),
             ]
 
     def stop(self) -> None:
@@ -59,18 +63,28 @@ class Gauges:
             worst = max(worst, loop.time() - now - TICK_SECONDS)
         return worst
 
-    async def _measure_outbox(self) -> None:
-        telemetry = self._runtime.telemetry
+    async def _measure_rows(self) -> None:
+        telemetry, database = self._runtime.telemetry, self._runtime.database
         while True:
             try:
-                backlog = await self._runtime.database.call(backlogs, None)
+                backlog = await database.call(backlogs, None)
+                counts = await database.call(active_by_state, None)
             except UploadError:  # the database is unavailable, which is logged
                 pass
             except Exception:  # a bug, or an error of the database: the next look may succeed
-                logger.exception("The outbox could not be measured")
+                logger.exception("The rows could not be measured")
             else:
                 telemetry.gauge("outbox.waiting", backlog.waiting)
                 telemetry.gauge("outbox.age", backlog.age)
                 telemetry.gauge("outbox.attempts", backlog.attempts)
                 telemetry.gauge("outbox.dead", backlog.dead)
+                for state, count in counts.items():
+                    telemetry.gauge("uploads.active", count, state=state)
             await asyncio.sleep(SECONDS)
+
+
+def active_by_state(items: Sequence[None]) -> list[dict[str, int]]:
+    """The number of uploads in each state in which an upload is neither over nor published, for all callers."""
+    found = UploadSession.objects.active().order_by().values_list("state")
+    counts = dict.fromkeys(map(str, ACTIVE), 0) | dict(found.annotate(Count("pk")))
+    return [counts] * len(items)

@@ -30,8 +30,8 @@ class PrometheusTelemetry:
         _metric(Histogram, name, labels, buckets=BUCKETS).observe(seconds)
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
-        # Where several processes are read as one: the outbox is the same for each of them.
-        mode = "livemax" if name.startswith(("outbox.", "loop.")) else "livesum"
+        # Where several processes are read as one: what is counted in the database is the same for each of them.
+        mode = "livemax" if name.startswith(("outbox.", "loop.", "uploads.active")) else "livesum"
         _metric(Gauge, name, labels, multiprocess_mode=mode).set(value)
 
 
