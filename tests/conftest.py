@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -55,3 +56,11 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"CI must run this test, which {reason}"
     return report
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Ends the calls that hang."""
+    released = threading.Event()
+    yield released
+    released.set()

@@ -16,14 +16,6 @@ SHORT, LONG = 0.05, 20.0
 
 
 @pytest.fixture
-def released() -> Iterator[threading.Event]:
-    """Ends the calls that hang."""
-    released = threading.Event()
-    yield released
-    released.set()
-
-
-@pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostThreads]:
     """Threads for eight calls at once, two of them an owner's, and for twice as many that hang."""
     monkeypatch.setattr(module, "AT_ONCE", 8)

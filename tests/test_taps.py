@@ -322,13 +322,6 @@ class Hanging(Recorder):
 
 
 @pytest.fixture
-def released() -> Iterator[threading.Event]:
-    released = threading.Event()
-    yield released
-    released.set()
-
-
-@pytest.fixture
 def hanging(released: threading.Event) -> Callable[[str], Any]:
     """An endpoint whose taps hang in a method, for uploads with a name that begins with "hangs"."""
     from channels.auth import AuthMiddlewareStack

@@ -85,9 +85,8 @@ def create(items: Sequence[Creation]) -> list[UploadSession | UploadError]:
     A caller that gets another session than its own has to take it over.
     """
     outcomes: list[UploadSession | UploadError | None] = _checked_owners(items)
-    quota = Quota(
-        item.session for item in items
-    )  # its locks first: then no other process adds a key of these owners
+    # Its locks come first: afterwards no other process adds a key of these owners.
+    quota = Quota(item.session for item in items)
     known = {
         (session.endpoint, session.owner_key, session.key): session
         for session in UploadSession.objects.filter(
