@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_async_upload.engine import credit
-from django_async_upload.engine.credit import FLOOR, LARGEST_WINDOW, Account, Budget
+from django_async_upload.engine.credit import FLOOR, HEAD_START, LARGEST_WINDOW, Account, Budget
 from django_async_upload.engine.flow import Flow
 
 from .fixtures import KIB, MIB
@@ -44,6 +44,28 @@ def flow(account: Account, client: Client) -> Flow:
 
 def test_a_client_begins_with_the_floor(flow: Flow) -> None:
     assert (flow.received, flow.durable, flow.limit, flow.chunk) == (0, 0, FLOOR, FLOOR)
+
+
+def test_a_client_that_comes_back_has_a_head_start(
+    flow: Flow, account: Account, clock: Clock
+) -> None:
+    flow.restart(20 * MIB)
+    flow.keep(20 * MIB)
+    flow.resume()
+    assert flow.limit - flow.received == account.promised == HEAD_START
+    assert flow.chunk == FLOOR
+    flow.restart(20 * MIB + FLOOR)
+    clock.now += 1.0
+    flow.advance(flow.received + KIB)
+    flow.grant()
+    assert account.promised < HEAD_START
+    assert account.grant(0) == FLOOR
+
+
+def test_the_head_start_is_no_more_than_what_is_here_already(flow: Flow, account: Account) -> None:
+    flow.restart(100 * KIB)
+    flow.resume()
+    assert flow.limit - flow.received <= account.promised == 100 * KIB
 
 
 def test_what_was_written_is_credit_again_and_the_client_is_told(

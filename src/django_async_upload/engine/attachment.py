@@ -123,6 +123,7 @@ class Attachment:
         proof = await upload.proof()
         if isinstance(proof, Proof):
             await self._check(proof)
+            upload.flow.resume()
             self._door.ready(upload.flow)
             service.telemetry.count("uploads.resumed")
             await signals.send(signals.upload_resumed, session, offset=upload.flow.received)

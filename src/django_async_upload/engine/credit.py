@@ -30,8 +30,13 @@ CHUNK_SECONDS: Final = 0.4
 """Seconds that a chunk should take at the measured rate."""
 RAMP: Final = 4
 """How much more than it has consumed an upload may send in its first second: four times as much with each answer."""
+HEAD_START: Final = 512 * 1024
+"""Bytes that the client of a resumed upload may send at once: with a floor it would have to gather speed again after each
+cut of its network. No more than the server has of the file already."""
 OWNER_PART: Final = 0.75
 """The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
+FLOORS_PART: Final = 0.125
+"""The part of the budget that is left for the floors of new uploads, while running ones have more than their fair share."""
 MOVING_SECONDS: Final = 2.0
 """Seconds without a byte after which an upload no longer counts for the shares of credit."""
 IDLE_SECONDS: Final = 10.0
@@ -196,6 +201,7 @@ class Account:
         self._second = self.moved_at
         self._current = 0
         self._previous = 0
+        self._head_start = 0
         self.consumed = 0
         """Bytes that were received and written, those that were sent again too."""
 
@@ -215,6 +221,7 @@ class Account:
         """Bytes consumed per second: the larger of the current second's, so far, and the last second's."""
         age = now - self._second
         if age >= 1.0:
+            self._head_start = 0
             self._previous = self._current if age < 2.0 else 0
             self._current = 0
             self._second = now
@@ -244,6 +251,11 @@ class Account:
                 self.budget.moved(self, now)
         self._promise(max(FLOOR, self.promised - self._held - size))
 
+    def resume(self, received: int) -> None:
+        """Count from now, and give an upload of which ``received`` bytes are here already its head start."""
+        self._second = time.monotonic()
+        self._head_start = min(received, HEAD_START)
+
     def grant(self, unused: int) -> int:
         """Grant credit: returns the bytes by which the limit may exceed the bytes received.
 
@@ -252,9 +264,10 @@ class Account:
         if self.is_pausing or not self.is_open:
             return unused
         now = time.monotonic()
-        rate = max(self.rate(now) * self._ramp, FLOOR)
+        rate = max(self.rate(now) * self._ramp, FLOOR, self._head_start)
         wanted = min(rate, LARGEST_WINDOW, self.budget.fair_share(self, now))
-        room = self.budget.room(self.share) + self.promised - self._held
+        left = self.budget.room(self.share) - int(self.budget.total * FLOORS_PART)
+        room = max(0, left) + self.promised - self._held
         if wanted > room:
             self.budget.reclaim()
         granted = max(unused, min(wanted, room))
