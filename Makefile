@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bundle dist npm mutants bench bench-browser matrix clean help
+.PHONY: demo test check docs-js messages bundle dist npm mutants bench bench-browser bench-load bench-network matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -50,6 +50,7 @@ dist: $(BIN)/uv  ## Build the wheel and the sdist into dist/.
 	rm -rf dist
 	$(BIN)/uv build --quiet --out-dir dist
 
+CHURN ?= 60
 NPM := dist
 npm: $(VENV)/.js  ## Build the npm package into dist/.
 	node js/build.mjs package
@@ -91,6 +92,14 @@ bench: $(VENV)/.bench  ## Measure against other ways to upload; half an hour.
 
 bench-browser: $(VENV)/.bench  ## The same for the browser client, in Chromium; three minutes.
 	$(BIN)/python -m tests.bench.browser
+
+bench-load: $(VENV)/.bench  ## A thousand uploads at once, uploads that come and go, two workers; root; eight minutes.
+	$(BIN)/python -m tests.bench.load
+	$(BIN)/python -m tests.bench.flat --seconds $(CHURN)
+	$(BIN)/python -m tests.bench.workers
+
+bench-network: $(VENV)/.bench  ## One file over 100 Mbit/s and 100 ms, with loss and cuts; root; six minutes.
+	$(BIN)/python -m tests.bench.network
 
 matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox

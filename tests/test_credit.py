@@ -190,7 +190,9 @@ def test_what_an_upload_holds_beside_its_queue_counts(clock: Clock) -> None:
     with pytest.raises(Busy):
         opened(budget, held=18 * FLOOR)
     account.consume(MIB)
-    assert account.grant(0) == 10 * FLOOR  # all that the owner may still have, and an eighth is for floors
+    assert (
+        account.grant(0) == 10 * FLOOR
+    )  # all that the owner may still have, and an eighth is for floors
     account.complete()
     assert budget.promised == 30 * FLOOR
     account.close()

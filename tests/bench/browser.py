@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,11 +25,10 @@ from .contest import Figures, compete
 from .loads import MIB, random_source, sparse_source
 from .report import circumstances, table
 from .rows import Row
-from .servers import CHECKPOINT, Server, Site, install_tus_node, tus_node
+from .servers import CHECKPOINT, TUS_CLIENT, Server, Site, install_tus_node, tus_node
 
 DURABILITY = "os"
 KIB = 1024
-TUS_CLIENT = "tus-js-client@4.3.1"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -179,15 +177,6 @@ def compare(contest: Contest, options: argparse.Namespace, directory: Path) -> l
     return rows
 
 
-def install_clients(packages: Path) -> str | None:
-    """The peers from npm. Returns why they could not be installed, or None."""
-    if problem := install_tus_node(packages):
-        return problem
-    command = ["npm", "install", "--no-audit", "--no-fund", TUS_CLIENT]
-    done = subprocess.run(command, cwd=packages, capture_output=True, text=True, check=False)
-    return done.stderr if done.returncode else None
-
-
 def main(arguments: list[str]) -> int:
     """0 unless something is broken; a slow machine is not."""
     options = parse(arguments)
@@ -198,7 +187,7 @@ def main(arguments: list[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="async-upload-bench-", dir=options.directory))
     try:
         packages = directory / "npm"
-        if problem := install_clients(packages):
+        if problem := install_tus_node(packages, TUS_CLIENT):
             print(f"The peers cannot be installed: {problem}", file=sys.stderr)
             return 1
         with ExitStack() as stack:

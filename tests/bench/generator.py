@@ -7,6 +7,7 @@ requests are built, connections are open.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import os
 import select
@@ -22,6 +23,10 @@ from .websocket import TEXT, WebSocket, message
 
 SLOW_RATE = 64 * 1024.0
 """Bytes a second of a slow upload of a crowd."""
+SLOWEST = 8 * 1024.0
+"""Bytes a second of an upload of a herd."""
+SEGMENT = 1448
+"""Bytes that it sends at once: those of a TCP segment on an Ethernet."""
 SLOW_SIZE = 512 * 1024
 FAST_SIZE = 8 * 1024 * 1024
 
@@ -102,9 +107,11 @@ def client(job: Job) -> Job:
     crc = crc_of(map_file(job["source"]))
 
     async def put() -> Job:
-        url = f"ws://127.0.0.1:{job['port']}{job['path']}"
+        url = f"ws://{job.get('host', '127.0.0.1')}:{job['port']}{job['path']}"
+        started = time.perf_counter()
         async with asyncio.timeout(job["timeout"]), UploadClient(url, ticket=job["ticket"]) as to:
-            started = time.perf_counter()
+            if "host" not in job:
+                started = time.perf_counter()
             result = await to.upload(job["source"])
             seconds = time.perf_counter() - started
             if result.crc32c != crc:
@@ -142,6 +149,82 @@ def crowd(job: Job) -> Job:
         each.connection.websocket.close()
     stored_as = {each.outcome()["stored_as"]: each.crc for each in uploads}
     return {"seconds": seconds, "stored_as": stored_as}
+
+
+def herd(job: Job) -> Job:
+    """Slow uploads, of a user each, until the input ends.
+
+    Each line of input is answered with a line: what the server received since the one before.
+    """
+    source = map_file(job["source"])
+    herd = [
+        Upload(
+            Connection(job["port"], job["path"], ticket), source, f"{number}.bin", "", pace=SLOWEST
+        )
+        for number, ticket in enumerate(job["tickets"])
+    ]
+    print("idle", flush=True)
+    sys.stdin.readline()
+    poll = select.epoll()
+    by_socket = {}
+    turns = []
+    for number, each in enumerate(herd):
+        by_socket[socket := each.connection.websocket.socket.fileno()] = each
+        poll.register(socket, select.EPOLLIN)
+        each.start()
+        turns.append((time.perf_counter() + SEGMENT / SLOWEST * number / len(herd), number))
+    poll.register(0, select.EPOLLIN)
+    began, received = time.perf_counter(), 0
+    while True:
+        for socket, _events in poll.poll(max(0.0, turns[0][0] - time.perf_counter())):
+            if socket:
+                by_socket[socket].read()
+                continue
+            now, total = time.perf_counter(), sum(each.received for each in herd)
+            waits = [seconds for each in herd for seconds in each.waits]
+            rate = (total - received) / (now - began)
+            if not sys.stdin.readline():
+                return {}
+            print(json.dumps({"waits": waits, "rate": rate}), flush=True)
+            began, received = now, total
+            for each in herd:
+                each.waits.clear()
+        while turns[0][0] <= (now := time.perf_counter()):
+            due, number = turns[0]
+            if herd[number].wants_to_write:
+                herd[number].write()
+            heapq.heapreplace(turns, (max(due, now - 1) + SEGMENT / SLOWEST, number))
+
+
+def race(job: Job) -> Job:
+    """Uploads side by side, each of the whole source, on a connection and by a user of its own.
+
+    ``endless``: what was received in ``timeout`` seconds counts, and nothing is completed.
+    """
+    source = map_file(job["source"])
+    crc = crc_of(source)
+    loads = [
+        Upload(
+            Connection(job["port"], job["path"], ticket), source, "fast.bin", crc, pace=job["pace"]
+        )
+        for ticket in job["tickets"]
+    ]
+    started = time.perf_counter()
+    try:
+        _run_all(loads, job["timeout"])
+    except TimeoutError:
+        if not job.get("endless"):
+            raise
+    seconds = time.perf_counter() - started
+    for each in loads:
+        each.connection.websocket.close()
+    if job.get("endless"):
+        return {"rate": sum(each.received for each in loads) / seconds}
+    return {
+        "seconds": seconds,
+        "stored_as": [each.outcome()["stored_as"] for each in loads],
+        "waits": [wait for each in loads for wait in each.waits],
+    }
 
 
 def _run_all(uploads: list[Upload], timeout: float) -> None:
@@ -186,7 +269,7 @@ def patches(job: Job) -> Job:
 
 
 def sink(job: Job) -> Job:
-    seconds, name = requests.pour(job["port"], map_file(job["source"]))
+    seconds, name = requests.pour(job["port"], map_file(job["source"]), job.get("host"))
     return {"seconds": seconds, "stored_as": name}
 
 
@@ -200,6 +283,8 @@ JOBS: dict[str, Callable[[Job], Job]] = {
         client,
         small_files,
         crowd,
+        herd,
+        race,
         post,
         small_posts,
         patches,

@@ -1,6 +1,7 @@
 """Two of the peers: a socket-to-file sink, and tuspyserver. (The others: ``site`` and ``tus_server.mjs``.)
 
-``BENCH_SYNC`` is the number of bytes after which a peer makes what it wrote durable; 0 is never.
+``BENCH_SYNC`` is the number of bytes after which a peer makes what it wrote durable; 0 is never. ``BENCH_HOST`` is the
+address at which the sink listens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def sink(port: int, directory: str, *, reserves: bool) -> None:
 
     ``reserves``: it asks the disk for the file's room first, as the app's store does.
     """
-    server = socket.create_server(("127.0.0.1", port))
+    server = socket.create_server((os.environ.get("BENCH_HOST", "127.0.0.1"), port))
     buffer = memoryview(bytearray(1 << 20))
     number = 0
     while True:

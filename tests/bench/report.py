@@ -16,7 +16,14 @@ import psutil
 from .contest import Figures
 from .rows import Row
 
-_SCALES = {"MB/s": 1e-6, "ms": 1e3, "MiB": 2.0**-20, "files/s": 1.0, "s/GiB": 2.0**30}
+_SCALES = {
+    "MB/s": 1e-6,
+    "ms": 1e3,
+    "MiB": 2.0**-20,
+    "files/s": 1.0,
+    "s/GiB": 2.0**30,
+    "KiB/s": 2.0**-10,
+}
 _PACKAGES = (
     *("django", "channels", "websockets", "crc32c", "uvicorn", "httptools", "h11", "granian"),
     *("tuspyserver", "fastapi"),

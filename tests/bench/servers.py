@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
 CHECKPOINT = 8 * 1024 * 1024
 """Bytes between two syncs where durability is ``fsync``; the size of a PATCH, too."""
+TUS_CLIENT = "tus-js-client@4.3.1"
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 
@@ -59,6 +60,7 @@ class Server:
     port: int
     environment: dict[str, str] = field(default_factory=dict)
     working_directory: Path = CHECKOUT
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self.files = self.directory / "files"
@@ -99,7 +101,7 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self.host, self.port), 1).close()
                 return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} did not start:\n{self.log()}")
@@ -139,7 +141,13 @@ class Site(Server):
     """
 
     def __init__(
-        self, server: str, directory: Path, durability: str, checkout: Path | None = None
+        self,
+        server: str,
+        directory: Path,
+        durability: str,
+        checkout: Path | None = None,
+        *,
+        users: int = 1,
     ) -> None:
         port = free_port()
         environment = {
@@ -150,7 +158,9 @@ class Site(Server):
         if checkout is not None:
             environment["PYTHONPATH"] = str(checkout / "src")
         super().__init__(server, ASGI_SERVERS[server](port), directory, port, environment)
-        self.ticket = run([sys.executable, "-m", "tests.bench.site"], environment)
+        prepare = [sys.executable, "-m", "tests.bench.site", str(users)]
+        self.tickets = run(prepare, environment).splitlines()
+        self.ticket = self.tickets[0]
 
 
 def sink(directory: Path, durability: str, *, reserves: bool = False) -> Server:
@@ -176,14 +186,22 @@ def tus_node(directory: Path, durability: str, packages: Path) -> Server:
     return Server("@tus/server", command, directory, port, working_directory=packages)
 
 
-def install_tus_node(packages: Path) -> str | None:
-    """Install the peer from npm. Returns why it could not be, or None."""
+def install_tus_node(packages: Path, *more: str) -> str | None:
+    """Install the peer from npm, and ``more`` packages. Returns why it could not be, or None."""
     if not shutil.which("node") or not shutil.which("npm"):
         return "node and npm are not installed"
     packages.mkdir()
     (packages / "package.json").write_text("{}")
     try:
-        command = ["npm", "install", "--no-audit", "--no-fund", "@tus/server", "@tus/file-store"]
+        command = [
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "@tus/server",
+            "@tus/file-store",
+            *more,
+        ]
         run(command, {}, timeout=300, working_directory=packages)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return f"npm install failed: {error}"

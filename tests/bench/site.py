@@ -1,15 +1,18 @@
 """A host project in one file: the app's endpoint, an ordinary upload form, and an empty consumer to compare it with.
 
-``python -m tests.bench.site`` makes the database and prints a ticket; an ASGI server serves ``application``.
-Where it keeps things, and how durable they are, is said by ``BENCH_DIRECTORY``, ``BENCH_DURABILITY`` and
-``BENCH_SYNC``.
+``python -m tests.bench.site`` makes the database and prints a ticket, or so many tickets of a user each as its argument
+says; an ASGI server serves ``application``. Where it keeps things, and how durable they are, is said by
+``BENCH_DIRECTORY``, ``BENCH_DURABILITY`` and ``BENCH_SYNC``.
 """
 
 # ruff: noqa: E402  (models can be written down only after the settings)
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ SYNC = int(os.environ.get("BENCH_SYNC", "0"))
 
 settings.configure(
     SECRET_KEY="for measurements only: not a secret, long enough for the signer's taste",
-    ALLOWED_HOSTS=["127.0.0.1"],
+    ALLOWED_HOSTS=["127.0.0.1", "10.99.0.2"],  # the second one is the far end of `link`
     USE_TZ=True,
     ROOT_URLCONF=__name__,
     INSTALLED_APPS=[
@@ -80,8 +83,8 @@ from django import forms
 from django.core.asgi import get_asgi_application
 from django.core.files.uploadhandler import TemporaryFileUploadHandler
 from django.core.management import call_command
-from django.db import connection, models
-from django.http import HttpRequest, HttpResponse
+from django.db import connection, models, transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.static import serve
 
@@ -145,6 +148,12 @@ def post(request: HttpRequest) -> HttpResponse:
     return HttpResponse(name, status=201, headers={"Content-Length": str(len(name))})
 
 
+async def counts(request: HttpRequest) -> JsonResponse:
+    """What the process that answers has, beside what the system knows of it."""
+    gc.collect()
+    return JsonResponse({"tasks": len(asyncio.all_tasks()), "objects": len(gc.get_objects())})
+
+
 # The page of `tests.bench.browser`, and what it loads.
 PAGES = {
     "bench": Path(__file__).parent,
@@ -153,6 +162,7 @@ PAGES = {
 }
 urlpatterns: list[Any] = [
     path("files/", post),
+    path("counts/", counts),
     *(path(f"{name}/<path:path>", serve, {"document_root": root}) for name, root in PAGES.items()),
 ]
 uploads = upload_application(get_asgi_application())
@@ -175,8 +185,8 @@ async def drop(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             await send({"type": "websocket.send", "bytes": str(count).encode()})
 
 
-def prepare() -> str:
-    """Make tables and a user; return a ticket."""
+def prepare(users: int) -> list[str]:
+    """Make tables and users; return a ticket of each."""
     from django.contrib.auth.models import User
 
     from django_async_upload.tickets import issue_ticket
@@ -185,8 +195,10 @@ def prepare() -> str:
     call_command("migrate", verbosity=0)
     with connection.schema_editor() as editor:
         editor.create_model(Document)
-    return issue_ticket(User.objects.create_user("bench"))
+    with transaction.atomic():
+        people = [User.objects.create_user(f"bench{number}") for number in range(users)]
+    return [issue_ticket(each) for each in people]
 
 
 if __name__ == "__main__":
-    print(prepare())
+    print("\n".join(prepare(int((*sys.argv, 1)[1]))))

@@ -30,6 +30,6 @@ class SyncedFileStore extends FileStore {
 
 const Store = sync === "sync" ? SyncedFileStore : FileStore;
 new Server({ path: "/files", datastore: new Store({ directory }) }).listen({
-  host: "127.0.0.1",
+  host: process.env.BENCH_HOST ?? "127.0.0.1",
   port: Number(port),
 });

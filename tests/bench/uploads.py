@@ -12,6 +12,7 @@ import mmap
 import os
 import select
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -116,6 +117,9 @@ class Upload:
     last_byte: float = 0
     finished: float = 0
     completed: dict[str, Any] | None = None
+    waits: list[float] = field(default_factory=list)
+    """Seconds from the last byte of a chunk, handed to the kernel, to the ACK of it."""
+    _unanswered: deque[tuple[int, float]] = field(default_factory=deque)
     _outgoing: bytes | memoryview = b""
     _answers: list[bytes] = field(default_factory=list)
     _paused: bool = False
@@ -163,6 +167,8 @@ class Upload:
             return
         self._outgoing = memoryview(self._outgoing)[sent:]
         self._allowance -= sent
+        if not self._outgoing:
+            self._unanswered.append((self.offset, time.perf_counter()))
         if not self._outgoing and self.offset == len(self.source) and not self.last_byte:
             self.last_byte = time.perf_counter()
 
@@ -252,6 +258,9 @@ class Upload:
                 self.limit = max(self.limit, fields["limit"])
             self.chunk = fields["chunk"]
             self.received = fields.get("received", self.received)
+            while self._unanswered and self._unanswered[0][0] <= self.received:
+                _offset, sent = self._unanswered.popleft()
+                self.waits.append(time.perf_counter() - sent)
             self.durable = fields.get("durable", self.durable)
 
     def outcome(self) -> dict[str, Any]:

@@ -31,12 +31,13 @@ CHUNK_SECONDS: Final = 0.4
 RAMP: Final = 4
 """How much more than it has consumed an upload may send in its first second: four times as much with each answer."""
 HEAD_START: Final = 512 * 1024
-"""Bytes that the client of a resumed upload may send at once: with a floor it would have to gather speed again after each
-cut of its network. No more than the server has of the file already."""
+"""Bytes that the client of a resumed upload may send at once, but no more than the server has of the file already.
+
+With a floor it would have to gather speed again after each cut of its network."""
 OWNER_PART: Final = 0.75
 """The part of the budget, and of the number of uploads, that one owner may have, even if others are idle."""
 FLOORS_PART: Final = 0.125
-"""The part of the budget that is left for the floors of new uploads, while running ones have more than their fair share."""
+"""The part of the budget that is left for the floors of new uploads: running ones may exceed their fair share."""
 MOVING_SECONDS: Final = 2.0
 """Seconds without a byte after which an upload no longer counts for the shares of credit."""
 IDLE_SECONDS: Final = 10.0
