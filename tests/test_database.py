@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from django.db import (
     transaction,
 )
 
+from django_async_upload import notices
 from django_async_upload.engine import database as database_module
 from django_async_upload.engine.database import Database
 from django_async_upload.exceptions import (
@@ -50,6 +52,7 @@ def terminate(number: int) -> None:
 
 @pytest.fixture
 async def database(transactional_db: None) -> AsyncIterator[Database]:
+    notices.forget()
     database = Database("default")
     yield database
     database.close()
@@ -422,6 +425,30 @@ async def test_a_process_that_is_stopped_in_a_transaction_keeps_no_row_locked(
     hang.released.set()
     assert await stopped == 0
     assert await names() == {"taken", "beside held"}
+
+
+@on_a_server
+async def test_the_victim_of_a_deadlock_is_made_again(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    meeting = threading.Barrier(2)
+
+    def rename(items: Sequence[tuple[str, str]]) -> list[None]:
+        for first, second in items:
+            Group.objects.filter(name=first).update(name=first)
+            with suppress(threading.BrokenBarrierError):  # the second time nobody comes
+                meeting.wait(0.5)
+            Group.objects.filter(name=second).update(name=second)
+        return [None for _ in items]
+
+    await asyncio.gather(database.call(insert, "a"), database.call(insert, "b"))
+    other = Database("default")
+    await asyncio.gather(
+        database.call(rename, ("a", "b")),
+        other.call(rename, ("b", "a")),
+    )
+    other.close()
+    assert "deadlock" in caplog.text.lower()
 
 
 @pytest.fixture

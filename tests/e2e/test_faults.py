@@ -151,8 +151,19 @@ def _upload(connection: RawConnection, stream: int, data: bytes, offset: int) ->
 
 
 def test_postgresql_gone_for_five_seconds_is_waited_for(hosts: Callable[..., Host]) -> None:
+    wait_for_postgresql(hosts)
+
+
+@pytest.mark.one_server
+def test_postgresql_gone_for_five_seconds_is_waited_for_with_a_pool(
+    hosts: Callable[..., Host],
+) -> None:
+    wait_for_postgresql(hosts, OPTIONS={"pool": True})
+
+
+def wait_for_postgresql(hosts: Callable[..., Host], **setting: object) -> None:
     with Postgres() as postgres:
-        host = hosts(extra=migrated(postgres.setting))
+        host = hosts(extra=migrated({**postgres.setting, **setting}))
         ticket = host.ticket()
         data = os.urandom(24 * MIB)
         with (

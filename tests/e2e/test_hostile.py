@@ -434,22 +434,40 @@ def test_a_changed_file_is_refused_and_the_upload_stays(host: Host) -> None:
 
 def test_too_many_connections_of_one_user_are_refused(hosts: Callable[..., Host]) -> None:
     host = hosts(USER_MAX_CONNECTIONS=3)
-    ticket = host.ticket()
-    held = [host.connect(ticket) for _ in range(3)]
+    held = [host.connect(host.ticket()) for _ in range(3)]
+    assert_refused(host)
+    for each in held:
+        each.close()
+    wait_for(lambda: comes_in(host), what="a free place")
+
+
+@pytest.mark.one_server
+def test_connections_of_one_user_to_two_processes_are_counted_together(
+    hosts: Callable[..., Host],
+) -> None:
+    host = hosts(USER_MAX_CONNECTIONS=3)
+    with host.another_server() as another:
+        held = [each.connect(host.ticket()) for each in (host, another, host)]
+        assert_refused(host)
+        assert_refused(another)
+        for each in held:
+            each.close()
+        wait_for(lambda: comes_in(host) and comes_in(another), what="free places")
+        host.server.kill()
+
+
+def assert_refused(host: Host) -> None:
     with RawConnection(host.port) as connection:
         connection.greet()
-        connection.send(messages.Auth(ticket))
+        connection.send(messages.Auth(host.ticket()))
         error, code = last_words(connection)
         assert error is not None
         assert (error.code, code, error.retryable) == ("too_many_connections", 4429, True)
-    for each in held:
-        each.close()
 
-    def comes_in() -> bool:
-        try:
-            host.connect(ticket).close()
-        except (Closed, Failed):
-            return False
-        return True
 
-    wait_for(comes_in, what="a free place")
+def comes_in(host: Host) -> bool:
+    try:
+        host.connect(host.ticket()).close()
+    except (Closed, Failed):
+        return False
+    return True
