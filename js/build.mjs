@@ -62,6 +62,11 @@ async function bundle() {
     sourcesContent: false, // the modules lie beside it
     define: { "globalThis.MORE_HASH": JSON.stringify(hash) },
   });
+  const progress = await build({
+    ...scripts,
+    entryPoints: ["progress.js"],
+    outfile: path.join(SOURCES, "async-upload-progress.min.js"),
+  });
   const styles = await build({
     ...common,
     entryPoints: ["widget.css"],
@@ -74,7 +79,7 @@ async function bundle() {
     outfile: path.join(SOURCES, "async-upload-admin.min.css"),
     banner: { css: banner },
   });
-  const files = [first, more, styles, admin].flatMap(({ outputFiles }) => outputFiles);
+  const files = [first, more, progress, styles, admin].flatMap(({ outputFiles }) => outputFiles);
   const found = new Map(files.map((each) => [path.relative(SOURCES, each.path), each.contents]));
   await squeeze(found, "async-upload.min.js", banner);
   return found;

@@ -208,6 +208,15 @@ def element() -> Iterator[str]:
     )
 
 
+def progress_element() -> Iterator[str]:
+    path = "widget/progress-element.js"
+    (doc,) = [each for each in docs_of(path) if "class AsyncUploadProgressElement" in each.code]
+    yield from ("## `<async-upload-progress>`", "", doc.text, "", "### Attributes", "")
+    attributes = [rest.partition(" ")[::2] for rest in doc.all("attribute")]
+    yield from table("attribute, meaning", [(code(name), text) for name, text in attributes])
+    yield from events(doc)
+
+
 def page() -> str:
     about = re.match(
         r".*?\n((?:    [^\n]*\n|\n(?=    ))+)", docs_of("client.js")[0].text, re.DOTALL
@@ -226,6 +235,8 @@ def page() -> str:
         "The codes: [errors](errors.md).",
         "",
         *element(),
+        *progress_element(),
+        *of_class("client/watcher.js", "Watcher", "### `new Watcher(options)`"),
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 

@@ -89,10 +89,11 @@ def test_the_list_shows_how_far_uploads_are(site: Client, owner: Owner) -> None:
     unfinished(owner, "", name="endless.bin", size=None)
     publish(owner, name="done.bin")
     page = site.get(LIST).content.decode()
-    bar = re.search(rf'data-upload="{going.pk}" data-url="([^"]+)"><progress (.*?)>', page)
+    bar = re.search(rf'data-upload="{going.pk}" data-url="([^"]+)" [^>]*><progress (.*?)>', page)
     assert bar is not None
     assert bar[1] == PROGRESS
-    assert bar[2] == 'max="100" value="50" aria-label="going.bin"'
+    assert bar[2] == 'aria-label="going.bin" max="100" value="50"'
+    assert f'upload="{going.pk}" url="/ws/uploads/"' in page
     assert "uploading, 50%" in page
     assert "uploading, 4\xa0bytes so far" in page
     assert page.count("<progress") == 2

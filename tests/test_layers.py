@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"models", "sessions", "migrations"},
     {"engine", "binding"},
     {"operations", "endpoints", "consumers", "websocket", "receipts"},
-    {"responses", "middleware", "assets", "widgets", "forms", "templatetags"},
+    {"responses", "middleware", "assets", "widgets", "forms", "templatetags", "progress"},
     {"routing", "checks", "admin", "rest", "health"},
     {"apps", "management"},
     {"testing"},
@@ -36,7 +36,8 @@ BESIDE = {
     "websocket": {"endpoints", "receipts"},
     "widgets": {"assets"},
     "forms": {"widgets"},
-    "templatetags": {"assets", "widgets"},
+    "templatetags": {"assets", "widgets", "progress"},
+    "progress": {"widgets"},
     "rest": {"receipts"},
 }
 """Neighbours of one layer that may be imported."""

@@ -32,9 +32,11 @@ from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
 from . import conf
+from .assets import PROGRESS_SCRIPT
 from .engine import outbox, service
 from .exceptions import UploadError
 from .models import CompletionEvent, UploadSession, UploadSessionQuerySet
+from .progress import progress_element, progress_of
 from .responses import upload_response
 from .sessions.state import ACTIVE, State
 from .widgets import AsyncClearableFileInput
@@ -222,7 +224,10 @@ class UploadSessionAdmin(ModelAdmin):
 
     class Media:
         css = {"all": ("django_async_upload/admin.css",)}
-        js = (Script("django_async_upload/admin.js", type="module"),)
+        js = (
+            Script(PROGRESS_SCRIPT, type="module"),
+            Script("django_async_upload/admin.js", type="module"),
+        )
 
     # Permissions -------------------------------------------------------------------------------
 
@@ -260,20 +265,13 @@ class UploadSessionAdmin(ModelAdmin):
 
     @admin.display(description=_("state"), ordering="state")
     def progress(self, session: UploadSession) -> str:
-        """The state, with a progress bar that :file:`admin.js` updates while the upload is active."""
+        """The state, with a progress bar that follows the upload while it is active."""
         shown = progress_of(session)
         if not shown["active"]:
             return str(shown["text"])
-        value = format_html(' value="{}"', shown["percent"]) if shown["percent"] is not None else ""
-        return format_html(
-            '<span class="async-upload" data-upload="{}" data-url="{}">'
-            '<progress max="100"{} aria-label="{}"></progress> <span>{}</span></span>',
-            session.pk,
-            self._url("progress"),
-            value,
-            session.name,
-            shown["text"],
-        )
+        # The data is for admin.js, which asks where no WebSocket tells.
+        about: dict[str, Any] = {"data-upload": session.pk, "data-url": self._url("progress")}
+        return progress_element(session, **{"class": "async-upload"}, **about)
 
     @admin.display(description=_("size"), ordering="size")
     def total(self, session: UploadSession) -> str:
@@ -510,17 +508,3 @@ def _ids(texts: Iterable[str]) -> list[uuid.UUID]:
         except ValueError:
             continue
     return found
-
-
-def progress_of(session: UploadSession) -> dict[str, Any]:
-    """What the list shows: ``text``, ``percent`` (None where unknown) and whether the upload is ``active``."""
-    state = session.get_state_display()
-    if session.state not in STOPPABLE - {State.VERIFYING}:
-        return {"text": state, "percent": None, "active": session.state in ACTIVE}
-    if session.size is None:
-        so_far = filesizeformat(session.durable)
-        text = _("%(state)s, %(size)s so far") % {"state": state, "size": so_far}
-        return {"text": text, "percent": None, "active": True}
-    percent = 100 * session.durable // session.size if session.size else 100
-    text = _("%(state)s, %(percent)s%%") % {"state": state, "percent": number_format(percent)}
-    return {"text": text, "percent": percent, "active": True}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from django.forms import Media, Script
 
 from . import conf
 
 _FOLDER = "django_async_upload"
+PROGRESS_SCRIPT: Final = f"{_FOLDER}/async-upload-progress.min.js"
+"""The JavaScript module of ``<async-upload-progress>``."""
 
 
 class Assets(NamedTuple):

@@ -10,8 +10,9 @@ from django.templatetags.static import static
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from ..assets import page_assets
-from ..models import Taker
+from ..assets import PROGRESS_SCRIPT, page_assets
+from ..models import Taker, UploadSession
+from ..progress import progress_element
 from ..widgets import AsyncFileInput, AsyncMultipleFileInput, PageTexts
 
 register = template.Library()
@@ -53,14 +54,39 @@ def async_upload(
     return AsyncFileInput(attrs, **options).render(name, None)
 
 
+@register.simple_tag
+def async_upload_progress(
+    upload: UploadSession, *, url: str | None = None, **attrs: Any
+) -> SafeString:
+    """``{% async_upload_progress upload %}``: how far an :class:`UploadSession` is, now and as it goes on.
+
+    ``url`` is the WebSocket of the upload's endpoint (None: ``WEBSOCKET_URL``); other arguments are attributes.
+    """
+    return progress_element(
+        upload, url, **{key.replace("_", "-"): value for key, value in attrs.items()}
+    )
+
+
+@register.simple_tag(takes_context=True)
+def async_upload_progress_media(context: template.Context) -> SafeString:
+    """The script of ``{% async_upload_progress %}``, with the page's CSP nonce."""
+    return format_html(
+        '<script src="{}" type="module"{}></script>', static(PROGRESS_SCRIPT), _nonce(context)
+    )
+
+
+def _nonce(context: template.Context) -> SafeString:
+    nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
+    return flatatt({"nonce": str(nonce) if nonce else None})
+
+
 @register.simple_tag(takes_context=True)
 def async_upload_media(context: template.Context) -> SafeString:
     """The style and the script of the element, as in ``{{ form.media }}``.
 
     With the page's CSP nonce, where it has one: Django's ``csp_nonce``, or ``request.csp_nonce`` of django-csp.
     """
-    nonce = context.get("csp_nonce") or getattr(context.get("request"), "csp_nonce", None)
-    attrs = flatatt({"nonce": str(nonce) if nonce else None})
+    attrs = _nonce(context)
     assets = page_assets()
     links = format_html_join(
         "",

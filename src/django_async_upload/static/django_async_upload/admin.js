@@ -1,6 +1,6 @@
 /**
- * Live progress in the admin: asks the server how far the uploads are that the page shows as going on, until there
- * are none. Does nothing while the page is hidden.
+ * Progress in the admin where no WebSocket tells it: asks how far the uploads are that the page shows as going on, until there
+ * are none. `<async-upload-progress>` shows those that it can watch. Does nothing while the page is hidden.
  */
 
 const PERIOD = 2_000;
@@ -18,6 +18,11 @@ function active() {
   return [...document.querySelectorAll(".async-upload[data-upload]")].filter(
     (place) => place instanceof HTMLElement,
   );
+}
+
+/** @param {HTMLElement} place @returns {boolean} whether the element shows what the server tells */
+function isLive(place) {
+  return /** @type {{isLive?: boolean}} */ (place).isLive === true;
 }
 
 /**
@@ -72,8 +77,13 @@ async function ask(places) {
 
 async function poll() {
   timer = undefined;
-  const places = active();
-  if (asking || document.hidden || places.length === 0) {
+  const all = active();
+  const places = all.filter((place) => !isLive(place));
+  if (asking || document.hidden || all.length === 0) {
+    return;
+  }
+  if (places.length === 0) {
+    timer = setTimeout(poll, PERIOD); // the connection may be lost
     return;
   }
   asking = true;
@@ -95,6 +105,10 @@ document.addEventListener("visibilitychange", () => {
   period = PERIOD;
   void poll();
 });
-void poll();
+if (globalThis.customElements?.get("async-upload-progress")) {
+  timer = setTimeout(poll, PERIOD);
+} else {
+  void poll();
+}
 
 export {}; // without it, this is a module by its script tag only
