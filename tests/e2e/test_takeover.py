@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from crc32c import crc32c
 
 from django_async_upload.protocol import messages
 
+from ..bench import takeover
+from .conftest import clean_log
 from .hosts import Host, migrated
 from .postgres import Postgres
 from .raw import Closed, RawConnection, finish
+from .redis import running_redis
 from .servers import wait_for
 
 pytestmark = pytest.mark.one_server
 
 KIB, MIB = 1024, 1024 * 1024
+TAKEOVERS = int(os.environ.get("E2E_TAKEOVERS", "10"))
+"""Of one upload of 10 GiB, in each database. From 100 on the 99th percentile is tested, too."""
 
 
 class Intruder:
@@ -214,6 +221,21 @@ def read_by(host: Host) -> int:
     return sum(each.io_counters().read_chars for each in host.server.processes())
 
 
+BUSES = [("sqlite", "redis"), ("postgresql", "redis")]
+
+
+@pytest.mark.parametrize(("database", "bus"), BUSES, ids="-".join)
+def test_an_upload_of_ten_gibibytes_moves_between_processes_that_have_messages(
+    tmp_path: Path, database: str, bus: str
+) -> None:
+    """Its figures are printed; ``python -m tests.bench.takeover`` measures."""
+    with takeover.two_workers(tmp_path, database, bus) as (host, another), clean_log(host):
+        seconds = takeover.measure(host, another, TAKEOVERS)
+    print(takeover.HEADING, takeover.report(f"{database}, {bus}", seconds), sep="\n")
+    # A few on a busy machine say nothing about one in a hundred.
+    assert takeover.percentile(seconds, 99 if TAKEOVERS >= 100 else 50) < takeover.LONGEST
+
+
 def test_a_cancel_at_one_process_stops_the_client_of_another(
     hosts: Callable[..., Host], database: dict[str, str]
 ) -> None:
@@ -252,11 +274,24 @@ def test_what_one_process_inspects_another_waits_for(
         host.server.kill()
 
 
+@pytest.fixture
+def layers(kind: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of hosts with a Redis, on one kind of server; the others have none."""
+    if kind != "uvicorn":
+        yield {}
+        return
+    with running_redis(tmp_path) as redis:
+        yield {"E2E_LAYERS": json.dumps(redis.layers())}
+
+
 def test_a_holder_that_sleeps_through_takeover_and_completion_changes_nothing_when_it_wakes(
-    hosts: Callable[..., Host],
+    hosts: Callable[..., Host], layers: dict[str, str]
 ) -> None:
-    """It wakes with all it needs to publish another file: the last bytes, not the same ones, and a FINISH."""
-    host = hosts()
+    """It wakes with all it needs to publish another file: the last bytes, not the same ones, and a FINISH.
+
+    Where there is a Redis, it finds the question in it that was asked while it slept.
+    """
+    host = hosts(extra=layers)
     rest = 16 * KIB  # a holder may send so much at any time
     data = os.urandom(2 * MIB + rest)
     wrong = data[: 2 * MIB] + b"\xee" * rest

@@ -40,6 +40,7 @@ else:
             },
         }
     }
+CHANNEL_LAYERS = json.loads(os.environ.get("E2E_LAYERS", "{}"))
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 MEDIA_ROOT = DISK / "media"
