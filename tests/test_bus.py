@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,13 @@ from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from django_async_upload import notices
 from django_async_upload.engine import bus as bus_module
-from django_async_upload.engine.bus import Bus, LayerBus, LocalBus, Message, make_bus
+from django_async_upload.engine import layer as layer_module
+from django_async_upload.engine import notify
+from django_async_upload.engine.bus import Bus, LocalBus, Message, SharedBus
+from django_async_upload.engine.layer import LayerBus, make_bus
+from django_async_upload.engine.notify import NotifyBus
 
+from .e2e.postgres import Postgres
 from .e2e.redis import Redis, running_redis
 
 LAYERS = {"pubsub": RedisPubSubChannelLayer, "core": RedisChannelLayer}
@@ -28,16 +34,55 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
         yield redis
 
 
-@pytest.fixture(params=LAYERS)
-async def start(
-    request: pytest.FixtureRequest, redis: Redis
-) -> AsyncIterator[Callable[[], LayerBus]]:
-    """``start(group)``: a bus with a layer of its own, as in a process of its own."""
-    buses: list[LayerBus] = []
+class RedisMedium:
+    """What the buses of a test go through."""
 
-    def start(group: str = "site") -> LayerBus:
-        layer = LAYERS[request.param](hosts=[redis.url])
-        buses.append(LayerBus(layer, group))
+    def __init__(self, redis: Redis, layer: Any) -> None:
+        self._layer = layer
+        self._redis = redis
+        self.break_, self.heal = redis.kill, redis.start
+
+    def bus(self, group: str) -> LayerBus:
+        return LayerBus(self._layer(hosts=[self._redis.url]), group)
+
+
+class PostgresMedium:
+    def __init__(self, postgres: Postgres, patch: pytest.MonkeyPatch) -> None:
+        options = {**postgres.server, "dbname": postgres.name, "cursor_factory": None}
+        connection = SimpleNamespace(get_connection_params=options.copy)
+        patch.setattr(notify, "connections", {"site": connection})
+        self._gone = postgres.gone()
+
+    def bus(self, group: str) -> NotifyBus:
+        return NotifyBus("site", group)
+
+    def break_(self) -> None:
+        self._gone.__enter__()
+
+    def heal(self) -> None:
+        self._gone.__exit__(None, None, None)
+
+
+@pytest.fixture(params=[*LAYERS, "notify"])
+def medium(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RedisMedium | PostgresMedium]:
+    if request.param != "notify":
+        yield RedisMedium(request.getfixturevalue("redis"), LAYERS[request.param])
+        return
+    with Postgres() as postgres:
+        yield PostgresMedium(postgres, monkeypatch)
+
+
+@pytest.fixture
+async def start(
+    medium: RedisMedium | PostgresMedium,
+) -> AsyncIterator[Callable[..., SharedBus]]:
+    """``start(group)``: a bus with connections of its own, as in a process of its own."""
+    buses: list[SharedBus] = []
+
+    def start(group: str = "site") -> SharedBus:
+        buses.append(medium.bus(group))
         return buses[-1]
 
     yield start
@@ -50,14 +95,15 @@ def _forget() -> None:
     notices.forget()
 
 
-Start = Callable[..., LayerBus]
+Medium = RedisMedium | PostgresMedium
+Start = Callable[..., SharedBus]
 
 
 async def heard(bus: Bus, kind: str = "yield") -> asyncio.Queue[Message]:
     """What the bus receives from now on."""
     queue: asyncio.Queue[Message] = asyncio.Queue()
     bus.subscribe(kind, queue.put_nowait)
-    if bus.is_shared:
+    if isinstance(bus, SharedBus):
         assert await bus.joined()
     return queue
 
@@ -134,32 +180,59 @@ async def test_a_process_that_only_publishes_receives_nothing(start: Start) -> N
     assert one._receiving is None
 
 
-async def test_messages_arrive_again_when_redis_was_restarted(
-    start: Start, redis: Redis, caplog: pytest.LogCaptureFixture
+async def test_messages_arrive_again_when_the_medium_was_restarted(
+    start: Start,
+    medium: Medium,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(bus_module, "ECHO_SECONDS", 0.5)
     one, two = start(), start()
     here, there = await heard(one), await heard(two)
     assert await arrives(one, there, seconds=5)
-    redis.kill()
+    assert one.is_shared
+    medium.break_()
     assert await arrives(one, here)  # in this process they always do
     assert not await arrives(one, there)
+    assert not one.is_shared
     assert "Other processes were not reached" in caplog.text
-    redis.start()
+    medium.heal()
     await until(lambda: arrives(one, there))
     await until(lambda: arrives(two, here))
+    await until(one.joined)
 
 
-async def test_a_process_joins_when_redis_is_there_at_last(start: Start, redis: Redis) -> None:
-    redis.kill()
+async def test_a_process_joins_when_the_medium_is_there_at_last(
+    start: Start, medium: Medium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "CALL_SECONDS", 0.5)
+    medium.break_()
     one, two = start(), start()
     queue: asyncio.Queue[Message] = asyncio.Queue()
     two.subscribe("yield", queue.put_nowait)
     assert not await two.joined()
-    redis.start()
+    medium.heal()
     await until(two.joined)
     await until(lambda: arrives(one, queue))
 
 
+async def test_a_medium_that_breaks_in_silence_is_seen_to_be_broken(
+    start: Start, medium: Medium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus_module, "ECHO_SECONDS", 0.1)
+    monkeypatch.setattr(bus_module, "CALL_SECONDS", 0.5)
+    bus = start()
+    await heard(bus)
+    medium.break_()
+    deadline = time.monotonic() + 5
+    while bus.is_shared:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    medium.heal()
+    await until(bus.joined)
+
+
+@pytest.mark.parametrize("medium", LAYERS, indirect=True)
 async def test_a_redis_that_hangs_blocks_nobody_and_what_waits_is_bounded(
     start: Start, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,10 +261,11 @@ async def test_a_redis_that_hangs_blocks_nobody_and_what_waits_is_bounded(
     await until(lambda: arrives(one, there))
 
 
+@pytest.mark.parametrize("medium", LAYERS, indirect=True)
 async def test_a_layer_that_forgot_a_process_is_told_again(
     start: Start, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus_module, "RENEW_SECONDS", 0.3)
+    monkeypatch.setattr(bus_module, "ECHO_SECONDS", 0.3)
     one, two = start(), start()
     there = await heard(two)
     from redis.asyncio import from_url
@@ -239,9 +313,45 @@ def layers(settings: Any) -> Iterator[Any]:
     channel_layers.backends.clear()
 
 
-async def test_a_site_has_a_shared_bus_where_its_layer_is(layers: Any, redis: Redis) -> None:
+async def test_messages_that_make_no_payload_together_are_sent_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Postgres() as postgres:
+        medium = PostgresMedium(postgres, monkeypatch)
+        one, two = medium.bus("site"), medium.bus("site")
+        there = await heard(two)
+        sizes = [10, 7900, 3000, 3000, 3000, 1]
+        for size in sizes:
+            one.publish("yield", {"text": "é" * (size // 2)})
+        assert [len((await asyncio.wait_for(there.get(), 5))["text"]) for _ in sizes] == [
+            size // 2 for size in sizes
+        ]
+        one.publish("yield", {"text": "a" * notify.MAX_BYTES})
+        assert await arrives(one, there, seconds=5)
+        assert "too long for PostgreSQL" in caplog.text
+        await one.close()
+        await two.close()
+
+
+async def test_what_another_program_notifies_is_left_unread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Postgres() as postgres:
+        medium = PostgresMedium(postgres, monkeypatch)
+        one, two = medium.bus("site"), medium.bus("site")
+        there = await heard(two)
+        assert await arrives(one, there, seconds=5)
+        await one._sender.execute("NOTIFY site, 'hello'")
+        assert await arrives(one, there, seconds=5)
+        assert "A message of another process was not read" in caplog.text
+        await one.close()
+        await two.close()
+
+
+async def test_a_site_has_a_shared_bus_where_its_layer_is(
+    layers: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for config in (
-        {},
         {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
         {"default": {"BACKEND": f"{__name__}.WithoutGroups"}},
     ):
@@ -253,6 +363,14 @@ async def test_a_site_has_a_shared_bus_where_its_layer_is(layers: Any, redis: Re
         assert isinstance(bus, LayerBus)
         assert bus._layer is get_channel_layer()
         assert bus._group == "async-upload." + bus._group.rpartition(".")[2]
+    layers({})
+    is_postgres = layer_module.connections["default"].vendor == "postgresql"
+    assert type(make_bus("default")) is (NotifyBus if is_postgres else LocalBus)
+    monkeypatch.setattr(layer_module, "is_listenable", lambda alias: True)
+    assert type(make_bus("default")) is NotifyBus
+    with monkeypatch.context() as postgres:
+        postgres.setattr(notify, "connections", {"default": SimpleNamespace(vendor="postgresql")})
+        assert notify.is_listenable("default")
 
 
 class WithoutGroups(InMemoryChannelLayer):
@@ -260,12 +378,12 @@ class WithoutGroups(InMemoryChannelLayer):
 
 
 def test_sites_on_other_databases_have_other_groups(settings: Any) -> None:
-    assert bus_module.site("default") == bus_module._site("default")
-    connection = bus_module.connections["default"]
-    before = bus_module.site("default")
+    assert layer_module.site("default") == layer_module.site("default")
+    connection = layer_module.connections["default"]
+    before = layer_module.site("default")
     name = connection.settings_dict["NAME"]
     try:
         connection.settings_dict["NAME"] = "another"
-        assert bus_module.site("default") != before
+        assert layer_module.site("default") != before
     finally:
         connection.settings_dict["NAME"] = name

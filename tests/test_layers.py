@@ -144,7 +144,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 def test_only_shells_know_channels_and_http(module: str) -> None:
     shells = {"websocket", "middleware", "responses", "admin", "routing", "testing", "admission"}
     shells |= {"health", "sessions", "binding", "receipts"}  # a type of a request
-    if module.partition(".")[0] not in shells and module != "engine.bus":
+    if module.partition(".")[0] not in shells and module != "engine.layer":
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known
 

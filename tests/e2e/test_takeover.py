@@ -221,10 +221,12 @@ def read_by(host: Host) -> int:
     return sum(each.io_counters().read_chars for each in host.server.processes())
 
 
-BUSES = [("sqlite", "redis"), ("postgresql", "redis")]
+BUSES = [("sqlite", "redis"), ("postgresql", "redis"), ("postgresql", "notify")]
 
 
-@pytest.mark.parametrize(("database", "bus"), BUSES, ids="-".join)
+@pytest.mark.parametrize(
+    ("database", "bus"), BUSES, ids=["sqlite-redis", "postgresql-redis", "postgresql-notify"]
+)
 def test_an_upload_of_ten_gibibytes_moves_between_processes_that_have_messages(
     tmp_path: Path, database: str, bus: str
 ) -> None:

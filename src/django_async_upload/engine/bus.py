@@ -6,7 +6,6 @@ A message saves time only: it may be lost, come late or come twice, so nothing m
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import uuid
 from abc import ABC, abstractmethod
@@ -15,20 +14,17 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from channels.layers import InMemoryChannelLayer, get_channel_layer
-from django.db import connections
-
 from ..notices import notice
 
 logger = logging.getLogger("django_async_upload")
 
 CALL_SECONDS: Final = 2.0
-"""Seconds that a call to the channel layer may take."""
-RENEW_SECONDS: Final = 30.0
-"""Seconds between renewals of the membership in the group: a layer forgets members in time, or when it is restarted."""
+"""Seconds that a call to the medium, and the echo of a message, may take."""
+ECHO_SECONDS: Final = 10.0
+"""Seconds between two echoes: messages to itself, by which a process knows that it is connected."""
 CANCELLATIONS: Final = 20
 MAX_QUEUED: Final = 1000
-"""Messages that wait for the layer; when more are published, the oldest are dropped."""
+"""Messages that wait for the medium; when more are published, the oldest are dropped."""
 MAX_BATCH: Final = 100
 """Messages that are sent together."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -46,7 +42,7 @@ class Bus(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes are reached."""
+        """Whether other processes are reached now, as far as this process knows."""
 
     def publish(self, kind: str, message: Message) -> None:
         """Send a message of JSON values to all processes of the site, this one too. Returns at once; raises nothing."""
@@ -67,10 +63,12 @@ class Bus(Protocol):
 class LocalBus:
     """Messages within one process."""
 
-    is_shared = False
-
     def __init__(self) -> None:
         self._receivers: defaultdict[str, list[Receive]] = defaultdict(list)
+
+    @property
+    def is_shared(self) -> bool:
+        return False
 
     def publish(self, kind: str, message: Message) -> None:
         asyncio.get_running_loop().call_soon(self._deliver, kind, message)
@@ -102,8 +100,6 @@ class SharedBus(LocalBus, ABC):
     A task receives from the first subscription on; another one sends while messages are queued.
     """
 
-    is_shared = True
-
     def __init__(self) -> None:
         super().__init__()
         self._id = uuid.uuid4().hex
@@ -111,6 +107,12 @@ class SharedBus(LocalBus, ABC):
         self._sending: asyncio.Task[None] | None = None
         self._receiving: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
+        self._echoed = asyncio.Event()
+        self._pause = FIRST_PAUSE
+
+    @property
+    def is_shared(self) -> bool:
+        return self._joined.is_set()
 
     @abstractmethod
     async def _send(self, envelope: Envelope) -> None:
@@ -118,7 +120,10 @@ class SharedBus(LocalBus, ABC):
 
     @abstractmethod
     async def _receive(self) -> None:
-        """Join, set ``_joined``, and call :meth:`_unpack` with what arrives, until an error."""
+        """Join, then :meth:`_attend` to what is received, until it raises. May raise anything."""
+
+    async def _renew(self) -> None:
+        """Renew the membership, before each echo: the medium may have forgotten it."""
 
     def publish(self, kind: str, message: Message) -> None:
         super().publish(kind, message)
@@ -154,78 +159,51 @@ class SharedBus(LocalBus, ABC):
                 try:
                     await bounded(self._send({"from": self._id, "messages": batch}))
                 except Exception as error:  # each medium raises its own
-                    notice("bus", logging.WARNING, "Other processes were not reached: %r", error)
+                    self._joined.clear()  # until the next echo
+                    notice(
+                        "bus out", logging.WARNING, "Other processes were not reached: %r", error
+                    )
         finally:
             self._sending = None
 
     async def _keep_receiving(self) -> None:
-        pause = FIRST_PAUSE
         while True:
             try:
                 await self._receive()
             except Exception as error:  # each medium raises its own
-                notice("bus", logging.WARNING, "Other processes are not heard: %r", error)
-            if self._joined.is_set():
-                pause = FIRST_PAUSE
+                notice("bus in", logging.WARNING, "Other processes are not heard: %r", error)
             self._joined.clear()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _unpack(self, envelope: Envelope) -> None:
-        try:
-            if envelope["from"] != self._id:
-                for kind, message in envelope["messages"]:
-                    self._deliver(kind, message)
-        except (KeyError, TypeError, ValueError):
-            notice("bus message", logging.WARNING, "A message of another process was not read.")
-
-
-class LayerBus(SharedBus):
-    """Messages through the channel layer: one group for the site, with one channel of each process."""
-
-    def __init__(self, layer: Any, group: str) -> None:
-        super().__init__()
-        self._layer = layer
-        self._group = group
-
-    async def _send(self, envelope: Envelope) -> None:
-        await self._layer.group_send(self._group, {"type": "async_upload.bus", **envelope})
-
-    async def _receive(self) -> None:
-        channel = await bounded(self._layer.new_channel())
-        receiving = asyncio.create_task(self._receive_from(channel))
+    async def _attend(self, receive: Coroutine[Any, Any, None]) -> None:
+        """Run ``receive``, which unpacks what arrives, until it or an echo fails; raises that error."""
+        receiving = asyncio.create_task(receive)
         try:
             while True:
-                await bounded(self._layer.group_add(self._group, channel))
+                await bounded(self._renew())
+                self._echoed.clear()
+                await bounded(self._send({"from": self._id, "messages": []}))
+                await bounded(self._echoed.wait())
                 self._joined.set()
-                if (await asyncio.wait({receiving}, timeout=RENEW_SECONDS))[0]:
+                self._pause = FIRST_PAUSE
+                if (await asyncio.wait({receiving}, timeout=ECHO_SECONDS))[0]:
                     receiving.result()
         finally:
             for _ in range(CANCELLATIONS):  # channels_redis may swallow one
                 receiving.cancel()
                 if (await asyncio.wait({receiving}, timeout=CALL_SECONDS / CANCELLATIONS))[0]:
                     break
-            with suppress(Exception):  # the layer forgets it in time
-                await bounded(self._layer.group_discard(self._group, channel))
 
-    async def _receive_from(self, channel: str) -> None:
-        while True:
-            self._unpack(await self._layer.receive(channel))
-
-
-def make_bus(alias: str) -> Bus:
-    """The bus of a site whose uploads are in the database of that alias: over its channel layer, if it has one that
-    reaches other processes. To be called on the event loop, of which some layers have a part of their own."""
-    layer = get_channel_layer()
-    if layer is None or isinstance(layer, InMemoryChannelLayer) or "groups" not in layer.extensions:
-        return LocalBus()
-    return LayerBus(layer, f"async-upload.{site(alias)}")
-
-
-def site(alias: str) -> str:
-    """A name of the site, by its database: several sites may share a Redis, even a prefix in it."""
-    name = str(connections[alias].settings_dict["NAME"])
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    def _unpack(self, envelope: Envelope) -> None:
+        try:
+            if envelope["from"] == self._id:
+                self._echoed.set()
+            else:
+                for kind, message in envelope["messages"]:
+                    self._deliver(kind, message)
+        except (KeyError, TypeError, ValueError):
+            notice("bus message", logging.WARNING, "A message of another process was not read.")
 
 
 async def bounded(call: Coroutine[Any, Any, Result]) -> Result:

@@ -19,10 +19,11 @@ from ..models import UploadSession
 from ..stores.base import Store
 from ..stores.configured import make_store
 from ..stores.disk import most_descriptors
-from .bus import Bus, make_bus
+from .bus import Bus
 from .credit import Budget, keep_freed_memory
 from .database import Database
 from .hints import Hints
+from .layer import make_bus
 from .outbox import Outbox
 from .slots import Slots
 from .telemetry import Telemetry, configured_telemetry

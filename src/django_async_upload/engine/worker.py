@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from . import drain
-from .bus import Bus, site
+from .bus import Bus
 from .credit import Budget
+from .layer import site
 
 logger = logging.getLogger("django_async_upload")
 

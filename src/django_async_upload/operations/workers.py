@@ -13,7 +13,8 @@ from typing import Any, Final, Self
 
 from django.db import router
 
-from ..engine.bus import Bus, LocalBus, make_bus
+from ..engine.bus import Bus, LocalBus
+from ..engine.layer import make_bus
 from ..engine.worker import ANSWER, ASK, SECONDS, WorkerStatus, prefix
 from ..models import UploadSession
 
