@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8000
+WORKERS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
@@ -43,8 +44,8 @@ $(VENV)/.js: tests/js/package.json js/package.json | $(BIN)/uv
 	@cd js && npm install --silent --no-package-lock --no-audit --no-fund
 	@touch $@
 
-demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose).
-	@$(BIN)/python example_project/manage.py demo --port $(PORT)
+demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose; WORKERS=2: two processes).
+	@$(BIN)/python example_project/manage.py demo --port $(PORT) --workers $(WORKERS)
 
 dist: $(BIN)/uv  ## Build the wheel and the sdist into dist/.
 	rm -rf dist

@@ -15,11 +15,14 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from .e2e.redis import running_redis
 from .e2e.servers import free_port, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -29,11 +32,12 @@ ROOT = Path(__file__).parents[1]
 class Demo:
     """A running copy of the example site."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str, **env: str) -> None:
         self.folder = folder
+        self.options = options
         self.port = free_port()
         self.log = folder.parent / "log"
-        self.env = {**os.environ, "XDG_STATE_HOME": str(folder.parent / "state")}
+        self.env = {**os.environ, "XDG_STATE_HOME": str(folder.parent / "state"), **env}
         self.env.pop("DJANGO_SETTINGS_MODULE", None)
         self.opener = urllib.request.build_opener(
             urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
@@ -45,7 +49,7 @@ class Demo:
         wait_for(self._answers, seconds=90, what="the example site")
 
     def command(self) -> list[str]:
-        return [sys.executable, "manage.py", "demo", "--port", str(self.port)]
+        return [sys.executable, "manage.py", "demo", "--port", str(self.port), *self.options]
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -67,27 +71,37 @@ class Demo:
         return self.get("/login/", form)
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    folder = tmp_path_factory.mktemp("demo") / "example_project"
+@contextmanager
+def running(root: Path, *options: str, **env: str) -> Iterator[Demo]:
+    folder = root / "example_project"
     # Leaves out the files that the site makes when it is run.
     shutil.copytree(
         ROOT / "example_project",
         folder,
         ignore=shutil.ignore_patterns("db.sqlite3*", "media*", "staticfiles"),
     )
-    demo = Demo(folder)
+    demo = Demo(folder, *options, **env)
+    workers = psutil.Process(demo.process.pid).children(recursive=True)
     try:
         yield demo
     finally:
         demo.process.kill()
         demo.process.wait()
+        for each in workers:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
-def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with running(tmp_path_factory.mktemp("demo")) as demo:
+        yield demo
+
+
+def upload(demo: Demo, content: bytes) -> None:
+    """By the line that it prints."""
     line = re.search(r"^  (\S+async-upload put README\.md .+)$", demo.log.read_text(), re.MULTILINE)
     assert line is not None, demo.log.read_text()
-    content = b"one\ntwo\n" * 1000
     (demo.folder / "README.md").write_bytes(content)
 
     done = subprocess.run(
@@ -98,6 +112,41 @@ def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
     stored_as = re.search(r"README\.md -> (\S+)", done.stdout)
     assert stored_as is not None, done.stdout
     assert (demo.folder / "media-uploads" / stored_as[1]).read_bytes() == content
+
+
+@pytest.mark.parametrize("has_redis", [True, False])
+def test_two_workers_have_the_redis_that_is_there_between_them(
+    tmp_path: Path, has_redis: bool
+) -> None:
+    with ExitStack() as stack:
+        url = f"redis://127.0.0.1:{free_port()}"  # nobody listens
+        if has_redis:
+            (tmp_path / "redis").mkdir()
+            url = stack.enter_context(running_redis(tmp_path / "redis")).url
+        demo = stack.enter_context(running(tmp_path, "--workers", "2", REDIS_URL=url))
+        between = (
+            f"with Redis at {urllib.parse.urlsplit(url).netloc}" if has_redis else "without Redis"
+        )
+        assert f"The workers:   2, {between}; " in demo.log.read_text()
+        upload(demo, os.urandom(1_000_000))
+        status = [sys.executable, "manage.py", "upload_status", "--json"]
+        env = demo.env if has_redis else {**demo.env, "REDIS_URL": ""}
+
+        def ask() -> dict[str, Any] | None:
+            out = subprocess.run(status, cwd=demo.folder, env=env, capture_output=True, check=True)
+            answer: dict[str, Any] = json.loads(out.stdout)
+            return answer if len(answer["workers"]) == 2 else None
+
+        answer = wait_for(ask, what="both workers")
+        assert answer["scope"] == ("site" if has_redis else "machine")
+        assert answer["uploads"] == {"completed": 1}
+        with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/healthz/", timeout=30) as health:
+            assert json.load(health)["layer"] == {"available": True} or not has_redis
+
+
+def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
+    content = b"one\ntwo\n" * 1000
+    upload(demo, content)
 
     demo.sign_in()
     digest = hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 """The smallest real site with uploads. What the app needs is marked; the rest is any Django site."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -71,7 +72,15 @@ DATABASES = {
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+# Uploads: with several workers, Redis carries hints and progress between them. Without it everything works, later.
+if REDIS_URL := os.environ.get("REDIS_URL"):
+    LAYER = {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL]},
+    }
+else:
+    LAYER = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+CHANNEL_LAYERS = {"default": LAYER}
 
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"

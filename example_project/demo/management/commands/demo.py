@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -15,6 +16,7 @@ WELCOME = """
 The site:      http://{address}:{port}/      sign in as demo, password demo
 The endpoint:  ws://{address}:{port}/ws/uploads/
 The files:     {media}, and {media}-uploads until a document has them
+The workers:   {workers}; what they do: {python_folder}/python {manage} upload_status
 
 Upload a file from another terminal:
 
@@ -30,9 +32,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser):
         parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--workers", type=int, default=1, help="Processes of the server.")
 
-    def handle(self, *, port, **options):
+    def handle(self, *, port, workers, **options):
         _require_free(port)
+        redis = _find_redis() if workers > 1 else None
         call_command("migrate", verbosity=0)
         call_command("collectstatic", verbosity=0, interactive=False)
         users = get_user_model().objects
@@ -43,6 +47,7 @@ class Command(BaseCommand):
             WELCOME.format(
                 address=ADDRESS,
                 port=port,
+                workers=_describe(workers, redis),
                 media=_short(settings.MEDIA_ROOT),
                 manage=_short(sys.argv[0]),
                 python_folder=_short(os.path.dirname(sys.executable)),
@@ -53,7 +58,9 @@ class Command(BaseCommand):
         command += ["--app-dir", str(settings.BASE_DIR), "--host", ADDRESS, "--port", str(port)]
         command += ["--ws", "websockets-sansio", "--ws-per-message-deflate", "false"]
         command += ["--ws-max-size", "1048576", "--timeout-graceful-shutdown", "3"]
-        os.execv(sys.executable, command)
+        if workers > 1:
+            command += ["--workers", str(workers)]
+        os.execve(sys.executable, command, os.environ | ({"REDIS_URL": redis} if redis else {}))
 
 
 def _require_free(port):
@@ -67,6 +74,26 @@ def _require_free(port):
                 f"{ADDRESS}:{port} cannot be used: {error.strerror}. "
                 f"Choose another port: make demo PORT={port + 1}"
             ) from error
+
+
+def _find_redis():
+    """The URL of the Redis at REDIS_URL, or on this machine; None where none answers."""
+    url = os.environ.pop("REDIS_URL", "redis://127.0.0.1:6379")
+    address = urlsplit(url)
+    try:
+        socket.create_connection((address.hostname, address.port or 6379), timeout=2).close()
+    except OSError:
+        return None
+    return url
+
+
+def _describe(workers, redis):
+    if workers == 1:
+        return "1"
+    between = (
+        f"with Redis at {urlsplit(redis).netloc.rpartition('@')[2]}" if redis else "without Redis"
+    )
+    return f"{workers}, {between}"
 
 
 def _short(path):
