@@ -22,7 +22,7 @@ from django_async_upload import signals
 from django_async_upload.binding.linked import CompletedUpload
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import UploadOver
-from django_async_upload.models import UploadSession
+from django_async_upload.models import UploadSession, Usage
 from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
@@ -504,3 +504,13 @@ def test_a_receiver_that_hangs_does_not_keep_the_purge_from_its_work(
     finally:
         released.set()
         signals.upload_expired.disconnect(hang)
+
+
+def test_counts_of_owners_who_are_gone_are_deleted(db: None, media: Path) -> None:
+    Usage.objects.create(key="user:1", counted_at=timezone.now())
+    Usage.objects.create(key="visitor:1", counted_at=timezone.now() - timedelta(days=2))
+    Usage.objects.create(key="visitor:2")
+    cleanup.purge(dry_run=True)
+    assert Usage.objects.count() == 3
+    cleanup.purge()
+    assert [usage.key for usage in Usage.objects.all()] == ["user:1"]
