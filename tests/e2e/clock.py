@@ -26,6 +26,7 @@ class Clock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_CACHE_DURATION": str(REREAD_SECONDS),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # or waits for the GIL end at once
             "NO_FAKE_STAT": "1",  # files have the times at which they were written
         }
 

@@ -3,6 +3,7 @@
 ``E2E_SERVERS`` names the servers for every test; without it, a test marked ``one_server`` runs on the first of the four
 only.
 ``E2E_KILLS`` is how often the suite kills a server (40 over all), and ``E2E_SEED`` repeats a run.
+``E2E_LONG=1`` lets services fail for a minute each, instead of some seconds.
 """
 
 from __future__ import annotations

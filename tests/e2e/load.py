@@ -11,11 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 from django_async_upload.client import UploadClient
 from django_async_upload.client.conversation import Progress
 from django_async_upload.client.upload import UploadResult
+from django_async_upload.protocol.messages import Completed
 
 from .hosts import PATH, Host
 from .proxy import ChaosProxy
@@ -44,18 +45,19 @@ class Load:
         small: int = 4,
         size: int = 6 * KIB * KIB,
         path: str = PATH,
-        ticket: Callable[[], str] | str | None = None,
+        ticket: Callable[[], str] | None = None,
     ) -> None:
         self.host = host
         self.proxy = ChaosProxy(host.port)
         self.proxy.rate = SLOW
         self.contents = {f"large-{number:02}.bin": os.urandom(size) for number in range(large)}
-        self.results: dict[str, UploadResult] = {}
+        self.results: dict[str, UploadResult | Completed] = {}
         """Of each file that was uploaded, by the name that its client sent."""
         self.errors: list[str] = []
         self._small = small
         self._path = path
-        self._ticket = ticket or host.ticket(max_age=24 * 3600)
+        always = host.ticket(max_age=24 * 3600)
+        self.ticket = ticket or (lambda: always)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -116,14 +118,14 @@ class Load:
         assert rows.keys() == self.contents.keys()
         for name, content in self.contents.items():
             row, result = rows[name], self.results[name]
-            assert (str(row["id"]), row["state"]) == (result.id, "completed")
+            assert (row["state"], row["size"]) == ("completed", len(content))
             assert row["stored_as"] == result.stored_as
             assert host.path(result.stored_as).read_bytes() == content, name
         assert len(host.files()) == len(self.contents), "a file was published twice"
         self._check_signals()
 
     def _check_signals(self) -> None:
-        wanted = {result.id for result in self.results.values()}
+        wanted = {str(row["id"]) for row in self.host.uploads()}
 
         def delivered() -> bool:
             return wanted <= {each["upload"] for each in self.host.signals()}
@@ -149,7 +151,7 @@ class Load:
     async def _client(self, stack: AsyncExitStack) -> UploadClient:
         client = UploadClient(
             self.host.url(self.proxy.port, self._path),
-            ticket=self._ticket,
+            ticket=self.ticket,
             state=False,
             patience=PATIENCE,
         )
@@ -182,10 +184,11 @@ class Load:
             self.errors.append(f"{name}: {error!r}")
 
 
-def log_lines(log: str) -> Counter[str]:
-    """How often each line stands in a log, numbers left out, and a server's own about connections."""
-    found: Counter[Any] = Counter()
+def log_records(log: str) -> Counter[str]:
+    """How often this app logged each message, numbers left out."""
+    found: Counter[str] = Counter()
     for line in log.splitlines():
-        if not line.startswith("INFO:"):
-            found["".join("#" if each.isdigit() else each for each in line)[:100]] += 1
+        name, _, message = line.partition(": ")
+        if name == "django_async_upload":
+            found["".join("#" if each.isdigit() else each for each in message)[:100]] += 1
     return found

@@ -1,7 +1,6 @@
 """Services fail while clients upload: they wait and go on, every file arrives once, and nothing acknowledged is lost.
 
-Each test runs for some ten seconds, on the first server that ``E2E_SERVERS`` names; with ``E2E_LONG=1`` each failure
-lasts for a minute, on all of them.
+Each test runs for some ten seconds; with ``E2E_LONG=1`` each failure lasts for a minute.
 """
 
 from __future__ import annotations
@@ -9,24 +8,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from django_async_upload.client import UploadResult
 from django_async_upload.protocol import messages
 
 from .clock import Clock
-from .conftest import SERVERS
 from .disks import small_disk
 from .hosts import Host, prepare
-from .load import KIB, Load, log_lines
+from .load import KIB, Load, log_records
 from .postgres import PostgresServer
 from .postgres_proxy import PostgresProxy
 from .raw import finish
+from .redis import Redis, running_redis
 from .servers import ROOT, wait_for
+
+pytestmark = pytest.mark.one_server
 
 MIB = KIB * KIB
 IS_LONG = os.environ.get("E2E_LONG") == "1"
@@ -34,13 +35,8 @@ FAILS_FOR = 60.0 if IS_LONG else 3.0
 """Seconds that a service is away."""
 REST = 60.0
 """Seconds after which every upload is complete, once the service is back: clients wait for at most 30 between tries."""
-MOST_LINES = 20
-"""Lines that the app may log about one failure."""
-
-
-@pytest.fixture(scope="session", params=SERVERS if IS_LONG else SERVERS[:1])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+MOST_RECORDS = 10
+"""What the app may log about one failure."""
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +73,57 @@ def failing(load: Load, host: Host) -> Iterator[None]:
 
 
 def assert_not_flooded(host: Host) -> None:
-    lines = log_lines(host.server.log())
-    print(*(f"{count} x {line}" for line, count in lines.most_common()), sep="\n")
-    assert lines.total() <= MOST_LINES
+    records = log_records(host.server.log())
+    print(*(f"{count} x {message}" for message, count in records.most_common()), sep="\n")
+    assert records.total() <= MOST_RECORDS
+
+
+def test_redis_is_killed_and_comes_back(hosts: Callable[..., Host], tmp_path: Path) -> None:
+    """Takeovers go by the rows while it is away, and by messages afterwards."""
+    with running_redis(tmp_path) as redis:
+        host = hosts(extra={"E2E_LAYER": json.dumps(redis.layers()["default"])})
+        with host.another_server() as another, Load(host) as load:
+            assert yields_by_message(host, another, redis, load)
+            with failing(load, host):
+                redis.kill()
+                seconds = take_over(host, another, load, "while redis is away.bin")
+            print(f"taken over in {seconds:.2f} s without Redis")
+            redis.start()
+            wait_for(
+                lambda: yields_by_message(host, another, redis, load),
+                seconds=REST,
+                what="messages over Redis",
+            )
+            load.finish(REST)
+    assert_not_flooded(host)
+
+
+def take_over(host: Host, another: Host, load: Load, name: str) -> float:
+    """Begin a file at one worker and go on at the other; returns the seconds from ATTACH to READY."""
+    load.contents[name] = data = os.urandom(MIB)
+    with host.connect(load.ticket()) as old, another.connect(load.ticket()) as new:
+        stream, created = old.create(name, len(data))
+        old.upload(stream, data, stop=len(data) // 2)
+        began = time.monotonic()
+        stream, ready = new.attach(created.upload, data)
+        seconds = time.monotonic() - began
+        new.upload(stream, data, offset=ready.offset)
+        load.results[name] = new.finish(stream, data)
+    return seconds
+
+
+def yields_by_message(host: Host, another: Host, redis: Redis, load: Load) -> bool:
+    """Whether a holder that is asked for its upload over Redis answers."""
+    address = ("127.0.0.1", redis.port)
+    with socket.create_connection(address, timeout=1.0) as spy:
+        spy.sendall(b"PSUBSCRIBE *\r\n")
+        seconds = take_over(host, another, load, f"by message {time.monotonic()}.bin")
+        heard = b""
+        with contextlib.suppress(TimeoutError):
+            while b"yielded" not in heard:
+                heard += spy.recv(65536)
+    print(f"taken over in {seconds:.2f} s, by message: {b'yielded' in heard}")
+    return b"yielded" in heard
 
 
 def test_postgresql_crashes_and_comes_back(
@@ -218,15 +262,12 @@ def test_a_worker_is_stopped_in_a_transaction_and_wakes(
                 )
                 print(f"{len(load.results)} files {time.monotonic() - began:.1f} s after the stop")
                 time.sleep(max(0.0, began + FAILS_FOR - time.monotonic()))
-                done = {each.stored_as: stat_of(host, each) for each in load.results.values()}
+                done = stats_of(host, load)
             finally:
                 host.server.cont()
             print(f"{len(load.late())} files waited for the worker that was stopped")
             load.finish(REST, orphans=True)
-            assert (
-                done.items()
-                <= {each.stored_as: stat_of(host, each) for each in load.results.values()}.items()
-            )
+            assert done.items() <= stats_of(host, load).items()
         with host.connect() as connection:
             stream, _created = connection.create("afterwards.bin", 4)
             connection.upload(stream, b"data")
@@ -249,16 +290,17 @@ def stop_in_a_transaction(host: Host, server: PostgresServer, database: str) -> 
             time.sleep(0.03)
 
 
-def stat_of(host: Host, result: UploadResult) -> tuple[int, int, int]:
-    stat = host.path(result.stored_as).stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+def stats_of(host: Host, load: Load) -> dict[str, tuple[int, int, int]]:
+    """What would change if somebody wrote to a published file."""
+    stats = {name: host.path(each.stored_as).stat() for name, each in load.results.items()}
+    return {name: (each.st_ino, each.st_size, each.st_mtime_ns) for name, each in stats.items()}
 
 
 def test_the_clock_is_moved_by_an_hour_both_ways(
-    hosts: Callable[..., Host], tmp_path: Path
+    hosts: Callable[..., Host], tmp_path: Path, server: PostgresServer, database: str
 ) -> None:
     clock = Clock(tmp_path)
-    host = hosts(extra=clock.environment, TICKET_MAX_AGE=900.0)
+    host = hosts(extra={**clock.environment, **on(server.setting(database))}, TICKET_MAX_AGE=900.0)
     with Load(host, ticket=host.ticket) as load:
         for seconds in (3600, -3600, 0):
             clock.move(seconds)

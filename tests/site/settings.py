@@ -60,6 +60,7 @@ CSRF_TRUSTED_ORIGINS = ["https://trusted.example"]
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "formatters": {"named": {"format": "%(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "named"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
 }
