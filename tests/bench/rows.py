@@ -19,13 +19,18 @@ from .servers import CHECKPOINT, Server, Site, install_tus_node, sink, tus_node,
 KIB = 1024
 GIB = 1024**3
 SMALL_FILE = 1024
-ROWS = ("single", "client", "sha256", "cpu", "tail", "small", "crowd")
+ROWS = ("single", "client", "sha256", "cpu", "telemetry", "tail", "small", "crowd")
 COSTS = {"uvicorn": 0.80, "granian": 1.0}
 """Seconds of processor time that one upload may cost for each GiB, by server."""
 SMALL_FILES = {"uvicorn": 5, "granian": 4}
 """Times as many small files as POSTs, by server."""
 UPLOADS = (1, 10, 100)
 """At once, where what they cost is compared."""
+TELEMETRY = (
+    "django_async_upload.engine.telemetry.NoTelemetry",
+    "django_async_upload.engine.prometheus.PrometheusTelemetry",
+)
+"""Whose cost is compared."""
 THIS, OTHER = "", " of the other checkout"
 """Whose package a site uses: this checkout's, or that of ``--against``."""
 
@@ -83,6 +88,8 @@ class Bench:
             yield from self._large_rows()
         if "cpu" in wanted:
             yield from self._cpu_rows()
+        if "telemetry" in wanted:
+            yield from self._telemetry_rows()
         if "tail" in wanted:
             yield from self._tail_rows()
         if "small" in wanted:
@@ -98,8 +105,11 @@ class Bench:
         self.commands[server.name] = " ".join(server.command)
         return stack.enter_context(server)
 
-    def _site(self, name: str, durability: str, checkout: Path | None = None) -> Site:
+    def _site(
+        self, name: str, durability: str, checkout: Path | None = None, **environment: str
+    ) -> Site:
         site = Site(name, self._folder(), durability, checkout)
+        site.environment |= environment
         self.commands[name] = " ".join(site.command)
         return site
 
@@ -242,6 +252,30 @@ class Bench:
                 f"{name} {count}": f"processor time, uploads at once: {count}" for count in UPLOADS
             }
             yield from self._compare_versions(name, "os", figures, titles, "MB/s", of_costs=True)
+
+    def _telemetry_rows(self) -> Iterator[Row]:
+        """What it costs the server to count for Prometheus."""
+        source = random_source(
+            self.directory, "counted.bin", self.options.size * MIB, prebuilt=True
+        )
+        title = f"processor time of {self.options.size} MiB, Prometheus / no telemetry"
+        for name in self.options.servers:
+            with ExitStack() as stack:
+                loads = {
+                    each: Load(
+                        "uploads",
+                        stack.enter_context(self._site(name, "os", BENCH_TELEMETRY=each)),
+                        source,
+                        uploads=1,
+                        frames=str(source.frames),
+                    ).rate
+                    for each in TELEMETRY
+                }
+                figures = compete(loads, self.options.repetitions, f"{title}, {name}")
+            none, prometheus = (figures[each] for each in TELEMETRY)
+            yield Row(
+                title, name, "os", 1.05, "MB/s", prometheus, none, at_most=True, of_costs=True
+            )
 
     def _tail_rows(self) -> Iterator[Row]:
         large = sparse_source(self.directory, "tail-large.bin", self.options.tail_size * MIB)

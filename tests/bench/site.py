@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.site`` makes the database and prints a ticket, or so many tickets of a user each as its argument
 says; an ASGI server serves ``application``. Where it keeps things, and how durable they are, is said by
-``BENCH_DIRECTORY``, ``BENCH_DURABILITY`` and ``BENCH_SYNC``.
+``BENCH_DIRECTORY``, ``BENCH_DURABILITY`` and ``BENCH_SYNC``; which class counts, by ``BENCH_TELEMETRY``.
 """
 
 # ruff: noqa: E402  (models can be written down only after the settings)
@@ -66,6 +66,9 @@ settings.configure(
         "STORAGE": "default",  # where the other sites of a contest put their files, too
         "UPLOAD_TO": "in/",
         "DURABILITY": os.environ.get("BENCH_DURABILITY", "os"),
+        "TELEMETRY": os.environ.get(
+            "BENCH_TELEMETRY", "django_async_upload.engine.telemetry.NoTelemetry"
+        ),
         "USER_MAX_CONNECTIONS": 2_000,
         "ADDRESS_MAX_CONNECTIONS": 2_000,
         "TICKET_MAX_AGE": 24 * 3600.0,

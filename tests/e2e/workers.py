@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,8 @@ import pytest
 from ..browser.example import Example, copy, manage
 from .programs import Program, put
 from .proxy import ChaosProxy
-from .servers import free_port, wait_for
+from .redis import running_redis
+from .servers import wait_for
 
 MAKE_DEMO = "from django.contrib.auth.models import User as U; U.objects.create_user('demo')"
 PATH = "/ws/uploads/"
@@ -154,19 +154,12 @@ def rabbitmq(queue: str) -> Iterator[tuple[str, ChaosProxy]]:
 def redis(queue: str) -> Iterator[tuple[str, ChaosProxy]]:
     """The address of a Redis of its own behind a proxy."""
     pytest.importorskip("redis", reason="needs redis of PyPI")
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("needs redis-server")
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
-        server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-        try:
-            with ChaosProxy(port) as proxy:
-                yield f"redis://127.0.0.1:{proxy.port}/0", proxy
-        finally:
-            server.kill()
-            server.wait(30)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_redis(Path(folder)) as server,
+        ChaosProxy(server.port) as proxy,
+    ):
+        yield f"redis://127.0.0.1:{proxy.port}/0", proxy
 
 
 BROKERS = {"rabbitmq": rabbitmq, "redis": redis}
