@@ -6,29 +6,26 @@ import asyncio
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from django_async_upload.client import UploadClient, UploadResult
+from django_async_upload.client.connection import ClientConnection
 from django_async_upload.client.conversation import Progress
 
 
-@dataclass
 class Uploader:
-    """One client with one upload, and what happened to it."""
+    """One client with one upload, and how long it could not send."""
 
-    path: Path
-    result: UploadResult | None = None
-    longest_wait: float = 0.0
-    """The longest time without progress, seconds, from its first byte on."""
-    _moved: float | None = field(default=None, repr=False)
-    _done: int = field(default=0, repr=False)
-
-    @property
-    def has_begun(self) -> bool:
-        return self._done > 0
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.result: UploadResult | None = None
+        self.has_begun = False
+        """Whether the server has received bytes of it."""
+        self.longest_wait = 0.0
+        """Seconds from the end of a connection until it might send on another one, the longest."""
+        self._waits_since: float | None = None
 
     @property
     def resent(self) -> int:
@@ -37,16 +34,30 @@ class Uploader:
         return self.result.bytes_sent - self.result.size
 
     async def run(self, url: str, ticket: str) -> None:
-        async with UploadClient(url, ticket=ticket, state=False) as client:
+        async with _Client(self, url, ticket=ticket, state=False) as client:
             self.result = await client.upload(self.path, on_progress=self._observe)
 
+    def lost(self) -> None:
+        """Its connection has ended."""
+        self._waits_since = self._waits_since or time.monotonic()
+
     def _observe(self, progress: Progress) -> None:
-        if progress.done > self._done or progress.phase == "completed":
-            now = time.monotonic()
-            if self._moved is not None:
-                self.longest_wait = max(self.longest_wait, now - self._moved)
-            self._moved = now
-            self._done = progress.done
+        self.has_begun |= progress.done > 0
+        if self._waits_since is not None and progress.phase != "waiting":
+            self.longest_wait = max(self.longest_wait, time.monotonic() - self._waits_since)
+            self._waits_since = None
+
+
+class _Client(UploadClient):
+    def __init__(self, uploader: Uploader, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._uploader = uploader
+
+    async def connected(self) -> ClientConnection:
+        """An upload calls this before its first conversation, and when one has ended with its connection."""
+        if self._uploader.has_begun:
+            self._uploader.lost()
+        return await super().connected()
 
 
 class Uploaders:
