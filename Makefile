@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bundle dist npm mutants bench bench-browser bench-load bench-network matrix clean help
+.PHONY: demo test check docs-js messages bundle dist npm mutants crash bench bench-browser bench-load bench-network matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -101,6 +101,10 @@ bench-load: $(VENV)/.bench  ## A thousand uploads at once, uploads that come and
 
 bench-network: $(VENV)/.bench  ## One file over 100 Mbit/s and 100 ms, with loss and cuts; root; six minutes.
 	$(BIN)/python -m tests.bench.network
+
+KILLS := 1000
+crash: $(VENV)/.test  ## Kill servers at every step, and a thousand times at random (KILLS=50); an hour.
+	$(BIN)/python -m tests.e2e.crashes --matrix --kills $(KILLS)
 
 matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # those inside functions and those for type checkers included.
 LAYERS: list[set[str]] = [
     {"exceptions", "__init__"},
-    {"protocol", "conf", "concurrency", "notices"},
+    {"protocol", "conf", "concurrency", "notices", "failpoints"},
     {"signals", "client"},
     {"stores", "tickets", "admission"},
     {"models", "sessions", "migrations"},

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from .forks import Forks
 from .hosts import Host, hosting, prepare
 from .servers import KINDS
+from .stage import make_template
 
 NAMED = os.environ.get("E2E_SERVERS")
 SERVERS = NAMED.split(",") if NAMED else list(KINDS)
@@ -105,3 +107,15 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
     seed = os.environ.get("E2E_SEED") or str(random.randrange(10**9))
     print(f"E2E_SEED={seed}")
     return random.Random(f"{seed}-{request.node.name}")
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    with Forks() as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def crash_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with make_template(tmp_path_factory.mktemp("crash-template")) as root:
+        yield root

@@ -19,9 +19,10 @@ from .servers import free_port, wait_for
 
 
 class Postgres:
-    """A database of the test's own."""
+    """A database of the test's own, empty or a copy of the database ``template``."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: str = "template1") -> None:
+        self._template = template
         psycopg = pytest.importorskip("psycopg")
         self.server = {
             "host": os.environ.get("PGHOST", "127.0.0.1"),
@@ -34,7 +35,7 @@ class Postgres:
             pytest.skip(f"needs PostgreSQL: {error}")
 
     def __enter__(self) -> Postgres:
-        self._admin.execute(f'CREATE DATABASE "{self.name}"')
+        self._admin.execute(f'CREATE DATABASE "{self.name}" TEMPLATE "{self._template}"')
         return self
 
     def __exit__(self, *exc: object) -> None:

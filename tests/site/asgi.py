@@ -43,6 +43,21 @@ class InspectingConsumer(UploadConsumer):
         await asyncio.sleep(INSPECTION_SECONDS)
 
 
+class CheckingConsumer(UploadConsumer):
+    """Looks at each file, has it copied into another storage, and answers."""
+
+    endpoint = "checking"
+
+    def get_storage(self, session: Any) -> str:
+        return "copied"
+
+    async def inspect(self, session: Any, file: Any) -> None:
+        await asyncio.to_thread(file.read)
+
+    async def respond(self, session: Any) -> dict[str, Any]:
+        return {"name": session.name}
+
+
 application = upload_application(
     django_application,
     [
@@ -50,5 +65,6 @@ application = upload_application(
         upload_path("ws/other/", OtherConsumer),
         upload_path("ws/answering/", AnsweringConsumer),
         upload_path("ws/inspecting/", InspectingConsumer),
+        upload_path("ws/checking/", CheckingConsumer),
     ],
 )

@@ -57,9 +57,12 @@ async def completed_too(session: Any, **kwargs: Any) -> None:
         await asyncio.sleep(HANG)
 
 
-@receiver(signals.upload_started)
 def started(session: Any, **kwargs: Any) -> None:
     write_down("upload_started", session)
+
+
+if settings.HEARS_STARTED:
+    signals.upload_started.connect(started)
 
 
 @receiver(signals.upload_resumed)

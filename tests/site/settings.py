@@ -36,7 +36,8 @@ else:
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "timeout": float(os.environ.get("E2E_SQLITE_TIMEOUT", "20")),
-                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous="
+                + os.environ.get("E2E_SQLITE_SYNCHRONOUS", "NORMAL"),
             },
         }
     }
@@ -45,9 +46,17 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 MEDIA_ROOT = DISK / "media"
 MEDIA_URL = "/media/"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    # It may overwrite, so that parts are copied into it.
+    "copied": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": DISK / "copied", "allow_overwrite": True},
+    },
+}
 if storage := os.environ.get("E2E_STORAGE"):  # on another file system
     BACKEND = "django.core.files.storage.FileSystemStorage"
-    STORAGES = {"async_upload": {"BACKEND": BACKEND, "OPTIONS": {"location": storage}}}
+    STORAGES["async_upload"] = {"BACKEND": BACKEND, "OPTIONS": {"location": storage}}
 if layer := os.environ.get("E2E_LAYER"):
     CHANNEL_LAYERS = {"default": json.loads(layer)}
 ASYNC_UPLOAD = {
@@ -56,6 +65,8 @@ ASYNC_UPLOAD = {
     "MIN_FREE_SPACE": 0,
     **json.loads(os.environ.get("E2E_UPLOAD", "{}")),
 }
+HEARS_STARTED = "E2E_GROUPS" not in os.environ
+"""Where a receiver hears of the beginning of each upload, small files are not received in groups."""
 CSRF_TRUSTED_ORIGINS = ["https://trusted.example"]
 LOGGING = {
     "version": 1,

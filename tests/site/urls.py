@@ -13,4 +13,6 @@ urlpatterns = [
     path("drain/", views.drain_all),
     path("undrain/", views.undrain_all),
     path("uploads/", views.uploads),
+    path("bind/", views.bind),
+    path("cancel/", views.cancel),
 ]

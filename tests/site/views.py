@@ -2,11 +2,15 @@
 
 from django.contrib.auth import get_user_model, login
 from django.contrib.sessions.backends.db import SessionStore
+from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 
 from django_async_upload.consumers import drain, undrain
+from django_async_upload.engine.service import end
 from django_async_upload.models import UploadSession
+from django_async_upload.sessions.state import State
 from django_async_upload.tickets import issue_ticket
+from tests.site.models import Document
 
 USERS = get_user_model().objects
 COLUMNS = ("id", "key", "name", "state", "durable", "size", "stored_as", "error", "epoch")
@@ -52,3 +56,20 @@ def undrain_all(request: HttpRequest) -> JsonResponse:
 def uploads(request: HttpRequest) -> JsonResponse:
     rows = UploadSession.objects.order_by("created_at").values(*COLUMNS)
     return JsonResponse({"uploads": list(rows)})
+
+
+def bind(request: HttpRequest) -> JsonResponse:
+    """Bind an upload to a document of its name, unless an earlier request has."""
+    session = UploadSession.objects.get(pk=request.GET["upload"])
+    with transaction.atomic():
+        document, is_new = Document.objects.get_or_create(name=session.name)
+        if is_new:
+            document.attachment = session.bind()
+            document.save()
+    return JsonResponse({"name": document.attachment.name})
+
+
+def cancel(request: HttpRequest) -> JsonResponse:
+    """Cancel an upload on behalf of the host, as its admin does."""
+    ended = end([request.GET["upload"]], State.CANCELLED)
+    return JsonResponse({"ended": len(ended)})

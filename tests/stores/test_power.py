@@ -1,9 +1,7 @@
 """A power cut: what no sync covered is gone, because only the image of the disk is looked at."""
 
 import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,47 +12,16 @@ from django_async_upload.stores import FileSystemStore
 from django_async_upload.stores.publication.link import link, sync_names
 from django_async_upload.testing.stores import split
 
+from ..e2e.disks import PowerCut, power_disk
+
 DATA = bytes(range(1, 256)) * 8192  # about 2 MiB, and no zero in it
 HALF = len(DATA) // 2
-
-PowerCut = Callable[[], Path]
-
-
-def run(*command: str | Path) -> None:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"{command[0]}: {done.stderr.strip()}")
-
-
-@contextmanager
-def mounted(image: Path, folder: Path) -> Iterator[Path]:
-    folder.mkdir()
-    # The journal commits nothing by itself within the time of a test.
-    run("mount", "-o", "loop,commit=300", image, folder)
-    try:
-        yield folder
-    finally:
-        run("umount", "--lazy", folder)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, PowerCut]]:
     """A disk, and a function that cuts its power and mounts what was on it."""
-    image, copy = tmp_path / "image", tmp_path / "copy"
-    with image.open("wb") as file:
-        file.truncate(48 << 20)
-    with ExitStack() as stack:
-        try:
-            run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
-            folder = stack.enter_context(mounted(image, tmp_path / "disk"))
-        except OSError as error:
-            pytest.skip(f"a disk of its own needs root, ext4 and loop devices: {error}")
-
-        def cut() -> Path:
-            run("cp", "--sparse=always", image, copy)
-            return stack.enter_context(mounted(copy, tmp_path / "after"))
-
-        run("sync", "-f", folder)
+    with power_disk(tmp_path, 48 << 20) as (folder, cut):
         yield folder, cut
 
 

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from django.utils import timezone
 
 from ..exceptions import Busy, DataLost, UploadError
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.policies import check_size
@@ -198,6 +199,7 @@ class Completions:
         runtime = self._runtime
         try:
             writer = await runtime.store.run_slow(self._open_whole, session)
+            failpoint("resume.after_open")
         except DataLost as error:
             # Or completed, by another process in the meantime.
             return end_of(await self._endings.end(session, State.FAILED, error=error))

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from .. import signals
 from ..exceptions import InternalError, StorageFailed, StorageFull, UploadError
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.holds import put_aside
@@ -44,17 +45,21 @@ class Endings:
         holder with an older epoch.
         """
         ending = Ending(session.pk, to, error=error, epoch=epoch)
+        failpoint("end.before_commit")
         ended, changed = await self._runtime.database.call(
             rows.end, ending, owner=session.owner_key
         )
+        failpoint("end.after_commit")
         holder = self._active.get(session.pk)
         parts = {ended.part} if changed else set()
         if ended.state in OVER:
             self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
+            failpoint("end.after_hint")
             if holder is not None:
                 parts.add(holder.part.name)  # the row may not name the part yet
         for part in parts - {""}:
             await self._runtime.store.run(self._runtime.store.delete, part)
+        failpoint("end.after_unlink")
         if not changed:
             return ended
         self._runtime.telemetry.count("uploads.ended", state=str(to))
@@ -62,6 +67,7 @@ class Endings:
             await signals.send(signals.upload_cancelled, ended)
         elif to is State.FAILED:
             await signals.send(signals.upload_failed, ended, error=rows.error_of(ended))
+        failpoint("end.after_signal")
         return ended
 
     async def fail(self, session: UploadSession, error: UploadError) -> None:
@@ -80,9 +86,11 @@ class Endings:
 
         An upload that is bound, or that a request holds, stays published. Raises :class:`NotFound`.
         """
+        failpoint("discard.before_commit")
         discarded, changed = await self._runtime.database.call(
             rows.discard, session.pk, owner=session.owner_key
         )
+        failpoint("discard.after_commit")
         if changed:
             await self._withdraw(discarded)
             await signals.send(signals.upload_cancelled, discarded)
@@ -93,8 +101,11 @@ class Endings:
         runtime = self._runtime
         try:
             aside = await loop.run_in_executor(runtime.copies, put_aside, session)
+            failpoint("discard.after_rename")
             await runtime.database.call(rows.mark_withdrawn, session.pk, owner=session.owner_key)
+            failpoint("discard.after_second_commit")
             if aside is not None:
                 await runtime.store.run(os.unlink, aside)
+            failpoint("discard.after_unlink")
         except Exception:  # of the host's storage: the purge retries
             logger.exception("The file of upload %s could not be deleted", session.pk)

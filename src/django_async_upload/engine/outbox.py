@@ -21,6 +21,7 @@ from django.utils import timezone
 from .. import signals
 from ..concurrency.turns import Turns
 from ..exceptions import UploadError
+from ..failpoints import failpoint
 from ..models import CompletionEvent, UploadSession
 from ..sessions.values import CLAIM
 from .database import Database
@@ -190,9 +191,11 @@ class Outbox:
     async def _deliver(self, event: CompletionEvent) -> bool:
         """Deliver an event; returns whether all receivers succeeded and the row records it."""
         try:
+            failpoint("deliver.before_signal")
             failures = await signals.send(
                 signals.upload_completed, event.session, event_id=event.pk
             )
+            failpoint("deliver.after_signal")
             outcome = Outcome(event.pk, event.attempts, "; ".join(failures)[:MOST_ERROR])
             if await self._database.call(note, outcome, patience=60.0):
                 logger.error(
@@ -208,6 +211,7 @@ class Outbox:
                         "endpoint": event.session.endpoint,
                     },
                 )
+            failpoint("deliver.after_commit")
         except UploadError as error:  # it will be delivered again
             logger.error(
                 "Completion %s was delivered, but the row could not be updated: %s", event.pk, error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.quotas import Growth
@@ -74,12 +75,15 @@ class UploadPart:
             before = self.checkpoint.offset
             growth = Growth(session.owner_key, session.address, before, checkpoint.offset)
         change = Change(session.pk, session.epoch, state, values, growth=growth)
+        failpoint("checkpoint.before_commit")
         await self._runtime.database.call(
             rows.change, change, owner=session.owner_key, patience=60.0
         )
+        failpoint("checkpoint.after_commit")
         stale, self.checkpoint = self.checkpoint, checkpoint
         if stale.part and stale.part != checkpoint.part:
             await self._store.run(self._store.delete, stale.part)
+            failpoint("checkpoint.after_unlink")
 
     async def truncate(self) -> int:
         """Discard the bytes above the checkpoint; returns its offset."""

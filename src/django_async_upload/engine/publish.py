@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..exceptions import NotFound, StorageFailed, UploadError
+from ..failpoints import failpoint
 from ..models import CompletionEvent, UploadSession
 from ..sessions import rows
 from ..sessions.owners import Owner
@@ -110,7 +111,9 @@ class Publisher:
         for item in items:
             item.progressed(0)
         await self._in_shares(self._prepare, items)
+        failpoint("publish.before_commit")
         await self._commit(_without_error(items))
+        failpoint("publish.after_commit")
         await self._continue_finalizing(_without_error(items))
 
     async def _continue_finalizing(self, items: Sequence[Finalization]) -> None:
@@ -135,7 +138,9 @@ class Publisher:
 
     def _sync(self, items: Sequence[Finalization]) -> None:
         try:
+            failpoint("publish.before_sync")
             checkpoints = self._store.sync_all([item.writer for item in items])
+            failpoint("publish.after_sync")
         except UploadError as error:
             for item in items:
                 item.error = error
@@ -209,6 +214,7 @@ class Publisher:
         """Publish the parts: in each round those without a file yet, under another name or by another publication."""
         while items:
             results = await self._publish_parts(items)
+            failpoint("publish.after_files")
             renamed, again = [], []
             for item, result in zip(items, results, strict=True):
                 if isinstance(result, Unsuited):
@@ -260,7 +266,9 @@ class Publisher:
 
     async def _complete(self, items: Sequence[Finalization]) -> None:
         sessions = [item.session for item in items]
+        failpoint("complete.before_commit")
         events = await self._call(rows.complete, sessions, items)
+        failpoint("complete.after_commit")
         for item, event in zip(items, events, strict=True):
             if isinstance(event, UploadError):
                 item.error = event
@@ -289,6 +297,7 @@ class Publisher:
                 self._store.delete(item.writer.part)
             except UploadError:  # no row names the part: the purge deletes it
                 logger.exception("A part of upload %s could not be deleted", item.session.pk)
+            failpoint("complete.after_unlink")
 
     # Sharing ------------------------------------------------------------------------------------
 

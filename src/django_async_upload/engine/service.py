@@ -19,6 +19,7 @@ from django.db import router, transaction
 from .. import signals
 from ..concurrency.pace import Rates
 from ..exceptions import Busy, DataLost, UploadError
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.commits import after_commit
@@ -118,7 +119,9 @@ class UploadService(Runtime):
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
+        failpoint("create.before_commit")
         outcome = await self.database.call(rows.create, Creation(session, owner), owner=owner.key)
+        failpoint("create.after_commit")
         if outcome.pk != session.pk or outcome.state != State.CREATED:
             return Known(outcome)
         # Also for another object of the same row: an earlier COMMIT, whose answer was lost, succeeded.
@@ -147,7 +150,9 @@ class UploadService(Runtime):
                 self._limit_takeovers(access.upload)
             if await self._completions.is_kept(session):
                 return Finishing(session)
+            failpoint("attach.before_commit")
             session = await self.database.call(rows.take_over, access, owner=access.owner.key)
+            failpoint("attach.after_commit")
             if session.state in PUBLISHED:
                 return Published(session)
             if session.state == State.FINALIZING:
@@ -173,6 +178,7 @@ class UploadService(Runtime):
             raise
         upload.resume(session, max_size, writer, taps)
         self._register(upload, session)
+        failpoint("attach.after_open")
         if writer.part != session.part or writer.received < session.durable:
             # Its bytes are in a new part, or lost: save that first.
             await upload.checkpoints.save(await upload.part.sync(), State.UPLOADING)
@@ -279,6 +285,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
 
 
 def _after_end(ended: Sequence[UploadSession]) -> None:
+    failpoint("host_end.after_commit")
     for loop, service in list(_services.items()):
         for session in ended:
             with suppress(RuntimeError):  # the event loop is closed
@@ -290,6 +297,7 @@ def _after_end(ended: Sequence[UploadSession]) -> None:
     try:
         for part in {session.part for session in ended} - {""}:
             store.delete(part)
+        failpoint("host_end.after_unlink")
     finally:
         store.close()
     signal = {State.CANCELLED: signals.upload_cancelled, State.EXPIRED: signals.upload_expired}

@@ -20,6 +20,7 @@ from django.core.files.storage import FileSystemStorage
 from .. import signals
 from ..concurrency.turns import Turns
 from ..exceptions import ConnectionRefused, KeyReused, NotFound, UploadError, UploadRefused
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions.owners import Owner
 from ..sessions.state import State
@@ -113,6 +114,7 @@ class SmallFiles:
         store = self._runtime.store
         try:
             await store.run(self._write, group)
+            failpoint("small.after_write")
             items = [file.finalization for file in group if file.finalization is not None]
             if items:
                 await self._publisher.publish(items)

@@ -13,6 +13,7 @@ from django.core.files import File
 from .. import conf
 from ..concurrency.apart import Unfinished, apart
 from ..exceptions import DigestMismatch, InternalError, SizeMismatch
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.owners import Owner
@@ -122,7 +123,9 @@ async def _enter_verifying(upload: ActiveUpload, phase: str) -> None:
         # The row names the part, by whose lock another process sees that this one verifies it.
         await upload.checkpoints.make_now()
         change = Change(upload.session.pk, upload.session.epoch, State.VERIFYING)
+        failpoint("verify.before_commit")
         await upload.runtime.database.call(rows.change, change, owner=upload.session.owner_key)
+        failpoint("verify.after_commit")
         upload.session.state = State.VERIFYING
 
 

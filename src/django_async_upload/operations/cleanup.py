@@ -22,6 +22,7 @@ from django.utils import timezone
 from .. import signals
 from ..binding.linked import abandoned_links
 from ..exceptions import UploadError
+from ..failpoints import failpoint
 from ..models import Taker, UploadSession, Usage
 from ..sessions import rows
 from ..sessions.commits import after_commit
@@ -137,6 +138,7 @@ def purge(
                 continue
             if not dry_run:
                 store.delete(part.name)
+                failpoint("purge.after_unlink")
             done.parts += 1
             done.bytes += part.size
             log(f"part {part.name}: {part.size} bytes that belong to no upload")
@@ -207,10 +209,13 @@ def _delete_unbound(session: UploadSession) -> bool:
         free = rows.filter(state=State.COMPLETED).exclude(expires_at__gte=timezone.now())
         if found := free.first():
             found.delete()
+            failpoint("purge.before_commit")
+    failpoint("purge.after_commit")
     return found is not None
 
 
 def _expire(session: UploadSession, store: Store) -> bool:
+    failpoint("expire.before_commit")
     try:
         outcome = _end(session)
     except DatabaseError as error:
@@ -220,9 +225,12 @@ def _expire(session: UploadSession, store: Store) -> bool:
         outcome = _end(session)
     if isinstance(outcome, UploadError) or not outcome[1]:
         return False
+    failpoint("expire.after_commit")
     if outcome[0].part:
         store.delete(outcome[0].part)
+    failpoint("expire.after_unlink")
     signals.send_and_wait(signals.upload_expired, outcome[0])
+    failpoint("expire.after_signal")
     return True
 
 

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Final
 
 from ..exceptions import DataLost, StorageFailed
+from ..failpoints import failpoint
 from . import disk
 from .base import Checkpoint, Position, Writer
 from .disk import translate, translated
@@ -83,9 +84,12 @@ class FileWriter(Writer):
         return Checkpoint(self.part, position.offset, position.crc, self.token)
 
     def _sync_file(self) -> None:
+        failpoint("part.before_sync")
         self._file.sync()
+        failpoint("part.after_sync")
         if not self.is_named:
             self._folder.sync_names()
+            failpoint("part.after_sync_of_names")
             self.is_named = True
 
     def _drop_unsynced(self) -> None:

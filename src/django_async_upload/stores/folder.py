@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
+from ..failpoints import failpoint
 from . import disk
 from .base import Part
 from .partfile import PartFile
@@ -50,6 +51,7 @@ class Folder:
         with self.closing_on_error(file):
             file.lock()
             disk.require_room(file.fd, size or 0, self.min_free)
+        failpoint("part.after_create")
         return file
 
     def find(self, part: str) -> PartFile | None:
@@ -111,7 +113,9 @@ class Folder:
 
     def delete(self, part: str) -> None:
         with suppress(FileNotFoundError), self.directory() as root:
+            failpoint("part.before_unlink")
             os.unlink(part, dir_fd=root)
+            failpoint("part.after_unlink")
 
     def parts(self) -> Iterator[Part]:
         with suppress(FileNotFoundError), os.scandir(self.root) as entries:

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from ..failpoints import failpoint
+
 logger = logging.getLogger("django_async_upload")
 
 MAX_UNSENT: Final = 1024 * 1024
@@ -77,7 +79,9 @@ class Sender:
                 while self._frames:
                     frame = self._frames.popleft()
                     self._bytes -= sys.getsizeof(frame)
+                    failpoint("frame.before_send")
                     await self._send({"type": "websocket.send", "bytes": frame})
+                    failpoint("frame.after_send")
                 if self._close_code is not None:
                     await self._send({"type": "websocket.close", "code": self._close_code})
                     return

@@ -21,6 +21,7 @@ from ..exceptions import (
     SessionQuotaExceeded,
     UploadError,
 )
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..protocol import messages as m
 from ..receipts import receipt_of
@@ -129,10 +130,12 @@ class UploadStream:
     # From the attachment (as its door) ----------------------------------------------------------
 
     def created(self, session: UploadSession, flow: Flow) -> None:
+        failpoint("created.before_send")
         self._send(m.Created(str(session.pk), session.name, flow.limit, flow.chunk))
         self._flows = True
 
     def attached(self, session: UploadSession, flow: Flow) -> None:
+        failpoint("attached.before_send")
         self._send(
             m.Attached(
                 str(session.pk),
@@ -145,6 +148,7 @@ class UploadStream:
         )
 
     def ready(self, flow: Flow) -> None:
+        failpoint("ready.before_send")
         self._send(m.Ready(flow.received, flow.durable, flow.limit, flow.chunk))
         self._flows = True
 
@@ -157,6 +161,7 @@ class UploadStream:
         """The message that was offered, as of now."""
         if self._watch is not None:
             return self._newest_changes(self._watch)
+        failpoint("ack.before_send")
         upload = self.upload
         assert upload is not None
         flow = upload.flow
@@ -205,6 +210,7 @@ class UploadStream:
             closing = error_message(error)
         if error is not None:
             self._service.telemetry.count("requests.failed", code=error.code)
+        failpoint("answer.before_send")
         try:
             self._send(closing)
         except ValueError:  # it cannot be encoded: a text too long, or with half a character

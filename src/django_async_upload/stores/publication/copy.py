@@ -11,6 +11,7 @@ from typing import ClassVar
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage
 
+from ...failpoints import failpoint
 from .. import disk
 from ..base import Writer
 from ..disk import translated
@@ -44,6 +45,7 @@ class CopyPublication(Publication):
     def _save(self, part: Finished) -> str:
         if part.is_begun and part.storage.exists(part.name):  # complete or not
             part.storage.delete(part.name)
+            failpoint("copy.after_delete")
         return save(
             part.storage,
             part.name,
@@ -78,10 +80,13 @@ def save(
     content = File(reader, name=os.path.basename(name))
     content.size = writer.received
     with translated():
+        failpoint("copy.before_save")
         stored = storage.save(name, content, max_length=max_length)
+        failpoint("copy.after_save")
         if durability == "fsync" and isinstance(storage, FileSystemStorage):
             disk.sync_file(storage.path(stored))
             sync_names(directories_of(storage, stored))
+            failpoint("copy.after_sync")
     return stored
 
 

@@ -12,6 +12,7 @@ from django.core.files.storage import FileSystemStorage, Storage
 from django.core.files.utils import validate_file_name
 
 from ...exceptions import StorageFailed
+from ...failpoints import failpoint
 from .. import disk
 from ..disk import translate, translated
 from .base import Finished, NameTaken, Publication, Unsuited
@@ -44,7 +45,9 @@ class LinkPublication(Publication):
             else:
                 results.append(part.name)
         try:
+            failpoint("link.before_sync")
             sync_names(unsynced)
+            failpoint("link.after_sync")
         except StorageFailed as failure:
             return [failure if isinstance(each, str) else each for each in results]
         return results
@@ -143,6 +146,7 @@ def link(
         _adopt(storage, path)
         if durability == "fsync":
             disk.sync_file(path)
+    failpoint("link.before_link")
     try:
         os.link(path, target, follow_symlinks=False)
     except FileExistsError:
@@ -151,6 +155,7 @@ def link(
         if error.errno in _NO_LINKS:
             raise Unsuited(errno.errorcode[error.errno]) from error
         raise translate(error) from error
+    failpoint("link.after_link")
     return [directory, *map(os.path.dirname, made)] if durability == "fsync" else []
 
 
