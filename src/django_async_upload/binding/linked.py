@@ -29,12 +29,17 @@ from django.db.models.signals import post_save, pre_save
 from django.dispatch import receiver
 from django.utils import timezone
 
+from .. import conf
 from ..exceptions import AlreadyBound
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions.commits import after_commit
 from ..sessions.holds import HOLD, upload_database, withdraw
 from ..sessions.state import State
+from ..stores import disk
 from ..stores.configured import PRIVATE, get_storage, staging_root
+from ..stores.disk import translated
+from ..stores.publication.link import directories_of, sync_names
 from ..stores.publication.names import is_same_place
 
 if TYPE_CHECKING:
@@ -119,6 +124,7 @@ class CompletedUpload(UploadedBytes):
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
             os.link(published, link)
+            failpoint("bind.after_link")
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -154,6 +160,8 @@ class CompletedUpload(UploadedBytes):
         stays = saved is not None and is_same_place(
             self._storage, self._stored_as, saved.storage, str(saved.name)
         )
+        if saved is not None and not stays:
+            _sync(saved)
         until = None if stays else timezone.now() + HOLD
         rows = UploadSession.objects.using(upload_database())
         if self.epoch:
@@ -162,6 +170,7 @@ class CompletedUpload(UploadedBytes):
             )
         else:
             bound = rows.filter(pk=self.session.pk, state=State.BOUND).update(expires_at=until)
+        failpoint("bind.before_commit")
         if bound:
             self._is_taken = True
             after_commit(upload_database(), self._after_commit, stays)
@@ -171,6 +180,7 @@ class CompletedUpload(UploadedBytes):
             )
 
     def _after_commit(self, stays: bool) -> None:
+        failpoint("bind.after_commit")
         self.is_bound = True
         self.close()
         if not stays:
@@ -206,6 +216,16 @@ class CompletedUpload(UploadedBytes):
             self.bind()
             return False
         return not self.is_bound
+
+
+def _sync(saved: FieldFile) -> None:
+    """Make the host's file durable before the row says that it is bound: soon its published name is deleted."""
+    storage, name = saved.storage, str(saved.name)
+    if conf.uploads().durability != "fsync" or not isinstance(storage, FileSystemStorage):
+        return
+    with translated(), suppress(FileNotFoundError):  # a storage may keep it elsewhere
+        disk.sync_file(storage.path(name))
+        sync_names(directories_of(storage, name))
 
 
 class RefusedUpload(UploadedBytes):

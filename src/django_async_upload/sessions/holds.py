@@ -16,12 +16,15 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-from django.core.files.storage import FileSystemStorage
+from django.core.files.storage import FileSystemStorage, Storage
 from django.db import connections, router, transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from .. import conf
+from ..failpoints import failpoint
 from ..models import UploadSession
+from ..stores import disk
 from ..stores.configured import staging_root
 from ..stores.publication.names import is_own_name
 from .state import State
@@ -89,18 +92,33 @@ def withdraw(session: UploadSession) -> None:
     then the row is updated: after a crash at any point the purge can tell which file to delete.
     """
     aside = put_aside(session)
+    failpoint("withdraw.after_rename")
     rows = UploadSession.objects.using(upload_database()).filter(
         pk=session.pk, state__in=WITHDRAWABLE
     )
     rows.update(expires_at=None)
+    failpoint("withdraw.after_commit")
     if aside is not None:
         with suppress(FileNotFoundError):
             os.unlink(aside)
+    failpoint("withdraw.after_unlink")
 
 
 def put_aside(session: UploadSession) -> str | None:
-    """Remove the published file from its storage: move it to the staging folder and return its path, or delete it."""
+    """Remove the published file from its storage: move it to the staging folder and return its path, or delete it.
+
+    With durability ``fsync`` the name does not come back when the power fails: soon the row forgets it.
+    """
     storage, name = session.get_storage(), session.stored_as
+    try:
+        return _put_aside(session, storage, name)
+    finally:
+        if isinstance(storage, FileSystemStorage) and conf.uploads().durability == "fsync":
+            with suppress(FileNotFoundError):
+                disk.sync_directory(os.path.dirname(storage.path(name)))
+
+
+def _put_aside(session: UploadSession, storage: Storage, name: str) -> str | None:
     if (
         isinstance(storage, FileSystemStorage)
         and storage.__class__.delete is FileSystemStorage.delete
