@@ -179,6 +179,7 @@ class SharedBus(LocalBus, ABC):
     async def _attend(self, receive: Coroutine[Any, Any, None]) -> None:
         """Run ``receive``, which unpacks what arrives, until it or an echo fails; raises that error."""
         receiving = asyncio.create_task(receive)
+        receiving.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while True:
                 await bounded(self._renew())
