@@ -27,6 +27,7 @@ const TEXT_OF_CODE = Object.freeze({
   size_mismatch: "errorServer",
   idle_timeout: "errorServer",
   corrupt_frame: "errorServer",
+  too_slow: "errorUnreachable",
   connection_lost: "errorUnreachable",
   connection_refused: "errorUnreachable",
   subprotocol_required: "errorUnreachable",
