@@ -257,7 +257,7 @@ async def test_progress_is_reported_while_the_client_waits(
                 await asyncio.sleep(0.01)
         hooks.released.set()
         await creating
-    assert door.progress[0] == Progress("inspecting", 0, len(DATA))
+    assert door.progress[-1] == Progress("inspecting", len(DATA), len(DATA))
 
 
 async def test_leaving_gives_the_credit_back_and_ends_nothing(
