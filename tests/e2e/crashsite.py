@@ -21,6 +21,11 @@ from .servers import KINDS, free_port
 from .witness import Witness
 
 USER_MAX_BYTES = 256 << 20
+LIMITS = {
+    "USER_MAX_BYTES": USER_MAX_BYTES,
+    # Those of a killed worker count for some seconds.
+    "USER_MAX_CONNECTIONS": 10_000,
+}
 PURGE = (
     "from datetime import timedelta; from django_async_upload.operations import cleanup; "
     "cleanup.GRACE = timedelta(0); cleanup.purge(unbound_after={unbound})"
@@ -82,7 +87,7 @@ class CrashSite:
             shutil.copy(template / "db.sqlite3", root)
         else:
             extra["E2E_POSTGRES"] = json.dumps(setting)
-        self.env = environment(root, {"USER_MAX_BYTES": USER_MAX_BYTES}, **extra)
+        self.env = environment(root, LIMITS, **extra)
         self.records = Records(root / "db.sqlite3", setting)
         self.workers = [Worker(free_port()) for _ in range(workers)]
         self.starts: list[str] = []

@@ -237,7 +237,7 @@ async def cancelled(stage: Stage) -> None:
 
 async def ended_by_host(stage: Stage) -> None:
     """The host cancels an upload whose client is connected."""
-    path = stage.file("ended.bin", 12 * MIB, "cancelled")
+    path = stage.file("ended.bin", 24 * MIB, "cancelled")
     async with stage.client() as client:
         upload = await stage.part_of(client, path, 5 * MIB)
         await stage.get("/cancel/", upload=upload.id)
