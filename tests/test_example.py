@@ -185,7 +185,7 @@ def test_its_pages_ask_no_other_server_and_want_a_login(demo: Demo) -> None:
 
 
 def test_its_metrics_are_those_that_prometheus_and_the_dashboard_ask_for(demo: Demo) -> None:
-    """Of the upload above."""
+    upload(demo, bytes(8000))
     config = (demo.folder / "monitoring/prometheus.yml").read_text()
     path = re.search(r"metrics_path: (\S+)", config)
     assert path is not None
