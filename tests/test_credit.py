@@ -93,7 +93,7 @@ def test_who_consumes_is_granted_what_the_last_second_took(clock: Clock) -> None
     clock.now += 2.0
     assert account.grant(0) == FLOOR
     account.consume(MIB)
-    assert account.grant(0) == RAMP * MIB  # it begins again after a rest
+    assert account.grant(0) == MIB  # a rest is no new beginning
     account.consume(100 * MIB)
     assert account.grant(0) == LARGEST_WINDOW
 
@@ -328,6 +328,17 @@ def test_a_refused_stream_has_credit_called_back_for_the_next(clock: Clock) -> N
     assert called == ["pause alice"]
     account.paused()
     opened(budget, "alice")
+
+
+def test_who_needs_two_seconds_for_a_chunk_is_not_asked_for_a_longer_one(clock: Clock) -> None:
+    """In the middle of a chunk that takes long, its client could not answer PAUSE in time."""
+    account = opened(Budget(64 * MIB))
+    for _ in range(5):
+        clock.now += 2.0
+        account.consume(FLOOR)
+        granted = account.grant(0)
+        assert (granted, account.chunk(granted)) == (FLOOR, FLOOR)
+        assert not account.is_wasting(clock.now + 1.9)
 
 
 @pytest.mark.parametrize(

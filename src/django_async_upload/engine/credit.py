@@ -199,7 +199,7 @@ class Account:
         self.moved_at = time.monotonic()
         self._evict = evict
         self._held = 0
-        self._second = self.moved_at
+        self._began = self._second = self.moved_at
         self._current = 0
         self._previous = 0
         self._head_start = 0
@@ -230,7 +230,7 @@ class Account:
 
     @property
     def _ramp(self) -> int:
-        return 1 if self._previous else RAMP
+        return RAMP if self._second == self._began else 1
 
     def is_wasting(self, now: float) -> bool:
         """Whether it has much more credit than it uses, and was not asked to pause yet."""
@@ -254,7 +254,7 @@ class Account:
 
     def resume(self, received: int) -> None:
         """Count from now, and give an upload of which ``received`` bytes are here already its head start."""
-        self._second = time.monotonic()
+        self._began = self._second = time.monotonic()
         self._head_start = min(received, HEAD_START)
 
     def grant(self, unused: int) -> int:
