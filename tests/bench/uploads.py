@@ -220,7 +220,9 @@ class Upload:
     def _next_data(self) -> bytes | memoryview:
         size = len(self.source)
         credit = self.connection.limit - self.connection.sent
-        end = min(self.limit, size, self.offset + credit)
+        # No further ahead than the package's clients are on a line without delay.
+        window = self.durable + self.connection.hello.window
+        end = min(self.limit, window, size, self.offset + credit)
         first, beyond = divmod(self.offset, LARGEST_CHUNK)
         if self.frames is not None and not beyond and self.chunk >= LARGEST_CHUNK:
             last = -(-size // LARGEST_CHUNK) if end == size else end // LARGEST_CHUNK
