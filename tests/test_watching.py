@@ -16,7 +16,7 @@ from django.test import Client
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine import watching
 from django_async_upload.engine.service import UploadService, get_service
-from django_async_upload.exceptions import PermissionRefused, UnexpectedMessage
+from django_async_upload.exceptions import InternalError, PermissionRefused, UnexpectedMessage
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions.owners import Owner
@@ -204,6 +204,18 @@ async def test_a_hook_says_who_else_may_watch(connect: Connect, bob: Any, cookie
             await follow(watcher, "all", stream=100)
 
 
+async def test_a_hook_that_hangs_is_given_up(connect: Connect, settings: Any) -> None:
+    class Hanging(UploadConsumer):
+        async def may_watch(self, user: Any, session: UploadSession | None) -> bool:
+            await asyncio.sleep(3600)
+            return True
+
+    settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "RECEIVER_TIMEOUT": 0.2}
+    async with connect(AuthMiddlewareStack(Hanging.as_asgi())) as watcher:
+        with pytest.raises(InternalError):
+            await asyncio.wait_for(follow(watcher, "all"), 10)
+
+
 async def test_an_upload_of_another_endpoint_is_missing(connect: Connect, owner: Owner) -> None:
     done = await run(publish, owner, endpoint="films")
     async with connect() as watcher:
@@ -267,7 +279,7 @@ async def test_of_what_a_slow_watcher_has_not_read_only_the_newest_is_kept(
         async def reload_owner(self) -> Owner:
             return owner
 
-        async def may_watch(self, user: Any, session: UploadSession | None) -> bool:
+        async def is_watchable(self, session: UploadSession | None) -> bool:
             return False
 
     offers: list[None] = []

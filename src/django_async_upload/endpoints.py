@@ -179,6 +179,10 @@ class Endpoint(abc.ABC):
         """Whether the client may delete a completed upload, by the hook."""
         return await self._ask(self.may_discard, session)
 
+    async def is_watchable(self, session: UploadSession | None) -> bool:
+        """Whether the user may watch an upload of another owner, or with None all of this endpoint, by the hook."""
+        return await self._limited("may_watch", lambda: self.may_watch(self.owner.user, session))
+
     async def _ask(self, hook: Callable[..., Coroutine[Any, Any, Answer]], about: Any) -> Answer:
         name = hook.__name__
         if getattr(type(self), name) is getattr(Endpoint, name):

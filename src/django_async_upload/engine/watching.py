@@ -78,8 +78,8 @@ class WatchHooks(Protocol):
     async def reload_owner(self) -> Owner:
         """The owner as now in the database. Raises :class:`ConnectionRefused`."""
 
-    async def may_watch(self, user: Any, session: UploadSession | None) -> bool:
-        """Whether this user may watch an upload of another owner, or with None all uploads of the endpoint."""
+    async def is_watchable(self, session: UploadSession | None) -> bool:
+        """Whether the user may watch an upload of another owner, or with None all uploads of the endpoint."""
 
 
 class Watch:
@@ -247,7 +247,7 @@ class Watch:
     async def _ask(self, session: UploadSession | None) -> bool:
         about = None if session is None else session.pk
         if about not in self._allowed:
-            self._allowed[about] = await self._hooks.may_watch(self._hooks.owner.user, session)
+            self._allowed[about] = await self._hooks.is_watchable(session)
         return self._allowed[about]
 
     def _learn(self, session: UploadSession) -> None:

@@ -13,7 +13,7 @@ from ..engine.attachment import Attachment, Outcome
 from ..engine.flow import Flow
 from ..engine.outcomes import Cancelled, Published, Released
 from ..engine.service import UploadService
-from ..engine.watching import Standing, Watch
+from ..engine.watching import Standing, Watch, standing_of
 from ..exceptions import (
     ByteQuotaExceeded,
     InternalError,
@@ -25,7 +25,7 @@ from ..failpoints import failpoint
 from ..models import UploadSession
 from ..protocol import messages as m
 from ..receipts import receipt_of
-from ..sessions.state import OVER, State
+from ..sessions.state import State
 from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess, WatchScope
 from .errors import error_message, log_refused
 
@@ -308,15 +308,7 @@ def completed_message(session: UploadSession) -> m.Completed:
 
 
 def status_message(session: UploadSession) -> m.Status:
-    return m.Status(
-        upload=str(session.pk),
-        state=str(session.state),
-        name=session.name,
-        durable=session.durable,
-        size=session.size,
-        stored_as=session.stored_as if session.is_completed else None,
-        error=session.error or None if session.state in OVER else None,
-    )
+    return _status_of(standing_of(session))
 
 
 def _status_of(standing: Standing) -> m.Status:
