@@ -19,6 +19,7 @@ from django.utils.module_loading import import_string
 
 from . import conf
 from .consumers import UploadConsumer
+from .operations.versions import old_servers
 from .stores.base import Store
 from .stores.configured import PrivateStorage, get_storage, make_store, staging_root
 from .stores.disk import existing_ancestor
@@ -50,6 +51,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_published_files(),
         *_check_store(),
         *_check_machine(),
+        *_check_servers(),
         *_check_middleware(),
         *_check_widgets(),
     ]
@@ -284,6 +286,17 @@ def _check_machine() -> list[CheckMessage]:
             )
         )
     return found
+
+
+def _check_servers() -> list[CheckMessage]:
+    return [
+        Warning(
+            f"{old.name} {old.version} is installed: {old.reason}.",
+            hint=f"Install {old.name} {old.oldest} or newer.",
+            id="async_upload.W034",
+        )
+        for old in old_servers()
+    ]
 
 
 @register(Tags.security, deploy=True)

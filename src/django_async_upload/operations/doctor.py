@@ -22,6 +22,7 @@ from ..protocol import frames
 from ..protocol import messages as m
 from ..protocol.frames import MAX_FRAME, SUBPROTOCOL, FrameType
 from .probe import SAMPLE, Target, open_connection, round_trip, send_sample
+from .versions import old_servers
 
 FOREIGN_ORIGIN: Final = "https://upload-doctor.invalid"
 PROXY_READ_TIMEOUT: Final = 60.0
@@ -88,6 +89,19 @@ def find_spans(application: Any) -> Finding | None:
         "OpenTelemetry makes a span of every WebSocket message: that costs more than writing its bytes.",
         advice,
     )
+
+
+def find_old_servers() -> list[Finding]:
+    """A bad finding for each ASGI server that is installed here and too old."""
+    return [
+        Finding(
+            "version",
+            Verdict.BAD,
+            f"{old.name} {old.version} is installed: {old.reason}.",
+            f"Install {old.name} {old.oldest} or newer.",
+        )
+        for old in old_servers()
+    ]
 
 
 def _layers(application: Any) -> Iterator[Any]:

@@ -47,7 +47,11 @@ class Command(BaseCommand):
         **options: Any,
     ) -> None:
         try:
-            from django_async_upload.operations.doctor import examine, find_spans
+            from django_async_upload.operations.doctor import (
+                examine,
+                find_old_servers,
+                find_spans,
+            )
             from django_async_upload.operations.probe import Target
         except ModuleNotFoundError as error:
             if error.name != "websockets":
@@ -59,6 +63,9 @@ class Command(BaseCommand):
         healthy = async_to_sync(self._report)(findings)
         if (spans := find_spans(_application())) is not None:
             self._print(spans)
+        for old in find_old_servers():
+            self._print(old)
+            healthy = False
         if not healthy:
             sys.exit(1)
 
