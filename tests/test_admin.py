@@ -26,7 +26,7 @@ from django.urls import path
 from django.utils import timezone
 
 from django_async_upload import admin as upload_admin
-from django_async_upload.admin import AsyncAdminFileInput
+from django_async_upload.admin_widgets import AsyncAdminFileInput, AsyncUploadAdminMixin
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import NotFound, UploadOver
 from django_async_upload.models import CompletionEvent, UploadSession
@@ -580,19 +580,19 @@ class Stock(admin.ModelAdmin):
     pass
 
 
-class WithWidget(upload_admin.AsyncUploadAdminMixin, admin.ModelAdmin):
+class WithWidget(AsyncUploadAdminMixin, admin.ModelAdmin):
     pass
 
 
-class Chosen(upload_admin.AsyncUploadAdminMixin, admin.ModelAdmin):
+class Chosen(AsyncUploadAdminMixin, admin.ModelAdmin):
     formfield_overrides = {models.FileField: {"widget": TextInput, "help_text": "A path."}}
 
 
-class Helped(upload_admin.AsyncUploadAdminMixin, admin.ModelAdmin):
+class Helped(AsyncUploadAdminMixin, admin.ModelAdmin):
     formfield_overrides = {models.FileField: {"help_text": "A PDF."}}
 
 
-class WithInline(upload_admin.AsyncUploadAdminMixin, admin.TabularInline):
+class WithInline(AsyncUploadAdminMixin, admin.TabularInline):
     model = Document
 
 
@@ -682,6 +682,47 @@ def test_one_setting_gives_the_widget_to_the_whole_admin(
         check=True,
     )
     assert done.stdout.split() == ([widget] * 2 if widget else [])
+
+
+OWN_SITE = """
+import sys
+from django.conf import settings
+settings.configure(
+    SECRET_KEY="tests", USE_TZ=True, DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+    INSTALLED_APPS=[
+        "django.contrib.auth", "django.contrib.contenttypes",
+        "django.contrib.admin.apps.SimpleAdminConfig", "django_async_upload", "tests",
+    ],
+    ASYNC_UPLOAD={"ADMIN_WIDGET": True},
+)
+import django
+django.setup()
+from django.contrib import admin
+from tests.models import Document
+site = admin.AdminSite("office")
+site.register(Document)
+field = Document._meta.get_field("attachment")
+print(type(site._registry[Document].formfield_for_dbfield(field, None).widget).__name__)
+import django_async_upload.admin_widgets
+print(list(admin.site._registry))
+"""
+
+
+def test_the_setting_registers_nothing_where_a_project_has_a_site_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_SITE],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["AsyncAdminFileInput", "[]"]
+
+
+def test_the_widget_is_one_of_the_admins_own(rf: Any) -> None:
+    """Packages that change the admin look for it."""
+    widget = field_of(WithWidget(Document, own_site), rf).widget
+    assert isinstance(widget, AdminFileWidget)
 
 
 class Films(upload_admin.UploadSessionAdmin):

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"engine", "binding"},
     {"operations", "endpoints", "consumers", "websocket", "receipts"},
     {"responses", "middleware", "assets", "widgets", "forms", "templatetags", "progress"},
-    {"routing", "checks", "admin", "rest", "health"},
+    {"routing", "checks", "admin", "admin_widgets", "rest", "health"},
     {"apps", "management"},
     {"testing"},
 ]

@@ -1,19 +1,17 @@
-"""The admin: a list of uploads with live progress, and the upload widget for the file fields of other models."""
+"""The admin's list of uploads, with live progress."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import FORMFIELD_FOR_DBFIELD_DEFAULTS, ShowFacets
-from django.contrib.admin.sites import all_sites
+from django.contrib.admin.options import ShowFacets
 from django.contrib.admin.utils import display_for_value, unquote
-from django.contrib.admin.widgets import AdminFileWidget
 from django.contrib.auth import get_permission_codename, get_user_model
 from django.core.exceptions import PermissionDenied
 from django.core.files.storage import InvalidStorageError, storages
@@ -39,7 +37,6 @@ from .models import CompletionEvent, UploadSession, UploadSessionQuerySet
 from .progress import progress_element, progress_of
 from .responses import upload_response
 from .sessions.state import ACTIVE, State
-from .widgets import AsyncClearableFileInput
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[UploadSession]
@@ -52,40 +49,6 @@ PER_PAGE: Final = 100
 MAX_COUNTED: Final = 10_000
 """Uploads that the list counts, shows and acts upon; to reach others, filter the list."""
 STOPPABLE: Final = ACTIVE - {State.FINALIZING}
-
-
-class AsyncUploadAdminMixin:
-    """For a ``ModelAdmin`` or an inline: its file fields upload in the background. Put it first among the bases."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        put_widget(self.formfield_overrides)  # type: ignore[attr-defined]  # of the class beside it
-
-
-class AsyncAdminFileInput(AsyncClearableFileInput):
-    """The widget around the admin's own input, in the admin's colors."""
-
-    input_template_name = AdminFileWidget.template_name
-    is_for_admin = True
-
-
-def put_widget(formfield_overrides: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Replace the admin's own file widget by the upload widget; a widget that the host chose stays."""
-    for options in formfield_overrides.values():
-        if options.get("widget") is AdminFileWidget:
-            cast("dict[str, Any]", options)["widget"] = AsyncAdminFileInput
-
-
-def put_widget_everywhere() -> None:
-    """Apply the setting ``ADMIN_WIDGET``: as if every ``ModelAdmin`` and inline had the mixin.
-
-    A project cannot give the mixin to the admin classes of other packages. Inlines are made for each request, and
-    some admins are registered later: what all of them copy is Django's defaults, and no hook comes between.
-    """
-    put_widget(FORMFIELD_FOR_DBFIELD_DEFAULTS)
-    for site in all_sites:  # each has copied the defaults already
-        for model_admin in site._registry.values():
-            put_widget(model_admin.formfield_overrides)
 
 
 class BoundedPaginator(UploadPaginator):

@@ -20,6 +20,6 @@ class AsyncUploadConfig(AppConfig):
 
         with suppress(ImproperlyConfigured):  # the system checks report it
             if conf.uploads().admin_widget and apps.is_installed("django.contrib.admin"):
-                from .admin import put_widget_everywhere
+                from .admin_widgets import put_widget_everywhere
 
                 put_widget_everywhere()
