@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from crc32c import crc32c
 from django.contrib.auth import get_user_model
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from django.db import connections
+from django.db import connection, connections
 from django.test import Client
 
 from django_async_upload import admission, notices, signals
@@ -61,6 +62,43 @@ def media(settings: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def staging(media: Path) -> Path:
     return media.with_name("media-staging")
+
+
+@pytest.fixture
+def journal(db: None, media: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The changes to files and to rows of uploads, in order: ``fsync``, ``link``, ``rename``, ``remove`` or ``unlink``
+    with the path, relative to the parent of :func:`media`, and ``UPDATE``."""
+    journal: list[str] = []
+
+    def note(what: str, path: str) -> None:
+        if os.path.basename(path).endswith(".link"):  # a random name
+            path = os.path.join(os.path.dirname(path), "*.link")
+        journal.append(f"{what} {os.path.relpath(path, media.parent)}")
+
+    def noting(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def change(path: Any, *arguments: Any, **options: Any) -> None:
+            call(path, *arguments, **options)
+            note(name, os.fspath(path))
+
+        return change
+
+    fsync = os.fsync
+
+    def sync(fd: int) -> None:
+        fsync(fd)
+        note("fsync", os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for name in ("link", "rename", "remove", "unlink"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+
+    def execute(execute: Any, sql: str, *arguments: Any) -> Any:
+        if sql.startswith("UPDATE") and UploadSession._meta.db_table in sql:
+            journal.append("UPDATE")
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(execute):
+        yield journal
 
 
 @pytest.fixture

@@ -183,3 +183,32 @@ def test_a_published_file_in_another_kind_of_storage_is_read(owner: Owner, setti
     document = attach(session)
     assert document.attachment.read() == DATA
     assert not storage.exists(session.stored_as)
+
+
+def test_with_fsync_nothing_is_taken_from_a_file_that_a_power_failure_could_take(
+    session: UploadSession, journal: list[str]
+) -> None:
+    attach(session)
+    assert journal == [
+        "UPDATE",  # bound, by bind(): the transaction ends after the host's file is durable
+        "link media/uploads/report.pdf",
+        "rename media-staging/*.link",
+        "fsync media/documents/report.pdf",
+        "fsync media/documents",
+        "fsync media",
+        "fsync .",
+        "UPDATE",  # bound, by the model
+        "rename media/uploads/report.pdf",
+        "fsync media/uploads",
+        "UPDATE",  # the published name is forgotten
+        "unlink media-staging/*.link",
+    ]
+
+
+def test_with_durability_os_binding_syncs_nothing(
+    session: UploadSession, settings: Any, journal: list[str]
+) -> None:
+    settings.ASYNC_UPLOAD = {"DURABILITY": "os"}
+    attach(session)
+    assert [each for each in journal if each.startswith("fsync")] == []
+    assert "rename media/uploads/report.pdf" in journal
