@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check docs-js messages bundle dist npm mutants crash bench bench-browser bench-load bench-network matrix clean help
+.PHONY: demo test check types docs-js messages bundle dist npm mutants crash bench bench-browser bench-load bench-network matrix clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -66,12 +66,14 @@ test: check  ## Lint, types, and every test.
 	$(BIN)/python -m pytest -n 4 --dist loadgroup --reruns 1 -m e2e
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 1 -m browser
 
-check: $(VENV)/.test $(VENV)/.js  ## Lint and types only.
+check: types  ## Lint and types only.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	node js/build.mjs check
+
+types: $(VENV)/.test $(VENV)/.js  ## Types only.
 	$(BIN)/mypy
 	tests/js/node_modules/.bin/tsc --project tests/js
-	node js/build.mjs check
 
 bundle: $(VENV)/.js  ## Make the script and the styles that pages load from the modules; commit them.
 	node js/build.mjs bundle
