@@ -12,14 +12,16 @@ import contextlib
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.site.stacks import task_stacks
+
 from .forks import Forks
 from .hosts import Host, hosting, prepare
-from .servers import KINDS
+from .servers import KINDS, RUNNING
 from .stage import make_template
 
 NAMED = os.environ.get("E2E_SERVERS")
@@ -39,6 +41,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         has_one = not NAMED and metafunc.definition.get_closest_marker("one_server")
         servers = SERVERS[:1] if has_one else SERVERS
         metafunc.parametrize("kind", servers, indirect=True, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show where the servers, and clients in the test's own process, are when a test has failed."""
+    report = yield
+    if call.when == "call" and report.failed:
+        report.sections.append(("Tasks of the test", "\n".join(task_stacks())))
+        for server in RUNNING:
+            report.sections.append((f"Stacks of {server.kind}", server.stacks()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import psutil
 
+from tests.site import stacks
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +75,8 @@ def wait_for(
         time.sleep(0.01)
 
 
+RUNNING: list[Server] = []
+"""The servers of the fixtures and the test: one that fails prints where they are."""
 _reservations: list[socket.socket] = []
 
 
@@ -201,6 +205,16 @@ class Server:
     def cont(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def stacks(self) -> str:
+        """Where the threads and tasks of its processes are: see :mod:`tests.site.stacks`."""
+        start = self.log_size()
+        asked = [each for each in self.processes() if _catches(each, stacks.SIGNAL)]
+        for each in asked:
+            each.send_signal(stacks.SIGNAL)
+        with contextlib.suppress(AssertionError):  # one that hangs prints only its threads
+            wait_for(lambda: self.log(start).count(stacks.END) >= len(asked), seconds=5)
+        return self.log(start)
+
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -237,6 +251,15 @@ def _memory(process: psutil.Process) -> int:
     return 0
 
 
+def _catches(process: psutil.Process, number: int) -> bool:
+    """Whether a process has a handler of a signal, which would kill it otherwise."""
+    with contextlib.suppress(OSError):  # it has ended
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+        return bool(caught >> (number - 1) & 1)
+    return False
+
+
 def _is_stopped(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
@@ -249,6 +272,12 @@ def running(kind: str, env: Mapping[str, str], log: Path) -> Iterator[Server]:
     server = Server(kind, env, log)
     try:
         server.start()
+        RUNNING.append(server)
         yield server
+    except AssertionError:
+        print(server.stacks())
+        raise
     finally:
+        with contextlib.suppress(ValueError):
+            RUNNING.remove(server)
         server.kill()

@@ -10,8 +10,10 @@ django_application = get_asgi_application()
 
 from django_async_upload.consumers import UploadConsumer  # noqa: E402  (needs the apps)
 from django_async_upload.routing import upload_application, upload_path  # noqa: E402
+from tests.site import stacks  # noqa: E402
 from tests.site.receivers import is_first, write_down  # noqa: E402
 
+stacks.listen()
 INSPECTION_SECONDS = 3.0
 
 
