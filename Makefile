@@ -44,8 +44,12 @@ $(VENV)/.js: tests/js/package.json js/package.json | $(BIN)/uv
 	@cd js && npm install --silent --no-package-lock --no-audit --no-fund
 	@touch $@
 
-demo: $(VENV)/.demo  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose; WORKERS=2: two processes).
-	@$(BIN)/python example_project/manage.py demo --port $(PORT) --workers $(WORKERS)
+$(VENV)/.sidecar: $(BIN)/uv pyproject.toml
+	@$(INSTALL) '.[client]' --group sidecar
+	@touch $@
+
+demo: $(VENV)/.demo $(if $(SIDECAR),$(VENV)/.sidecar)  ## Serve the example site at 127.0.0.1:8000 (PORT=8001 to choose; WORKERS=2: two processes; SIDECAR=1: on WSGI).
+	@$(BIN)/python example_project/manage.py demo --port $(PORT) --workers $(WORKERS) $(if $(SIDECAR),--sidecar $(filter nginx caddy,$(SIDECAR)))
 
 dist: $(BIN)/uv  ## Build the wheel and the sdist into dist/.
 	rm -rf dist

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -162,6 +163,44 @@ def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:
         assert download.headers["Content-Disposition"] == 'attachment; filename="README.md"'
         assert download.headers["Content-Type"] == "application/octet-stream"
         assert download.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "caddy"])
+def test_pages_on_gunicorn_and_uploads_beside_them_are_one_site(proxy: str, tmp_path: Path) -> None:
+    if shutil.which(proxy, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip(f"needs {proxy}")
+    nobody = f"redis://127.0.0.1:{free_port()}"
+    with running(tmp_path, "--sidecar", proxy, REDIS_URL=nobody) as demo:
+        content = os.urandom(3_000_000)
+        upload(demo, content)
+        demo.sign_in()
+        digest = hashlib.sha256(content).hexdigest()
+        wait_for(lambda: _page_with(demo, digest), what="the work of the receiver")
+        children = psutil.Process(demo.process.pid).children(recursive=True)
+        programs = {re.sub(r"^.*/", "", each.name()) for each in children}
+        assert {proxy, "gunicorn", "uvicorn"} <= programs | {
+            word for each in children for word in each.cmdline()
+        }
+        with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+            demo.get("/ws/nowhere/")
+        assert refused.value.read() == b"Only uploads are served here.\n"
+
+        demo.process.send_signal(signal.SIGTERM)
+        assert demo.process.wait(30) == 0
+        assert not any(each.is_running() for each in children)
+        assert "Traceback" not in demo.log.read_text()
+
+
+def test_the_end_of_one_process_is_the_end_of_all(tmp_path: Path) -> None:
+    if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("needs nginx")
+    with running(tmp_path, "--sidecar", "nginx") as demo:
+        children = psutil.Process(demo.process.pid).children(recursive=True)
+        (uploads,) = (each for each in children if "uvicorn" in each.cmdline())
+        uploads.kill()
+        assert demo.process.wait(30) == 1
+        assert "ended with status -9." in demo.log.read_text()
+        assert not any(each.is_running() for each in children)
 
 
 def _page_with(demo: Demo, text: str) -> str | None:

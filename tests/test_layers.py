@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"operations", "endpoints", "consumers", "websocket", "receipts"},
     {"responses", "middleware", "assets", "widgets", "forms", "templatetags", "progress"},
     {"routing", "checks", "admin", "admin_widgets", "rest", "health"},
-    {"apps", "management"},
+    {"apps", "asgi", "management"},
     {"testing"},
 ]
 BESIDE = {

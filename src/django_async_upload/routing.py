@@ -32,9 +32,11 @@ websocket_urlpatterns = [upload_path()]
 
 
 def upload_application(
-    http: Application, urlpatterns: Sequence[URLPattern] | None = None
+    http: Application | None = None, urlpatterns: Sequence[URLPattern] | None = None
 ) -> Application:
     """The whole application of a host: HTTP by Django, WebSockets by ``urlpatterns`` with sessions.
+
+    Without ``http`` it serves uploads only, beside a site that stays on WSGI: any other path is answered with 404.
 
     ``asgi.py`` changes by two lines::
 
@@ -50,7 +52,7 @@ def upload_application(
     patterns = [*(urlpatterns or websocket_urlpatterns), re_path("", not_found)]  # type: ignore[arg-type]  # ASGI
     return ProtocolTypeRouter(  # type: ignore[no-any-return]
         {
-            "http": http,
+            "http": http or page_not_found,
             "websocket": SessionMiddlewareStack(URLRouter(patterns)),
             "lifespan": lifespan,
         }
@@ -64,6 +66,13 @@ async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "websocket.http.response.body", "body": b""})
     else:
         await send({"type": "websocket.close"})
+
+
+async def page_not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer a request with 404, whatever its body is: nothing of it is read."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Only uploads are served here.\n"})
 
 
 async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from ..e2e.proxy import ChaosProxy
 from ..e2e.servers import wait_for
-from .example import Example, prepare
+from .example import Example, ExampleOnWsgi, prepare
 from .screen import LONG, SECONDS
 
 SERVERS = os.environ.get("BROWSER_SERVERS", "uvicorn").split(",")
@@ -64,7 +64,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def _example(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     folder = tmp_path_factory.mktemp(kind) / "example_project"
     prepare(folder)
-    example = Example(kind, folder)
+    example = ExampleOnWsgi(folder) if kind == "wsgi" else Example(kind, folder)
     try:
         example.start()
         yield example

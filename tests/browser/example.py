@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..e2e.servers import ROOT, Server
+from ..e2e.wsgi import WsgiSite
 
 PERSON = "demo"
 """The name, and the password too."""
@@ -143,6 +144,25 @@ class Example(Server):
         database = sqlite3.connect(self.folder / "db.sqlite3", timeout=20, isolation_level=None)
         database.row_factory = sqlite3.Row
         return database
+
+
+class ExampleOnWsgi(Example):
+    """The example on gunicorn, behind an nginx that this is; ``wsgi.uploads`` is the upload process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("wsgi", folder)
+        self.wsgi = WsgiSite("demo", folder, self.env, self.log_path, self.port)
+
+    def command(self) -> list[str]:
+        return self.wsgi.command()
+
+    def start(self) -> None:
+        self.wsgi.start()
+        super().start()
+
+    def kill(self) -> None:
+        super().kill()
+        self.wsgi.kill()
 
 
 def sha256(path: Path) -> str:

