@@ -102,7 +102,7 @@ async function squeeze(files, name, preamble) {
 /** What is of the pages that Django serves only. */
 const NOT_PACKED = /(^|\/)(bundle|more|bundled-[\w-]+|no-texts|admin|.*\.min)\.(js|css|js\.map)$/;
 /** Hand-written types, and the entries that bring them along. */
-const TYPES = { "events.d.ts": ["client", "widget"], "react-elements.d.ts": ["react"] };
+const TYPES = { "events.d.ts": ["client", "widget", "progress"], "react-elements.d.ts": ["react"] };
 
 async function makePackage() {
   const folder = path.join(HERE, "package");

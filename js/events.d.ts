@@ -1,5 +1,6 @@
 /** Events with their types, on the client's classes, on the element and on whatever it bubbles to. */
 import type { Progress, Result, Upload, UploadError, UploadState } from "./client.js";
+import type { AsyncUploadProgressElement, Standing } from "./progress.js";
 import type { AsyncUploadElement } from "./widget.js";
 
 export interface UploadEvents {
@@ -27,6 +28,15 @@ export interface AsyncUploadEvents {
   "async-upload-completed": CustomEvent<{ upload: Upload; result: Result }>;
   "async-upload-error": CustomEvent<{ upload: Upload; error: UploadError }>;
   "async-upload-warning": CustomEvent<{ code: string; message: string }>;
+}
+
+export interface AsyncUploadProgressEvents {
+  "async-upload-standing": CustomEvent<{ standing: Standing | null }>;
+}
+
+export interface WatcherEvents {
+  changed: CustomEvent<{ standings: Standing[]; missing: string[] }>;
+  live: CustomEvent<{ live: boolean }>;
 }
 
 declare module "./client/upload.js" {
@@ -79,9 +89,35 @@ declare module "./client/uploader.js" {
   }
 }
 
+declare module "./client/watcher.js" {
+  interface Watcher {
+    addEventListener<Name extends keyof WatcherEvents>(
+      type: Name,
+      listener: (event: WatcherEvents[Name]) => void,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    addEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | AddEventListenerOptions,
+    ): void;
+    removeEventListener<Name extends keyof WatcherEvents>(
+      type: Name,
+      listener: (event: WatcherEvents[Name]) => void,
+      options?: boolean | EventListenerOptions,
+    ): void;
+    removeEventListener(
+      type: string,
+      listener: EventListenerOrEventListenerObject | null,
+      options?: boolean | EventListenerOptions,
+    ): void;
+  }
+}
+
 declare global {
   interface HTMLElementTagNameMap {
     "async-upload": AsyncUploadElement;
+    "async-upload-progress": AsyncUploadProgressElement;
   }
-  interface GlobalEventHandlersEventMap extends AsyncUploadEvents {}
+  interface GlobalEventHandlersEventMap extends AsyncUploadEvents, AsyncUploadProgressEvents {}
 }

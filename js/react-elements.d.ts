@@ -1,5 +1,6 @@
-/** `<async-upload>` in JSX. */
+/** `<async-upload>` and `<async-upload-progress>` in JSX. */
 import type { DetailedHTMLProps, HTMLAttributes } from "react";
+import type { AsyncUploadProgressElement } from "./progress.js";
 import type { AsyncUploadElement } from "./widget.js";
 
 interface AsyncUploadAttributes extends HTMLAttributes<AsyncUploadElement> {
@@ -14,10 +15,17 @@ interface AsyncUploadAttributes extends HTMLAttributes<AsyncUploadElement> {
   texts?: string;
 }
 
+interface AsyncUploadProgressAttributes extends HTMLAttributes<AsyncUploadProgressElement> {
+  upload: string;
+  url?: string;
+  texts?: string;
+}
+
 declare module "react" {
   namespace JSX {
     interface IntrinsicElements {
       "async-upload": DetailedHTMLProps<AsyncUploadAttributes, AsyncUploadElement>;
+      "async-upload-progress": DetailedHTMLProps<AsyncUploadProgressAttributes, AsyncUploadProgressElement>;
     }
   }
 }

@@ -180,6 +180,10 @@ async def test_what_there_is_now_is_measured(
         await client.wait_for(m.Created, 1)
         assert await measured("uploads.open") == 1
         assert await measured("connections.open") == 1
+        assert await measured("watchers.open") == 0
+        await client.send(m.Watch("own"), 3)
+        await client.wait_for(m.Changed, 3)
+        assert await measured("watchers.open") == 1
         assert await measured("credit.used") == get_service().budget.promised > 0
         assert await measured("loop.lag") < 0.2
         time.sleep(0.5)

@@ -16,12 +16,19 @@ from django.test import Client
 from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine import watching
 from django_async_upload.engine.service import UploadService, get_service
-from django_async_upload.exceptions import InternalError, PermissionRefused, UnexpectedMessage
+from django_async_upload.exceptions import (
+    InternalError,
+    PermissionRefused,
+    TicketInvalid,
+    UnexpectedMessage,
+)
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.testing.communicator import UploadCommunicator
+from django_async_upload.tickets import issue_ticket
 from django_async_upload.websocket.connection import MAX_WATCHES
+from django_async_upload.websocket.errors import error_message
 
 from .fixtures import KIB, MIB, finish, new_key, publish, row, run, settled
 
@@ -180,6 +187,46 @@ async def test_the_right_is_checked_again_while_somebody_watches(
             await watcher.wait_for(m.Completed, 99)
 
 
+@pytest.mark.parametrize("by", ["login", "ticket"])
+async def test_after_authenticating_again_a_watcher_is_not_told_what_it_may_no_longer_see(
+    connect: Connect, bob: Any, cookies_of: Any, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(watching, "RIGHTS_SECONDS", float("inf"))
+    bob.is_staff = bob.is_superuser = True
+    await bob.asave()
+    by_cookie = {"cookies": await run(cookies_of, bob)}
+    options: dict[str, Any] = {"ticket": issue_ticket(bob)} if by == "ticket" else by_cookie
+    async with connect() as uploader, connect(**options) as watcher:
+        upload = (await begin(uploader)).upload
+        await follow(watcher, "uploads", upload)
+        await follow(watcher, "all", stream=100)
+        bob.is_superuser = False
+        await bob.asave()
+        await watcher.send(m.Auth(issue_ticket(bob) if by == "ticket" else None))
+        await watcher.wait_for(m.Authenticated)
+        await uploader.send_data(1, 0, b"x" * 16 * KIB)
+        told_after: list[m.Message] = []
+        while len(told_after) < 2:
+            told_after.append((await watcher.receive()).message)
+    assert sorted(told_after, key=str) == [
+        m.Changed([], [upload]),
+        error_message(PermissionRefused("You may not watch all uploads.")),
+    ]
+
+
+async def test_a_ticket_of_another_owner_ends_the_watch_with_the_connection(
+    connect: Connect, bob: Any, uploads: UploadService
+) -> None:
+    async with connect() as watcher:
+        await follow(watcher, "own")
+        assert len(uploads.watching) == 1
+        await watcher.send(m.Auth(issue_ticket(bob)))
+        with pytest.raises(TicketInvalid):
+            await watcher.wait_for(m.Changed, 99)
+    await settled()
+    assert len(uploads.watching) == 0
+
+
 class TeamConsumer(UploadConsumer):
     """Bob may watch what is named for the team."""
 
@@ -276,6 +323,9 @@ async def test_of_what_a_slow_watcher_has_not_read_only_the_newest_is_kept(
         def __init__(self) -> None:
             self.owner = owner
 
+        async def authenticated(self) -> Owner:
+            return owner
+
         async def reload_owner(self) -> Owner:
             return owner
 
@@ -345,6 +395,33 @@ async def test_nobody_is_told_where_nobody_watches(
         await uploader.upload("a.bin", b"x" * 100 * KIB)
     await settled()
     assert not {"progress", "watched"} & set(published)
+    assert not uploads.watching._touched  # nothing gathers meanwhile
+
+
+async def test_a_process_publishes_only_what_is_watched(
+    connect: Connect, uploads: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: set[str] = set()
+    publish_ = uploads.bus.publish
+
+    def record(kind: str, message: Any) -> None:
+        published.update(message.get("moved", ()), message.get("touched", ()))
+        publish_(kind, message)
+
+    monkeypatch.setattr(uploads.bus, "publish", record)
+    async with connect() as uploader, connect() as watcher:
+        followed = (await begin(uploader, stream=1)).upload
+        await follow(watcher, "uploads", followed)
+        other = (await begin(uploader, stream=2)).upload
+        for stream in (2, 1):
+            await uploader.send_data(stream, 0, b"x" * 16 * KIB)
+        await told(watcher, followed, lambda each: each.received == 16 * KIB)
+        await uploader.send(m.Cancel(), 2)
+        await uploader.wait_for(m.Cancelled, 2)
+        await uploader.send(m.Cancel(), 1)
+        await told(watcher, followed, lambda each: each.state == "cancelled")
+    assert followed in published
+    assert other not in published
 
 
 async def test_a_process_stops_publishing_when_the_interest_ends(

@@ -1,4 +1,4 @@
-"""The gauges of a process: credit, open uploads and connections, uploads by state, the outbox, the event loop's lag."""
+"""The gauges of a process: credit, open uploads, connections and watchers, uploads by state, the outbox, the event loop's lag."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ TICK_SECONDS: Final = 0.25
 class Gauges:
     """Measures while the setting ``TELEMETRY`` names a class."""
 
-    def __init__(self, runtime: Runtime, active: Sized) -> None:
+    def __init__(self, runtime: Runtime, active: Sized, watching: Sized) -> None:
         self._runtime = runtime
         self._active = active
+        self._watching = watching
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -52,6 +53,7 @@ class Gauges:
             telemetry.gauge("credit.used", self._runtime.budget.promised)
             telemetry.gauge("uploads.open", len(self._active))
             telemetry.gauge("connections.open", len(connections))
+            telemetry.gauge("watchers.open", len(self._watching))
 
     async def _worst_lag(self) -> float:
         """The most by which a timer was late within :data:`SECONDS`, seconds."""

@@ -65,9 +65,9 @@ class UploadService(Runtime):
         endings = Endings(self, self.active)
         self._completions = Completions(self, endings)
         self._recovery = Recovery(self, self._completions, endings)
-        self._gauges = Gauges(self, self.active)
         self._takeovers = Rates(MAX_TAKEOVERS, TAKEOVER_SECONDS)
         self.watching = Watching(self.database, self.bus, self.active)
+        self._gauges = Gauges(self, self.active, self.watching)
         self._worker = Worker(self.database.alias, self.active, self.budget, self.bus)
         self.complete = self._completions.complete
         self.result = self._completions.result

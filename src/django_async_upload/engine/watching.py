@@ -75,6 +75,10 @@ class WatchHooks(Protocol):
 
     owner: Owner
 
+    async def authenticated(self) -> Owner:
+        """Wait for the answer to the last AUTH, and return its owner: another object after each. Raises
+        :class:`ConnectionRefused`."""
+
     async def reload_owner(self) -> Owner:
         """The owner as now in the database. Raises :class:`ConnectionRefused`."""
 
@@ -112,6 +116,8 @@ class Watch:
         self._allowed: dict[uuid.UUID | None, bool] = {}
         """The hook's answers; under None the one for all uploads."""
         self._checked_at = float("-inf")
+        self._checked_for: Owner | None = None
+        """The answer to AUTH that was the last when the right was checked."""
         self._looked_at: Any = None
         self._look_due = 0.0
         self._rests_until = 0.0
@@ -164,7 +170,7 @@ class Watch:
         self._watching.add(self)
         try:
             while not self._is_stopped:
-                if loop.time() >= self._look_due:
+                if await self._must_check_rights() or loop.time() >= self._look_due:
                     await self._look()
                 if self.has_news:
                     self._offer()
@@ -203,7 +209,8 @@ class Watch:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         began, now = loop.time(), timezone.now()
-        await self._check_rights(began)
+        if await self._must_check_rights():
+            await self._check_rights()
         asked = dict.fromkeys(self._named)
         asked.update((pk, None) for pk, each in self._known.items() if each.state in ACTIVE)
         query = WatchQuery(
@@ -228,10 +235,15 @@ class Watch:
         self._rests_until = loop.time() + LOOKS_REST * took
         self._look_due = loop.time() + max(self._watching.look_seconds, LOOKS_REST * took)
 
-    async def _check_rights(self, now: float) -> None:
-        if now - self._checked_at < RIGHTS_SECONDS:
-            return
-        self._checked_at = now
+    async def _must_check_rights(self) -> bool:
+        """Whether the last check is too old, or the client has authenticated again since."""
+        if await self._hooks.authenticated() is not self._checked_for:
+            return True
+        return asyncio.get_running_loop().time() - self._checked_at >= RIGHTS_SECONDS
+
+    async def _check_rights(self) -> None:
+        self._checked_for = await self._hooks.authenticated()
+        self._checked_at = asyncio.get_running_loop().time()
         self._allowed.clear()
         await self._hooks.reload_owner()
         if self._scope is WatchScope.ALL and not await self._ask(None):
@@ -313,6 +325,10 @@ class Watching:
         self._touched: dict[uuid.UUID, str] = {}
         self._publishing: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
+
+    def __len__(self) -> int:
+        """The watchers of this process."""
+        return len(self._watches)
 
     @property
     def look_seconds(self) -> float:
