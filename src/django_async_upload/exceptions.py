@@ -149,6 +149,28 @@ class SubprotocolRequired(ProtocolViolation):
     template = "Offer the WebSocket subprotocol {subprotocol}."
 
 
+class MalformedRequest(ProtocolViolation):
+    """An HTTP request that no language of this address has."""
+
+    code = "malformed_request"
+    template = "The request is not valid: {reason}."
+
+
+class VersionUnsupported(MalformedRequest):
+    code = "version_unsupported"
+    template = "This version of the protocol is not supported: {version}."
+
+
+class MethodRefused(MalformedRequest):
+    code = "method_refused"
+    template = "{method} is not possible here."
+
+
+class MediaTypeRefused(MalformedRequest):
+    code = "media_type_refused"
+    template = "The Content-Type has to be {expected}."
+
+
 class ConnectionRefused(UploadError):
     """The server refuses this client, and closes the connection."""
 
@@ -275,6 +297,13 @@ class TakenOver(UploadInterrupted):
 class WrongOffset(UploadInterrupted):
     code = "wrong_offset"
     template = "Data was received at offset {offset}; {expected} was expected."
+
+
+class ContentMismatch(UploadInterrupted):
+    """The body of an HTTP request did not have the checksum that its headers gave. It was discarded."""
+
+    code = "content_mismatch"
+    template = "The {algorithm} of the body differs from the one in the headers."
 
 
 class SizeMismatch(UploadInterrupted):

@@ -1,0 +1,138 @@
+"""HTTP requests as values, and what they ask for, whatever language they speak."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from urllib.parse import parse_qsl
+
+from ..exceptions import MalformedRequest
+from ..sessions.values import NewUpload
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The head of a request."""
+
+    method: str
+    path: str
+    """The path as the client sees it, percent-decoded: with the prefix that a proxy or a server took off."""
+    segment: str
+    """What follows the address of the endpoint: an upload's id, the name of a new file, or nothing."""
+    headers: Mapping[str, str]
+    """By name in lower case; a header that was sent several times is joined by ", " (RFC 9110, section 5.3)."""
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any], segment: str) -> Self:
+        """Read an ASGI scope. Raises :class:`MalformedRequest`."""
+        headers: dict[str, str] = {}
+        for raw, value in scope["headers"]:
+            name = raw.decode("latin-1").lower()
+            text = value.decode("latin-1").strip()
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
+        query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
+        request = cls(scope["method"], scope["path"], segment, headers, query)
+        request.number("content-length")
+        return request
+
+    @property
+    def upload(self) -> uuid.UUID | None:
+        """The upload that the path names; None where it names none: ids match exactly, in lower case."""
+        return uuid.UUID(self.segment) if _UUID.fullmatch(self.segment) else None
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body; None where it is sent in chunks."""
+        return None if "transfer-encoding" in self.headers else self.number("content-length")
+
+    def number(self, name: str) -> int | None:
+        """A header that is a number of at most 18 digits, None where it was not sent.
+
+        Raises :class:`MalformedRequest`.
+        """
+        text = self.headers.get(name)
+        if text is None:
+            return None
+        if not _NUMBER.fullmatch(text):
+            raise MalformedRequest(reason=f"{name} is not a number")
+        return int(text)
+
+
+# What a request asks for ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A checksum of one request's body, which is discarded where it differs."""
+
+    algorithm: str
+    """One of :data:`.checksums.ALGORITHMS`."""
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create an upload, of which the body is the beginning."""
+
+    new: NewUpload
+    completes: bool
+    """Whether the end of the body is the end of the file."""
+    checksum: Checksum | None = None
+    """Of the body."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the whole file, hexadecimal, by algorithm: ``crc32c``, or ``sha256``, which ``new.digest`` promises."""
+    parts: tuple[uuid.UUID, ...] = ()
+    """The partial uploads that the file consists of; then there is no body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append the body to an upload."""
+
+    upload: uuid.UUID
+    offset: int
+    """Where the client believes the upload to be; refused with :class:`WrongOffset` where it is not."""
+    completes: bool | None
+    """Whether the end of the body is the end of the file. None: it is where the declared size is reached."""
+    size: int | None = None
+    """The size of the file, where the client declares it now."""
+    checksum: Checksum | None = None
+    """Of the body."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of the whole file, as in :class:`Create`, where ``completes``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """Where an upload can be continued. A request that still writes it is ended, so that the answer stays true."""
+
+    upload: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How an upload stands. Nothing is changed."""
+
+    upload: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancel an upload; a completed one that is not taken yet is deleted."""
+
+    upload: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the endpoint can do. Answered to anybody."""
+
+
+Question = Create | Append | Offset | Look | Cancel | Options
