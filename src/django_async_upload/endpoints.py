@@ -232,10 +232,13 @@ class Endpoint(abc.ABC):
             metadata=metadata,
             taker=taker,
             digest=new.digest or "",
+            is_partial=new.is_partial,
+            parts=[str(part) for part in new.parts],
             expires_at=rows.expiry(),
         )
         session.storage = self.get_storage(session)
-        await self._ask(self.check, session)
+        if not session.is_partial:  # what it becomes a part of is checked
+            await self._ask(self.check, session)
         return session, max_size
 
     def _setting(self, name: str) -> Any:

@@ -24,6 +24,7 @@ UploadError
 │   ├── NameRefused              name_refused
 │   ├── MetadataInvalid          metadata_invalid
 │   ├── FileRefused              file_refused
+│   ├── PartsRefused             parts_refused
 │   ├── SessionQuotaExceeded     session_quota           (retryable)
 │   └── ByteQuotaExceeded        byte_quota              (retryable)
 ├── UploadInterrupted            this connection has lost the upload, which can be resumed
@@ -40,6 +41,7 @@ UploadError
 ├── UploadFailed                 the upload has ended
 │   ├── NotFound                 not_found
 │   ├── UploadOver               upload_over
+│   ├── Joined                   joined
 │   ├── KeyReused                key_reused
 │   ├── FileChanged              file_changed
 │   ├── DataLost                 data_lost
@@ -261,6 +263,13 @@ class FileRefused(UploadRefused):
     template = "The file was refused."
 
 
+class PartsRefused(UploadRefused):
+    """Partial uploads that cannot be concatenated."""
+
+    code = "parts_refused"
+    template = "The uploads cannot be concatenated: {reason}."
+
+
 class SessionQuotaExceeded(UploadRefused):
     code = "session_quota"
     retryable = True
@@ -379,6 +388,13 @@ class NotFound(UploadFailed):
 class UploadOver(UploadFailed):
     code = "upload_over"
     template = "The upload is over: {state}."
+
+
+class Joined(UploadFailed):
+    """A partial upload was concatenated with others, and deleted."""
+
+    code = "joined"
+    template = "The upload has become a part of upload {upload}."
 
 
 class KeyReused(UploadFailed):

@@ -145,6 +145,12 @@ class UploadSession(models.Model):
         _("taken by"), max_length=8, choices=Taker.choices, default=Taker.RECEIVER.value
     )
     digest = models.CharField(_("digest asked for"), max_length=16, blank=True)
+    is_partial = models.BooleanField(
+        _("partial"), default=False, help_text=_("Never published: a part of another upload.")
+    )
+    parts = models.JSONField(
+        _("parts"), default=list, blank=True, help_text=_("Ids of partial uploads, concatenated.")
+    )
 
     state = models.CharField(
         _("state"), max_length=12, choices=STATE_CHOICES, default=State.CREATED.value

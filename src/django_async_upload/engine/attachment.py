@@ -7,17 +7,18 @@ from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from .. import signals
-from ..exceptions import FileChanged, UploadError
+from ..exceptions import DigestMismatch, FileChanged, SizeMismatch, StorageFailed, UploadError
 from ..models import UploadSession
+from ..sessions import rows
 from ..sessions.state import State
-from ..sessions.values import NewUpload, Progress, Proof, Stop, UploadAccess
+from ..sessions.values import Change, Facts, NewUpload, Progress, Proof, Stop, UploadAccess
 from .active import ActiveUpload, UploadListener
 from .credit import FLOOR
 from .flow import Flow
 from .outcomes import Attached, Created, End, Finishing, Known, Published, Released, end_of
 from .service import UploadService
 from .small import SmallFile
-from .verify import Hooks
+from .verify import CRC32C, Hooks
 
 PROGRESS_SECONDS: Final = 1.0
 """Seconds between reports of progress after the last byte."""
@@ -156,12 +157,36 @@ class Attachment:
         if end is Stop.RELEASE:
             return Released(await upload.interrupt())
         assert not isinstance(end, Stop)
+        if upload.session.is_partial:
+            return await self._keep(end)
         try:
             return await self._reporting(service.complete(upload, end, self._hooks))
         except Exception as error:  # also of a hook: the upload can be attached again
             if not (isinstance(error, UploadError) and error.is_final):
                 await upload.interrupt()
             raise
+
+    async def _keep(self, facts: Facts) -> Outcome:
+        """Leave a partial upload, which has all its bytes, for the concatenation."""
+        upload, session = self.upload, self.upload.session
+        received, declared = upload.flow.received, session.size
+        await upload.check_quota()
+        durable = await upload.interrupt()
+        upload.raise_if_lost()
+        if durable < received:
+            raise StorageFailed
+        if received != facts.size or declared not in (None, received):
+            raise SizeMismatch(size=facts.size, received=received, declared=declared)
+        actual = f"{upload.part.crc(received):08x}" if received else "00000000"
+        if facts.crc32c not in (None, actual):
+            error = DigestMismatch(algorithm=CRC32C, actual=actual, expected=facts.crc32c)
+            await self._service.fail(session, error)
+            raise error
+        if declared is None:
+            change = Change(session.pk, session.epoch, State.INTERRUPTED, {"size": received})
+            await self._service.database.call(rows.change, change, owner=session.owner_key)
+            session.size = received
+        return Released(durable)
 
     async def _answered(self, outcome: Outcome) -> Outcome:
         """Add the app's own answer to a published upload."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from .. import signals
-from ..exceptions import InternalError, StorageFailed, StorageFull, UploadError
+from ..exceptions import InternalError, Joined, StorageFailed, StorageFull, UploadError
 from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
@@ -60,7 +60,7 @@ class Endings:
         for part in parts - {""}:
             await self._runtime.store.run(self._runtime.store.delete, part)
         failpoint("end.after_unlink")
-        if not changed:
+        if not changed or isinstance(error, Joined):
             return ended
         self._runtime.telemetry.count("uploads.ended", state=str(to))
         if to is State.CANCELLED:

@@ -67,6 +67,7 @@ class SmallFiles:
         return (
             upload.facts is not None
             and upload.facts.size == session.size
+            and not session.is_partial
             and not hooks.inspects
             and not hooks.get_taps(session)
             and self._runtime.store.supports_path

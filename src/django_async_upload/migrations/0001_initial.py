@@ -84,6 +84,23 @@ class Migration(migrations.Migration):
                     models.CharField(blank=True, max_length=16, verbose_name="digest asked for"),
                 ),
                 (
+                    "is_partial",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Never published: a part of another upload.",
+                        verbose_name="partial",
+                    ),
+                ),
+                (
+                    "parts",
+                    models.JSONField(
+                        blank=True,
+                        default=list,
+                        help_text="Ids of partial uploads, concatenated.",
+                        verbose_name="parts",
+                    ),
+                ),
+                (
                     "state",
                     models.CharField(
                         choices=[

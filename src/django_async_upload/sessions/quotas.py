@@ -19,7 +19,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from .. import conf
-from ..exceptions import ByteQuotaExceeded, SessionQuotaExceeded, UploadError
+from ..exceptions import ByteQuotaExceeded, Joined, SessionQuotaExceeded, UploadError
 from ..models import UploadSession, Usage
 from .state import ACTIVE, OVER
 
@@ -89,7 +89,8 @@ class Quota:
             values = [where.value for where in wheres if where.column == column]
             if not values:
                 continue
-            counted = Q(state__in=ACTIVE) | Q(state__in=OVER, created_at__gt=self._now - ENDED)
+            ended = Q(state__in=OVER, created_at__gt=self._now - ENDED) & ~Q(error=Joined.code)
+            counted = Q(state__in=ACTIVE) | ended
             held = Case(When(state__in=ACTIVE, then=Coalesce(F("size"), F("durable"))), default=0)
             rows = (
                 UploadSession.objects.filter(counted, **{f"{column}__in": values})

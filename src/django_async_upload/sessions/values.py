@@ -37,6 +37,10 @@ class NewUpload:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
     """The algorithm whose digest the client promises to send at the end."""
+    is_partial: bool = False
+    """Whether its bytes are only to be concatenated with those of others: it is never published."""
+    parts: tuple[uuid.UUID, ...] = ()
+    """The partial uploads that it is concatenated from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,36 @@ def crc32c(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     return _crc32c.crc32c(data, value, HOLD_GIL)
 
 
+def combine_crc32c(first: int, second: int, length: int) -> int:
+    """CRC-32C of two texts one after the other, of their CRCs and the length of the second, bytes.
+
+    The first is multiplied by x to the power of the bits of the second, modulo the polynomial: see ``crc32_combine`` of
+    zlib.
+    """
+    power, square = _ONE, _ONE >> 8  # x to the power of 8: one byte
+    while length:
+        if length & 1:
+            power = _multiply(power, square)
+        square = _multiply(square, square)
+        length >>= 1
+    return _multiply(first, power) ^ second
+
+
+_ONE: Final = 1 << 31
+_POLYNOMIAL: Final = 0x82F63B78
+"""Castagnoli's. The coefficient of the lowest power is the highest bit."""
+
+
+def _multiply(first: int, second: int) -> int:
+    """The product of two polynomials, modulo the one of CRC-32C."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if first >> bit & 1:
+            product ^= second
+        second = second >> 1 ^ (_POLYNOMIAL if second & 1 else 0)
+    return product
+
+
 class Seal(NamedTuple):
     """The sender's checksum of a piece: ``crc32c(payload, start) == crc``."""
 
