@@ -17,12 +17,12 @@ SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 # those inside functions and those for type checkers included.
 LAYERS: list[set[str]] = [
     {"exceptions", "__init__"},
-    {"protocol", "conf", "concurrency", "notices", "failpoints"},
+    {"protocol", "conf", "concurrency", "notices", "failpoints", "nodelay"},
     {"signals", "client"},
     {"stores", "tickets", "admission"},
     {"models", "sessions", "migrations"},
     {"engine", "binding"},
-    {"operations", "endpoints", "consumers", "websocket", "http", "receipts"},
+    {"operations", "endpoints", "consumers", "websocket", "http", "login", "receipts"},
     {"responses", "middleware", "assets", "widgets", "forms", "templatetags", "progress"},
     {"routing", "checks", "admin", "admin_widgets", "rest", "health"},
     {"apps", "asgi", "management"},
@@ -31,10 +31,10 @@ LAYERS: list[set[str]] = [
 BESIDE = {
     "models": {"sessions"},
     "sessions": {"models"},
-    "consumers": {"websocket", "receipts"},
-    "endpoints": {"receipts"},
-    "websocket": {"endpoints", "receipts"},
-    "http": {"endpoints", "receipts"},
+    "consumers": {"endpoints", "websocket", "http"},
+    "endpoints": {"login", "receipts"},
+    "websocket": {"endpoints", "login", "receipts"},
+    "http": {"endpoints", "login", "receipts"},
     "widgets": {"assets"},
     "forms": {"widgets"},
     "templatetags": {"assets", "widgets", "progress"},
@@ -48,7 +48,7 @@ UPWARD = {("models", "binding.linked")}
 READERS_OF_SETTINGS = {
     "conf",
     "models",  # AUTH_USER_MODEL
-    "websocket.login",  # SESSION_ENGINE
+    "login",  # SESSION_ENGINE
     "admission",  # CSRF_TRUSTED_ORIGINS
     "sessions.owners",  # AUTHENTICATION_BACKENDS
     "stores.configured",  # MEDIA_ROOT
@@ -143,7 +143,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
-    shells = {"websocket", "middleware", "responses", "admin", "routing", "testing", "admission"}
+    shells = {"consumers", "middleware", "responses", "admin", "routing", "testing", "admission"}
     shells |= {"health", "sessions", "binding", "receipts"}  # a type of a request
     if module.partition(".")[0] not in shells and module != "engine.layer":
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]

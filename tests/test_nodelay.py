@@ -13,9 +13,10 @@ import uvicorn
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
+from django_async_upload.consumers import UploadConsumer
+from django_async_upload.nodelay import set_nodelay
 from django_async_upload.protocol.frames import SUBPROTOCOL
 from django_async_upload.websocket.connection import Connection
-from django_async_upload.websocket.nodelay import set_nodelay
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -29,7 +30,7 @@ class Watched:
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         sock = receive.__self__.transport.get_extra_info("socket")
         self.nodelay.append(_is_set(sock))
-        serving = asyncio.create_task(Connection()(scope, receive, send))
+        serving = asyncio.create_task(Connection(UploadConsumer())(scope, receive, send))
         await asyncio.sleep(0)  # the task has begun
         await asyncio.sleep(0)
         self.nodelay.append(_is_set(sock))

@@ -37,9 +37,9 @@ class Films(UploadConsumer):
 
 def test_the_paths_have_routes_and_names() -> None:
     (pattern,) = websocket_urlpatterns
-    assert str(pattern.pattern) == "ws/uploads/"
+    assert str(pattern.pattern) == "ws/uploads/<async_upload_segment:segment>"
     films = upload_path("ws/films/", Films, name="films")
-    assert (str(films.pattern), films.name) == ("ws/films/", "films")
+    assert (str(films.pattern), films.name) == ("ws/films/<async_upload_segment:segment>", "films")
 
 
 async def test_the_application_uploads_and_serves(uploads: UploadService, login: Client) -> None:

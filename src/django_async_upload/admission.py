@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -15,6 +16,7 @@ from django.utils.http import is_same_domain
 
 from . import conf
 from .exceptions import TooManyConnections, UploadError
+from .notices import notice
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -77,7 +79,7 @@ class _Handshake(HttpRequest):
 
     def __init__(self, scope: dict[str, Any]) -> None:
         super().__init__()
-        self._scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme") or "ws", "http")
+        self._scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
         for name, value in scope["headers"]:
             if b"_" not in name:  # "_" would be read as "-": a forged header
                 key = f"HTTP_{name.decode('latin-1').upper().replace('-', '_')}"
@@ -132,6 +134,23 @@ def _is_trusted(origin: str, scope: dict[str, Any]) -> bool:
 
 def _trusted_origins() -> Iterable[str]:
     return settings.CSRF_TRUSTED_ORIGINS
+
+
+def log_origin(scope: dict[str, Any], endpoint: str, address: Address | None) -> None:
+    """Log that a page of another site was refused, and what to set if it is no other site."""
+    notice(
+        "origin",
+        logging.WARNING,
+        "A request from Origin %s was refused. It is neither the server's own (%s) nor in "
+        "CSRF_TRUSTED_ORIGINS. Behind a proxy, that must pass the Host header on, and where it ends TLS "
+        "SECURE_PROXY_SSL_HEADER must be set.",
+        ", ".join(map(ascii, origins(scope))),
+        own_origin(scope) or "none: the Host is not in ALLOWED_HOSTS",
+        code="origin_refused",
+        owner=None,
+        endpoint=endpoint,
+        address=None if address is None else str(address),
+    )
 
 
 # Slots --------------------------------------------------------------------------------------------

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import abc
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_permission_codename
+from django.contrib.auth.models import AbstractBaseUser
 from django.core.files import File
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -20,6 +19,7 @@ from .admission import network_of
 from .concurrency.apart import Unfinished, within
 from .engine.taps import Digest, Tap
 from .exceptions import InternalError, PermissionRefused
+from .login import Login
 from .models import Taker, UploadSession
 from .receipts import read_field_token
 from .sessions import policies, rows
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger("django_async_upload")
 
 
-class Endpoint(abc.ABC):
+class Endpoint:
     """One URL for uploads. An instance serves one connection, or one request.
 
     Class attributes that are None default to the setting of the same name. Hooks that are coroutines may be slow: each
@@ -47,12 +47,22 @@ class Endpoint(abc.ABC):
     storage: ClassVar[str | None] = None
     upload_to: ClassVar[Any] = None
 
+    # Set by the door
+    login: Login
     owner: Owner
     """The owner of the uploads, once authenticated."""
     address: IPv4Address | IPv6Address | None
     """The client's."""
 
     # Hooks --------------------------------------------------------------------------------------
+
+    async def authenticate(self, scope: dict[str, Any]) -> AbstractBaseUser | None:
+        """The user of a handshake or request whom the host authenticates in its own way: a JWT, an API key.
+
+        ``scope`` is the ASGI scope, with ``headers``. None: by ticket or session cookie, as without this hook. The
+        Origin was checked before. Raises :class:`~.exceptions.AuthenticationRequired` to refuse.
+        """
+        return None
 
     async def may_upload(self, user: Any) -> bool:
         """Whether this user may upload here."""
@@ -109,7 +119,7 @@ class Endpoint(abc.ABC):
         """
         return ()
 
-    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:  # noqa: B027  (a hook)
+    async def inspect(self, session: UploadSession, file: File[bytes]) -> None:
         """Check the whole file before it is published, for example by a scanner. ``file`` blocks: read it in a
         thread. Called only where a subclass overrides it, and given up when for ``INSPECT_TIMEOUT`` it has neither
         read further nor returned."""
@@ -123,17 +133,24 @@ class Endpoint(abc.ABC):
         """
         return None
 
-    # Implemented by doors -------------------------------------------------------------------------
+    # For doors and use cases ----------------------------------------------------------------------
 
-    @abc.abstractmethod
     async def authenticated(self) -> Owner:
         """Wait until the owner is authenticated. Raises :class:`ConnectionRefused`."""
+        return await self.login.wait()
 
-    @abc.abstractmethod
     async def reload_owner(self) -> Owner:
-        """The owner, read again from the database. Raises :class:`ConnectionRefused`."""
+        """The owner as now in the database: permissions are looked up, not remembered.
 
-    # For the use cases ----------------------------------------------------------------------------
+        The user is a new object, so that no permission is cached. Raises :class:`ConnectionRefused`.
+        """
+        return await self.login.reload()
+
+    async def user_of(self, scope: dict[str, Any]) -> AbstractBaseUser | None:
+        """The user whom the host's own way finds, by the hook."""
+        if not _overrides(type(self), "authenticate"):
+            return None
+        return await self._ask(self.authenticate, scope)
 
     @property
     def _asks_about_users(self) -> bool:
@@ -246,6 +263,5 @@ class Endpoint(abc.ABC):
         return getattr(conf.uploads(), name) if own is None else own
 
 
-@cache
 def _overrides(endpoint: type[Endpoint], *hooks: str) -> bool:
     return any(getattr(endpoint, each) is not getattr(Endpoint, each) for each in hooks)

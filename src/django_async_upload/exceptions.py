@@ -215,6 +215,13 @@ class IdleTimeout(ConnectionRefused):
     template = "Nothing was received for {seconds} s."
 
 
+class OriginRefused(ConnectionRefused):
+    """A page of another site sent the request."""
+
+    code = "origin_refused"
+    template = "Pages of {origin} may not upload here."
+
+
 class Draining(ConnectionRefused):
     code = "draining"
     retryable = True

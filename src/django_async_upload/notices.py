@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Final
 
+from .exceptions import Busy, UploadError, UploadFailed, UploadRefused
+
 logger = logging.getLogger("django_async_upload")
 
 SECONDS: Final = 60.0
@@ -34,6 +36,29 @@ def notice(kind: str, level: int, message: str, *args: object, **extra: object) 
     if left_out:
         message, args = f"{message} (%d more like this since the last line.)", (*args, left_out)
     logger.log(level, message, *args, extra=extra)
+
+
+def log_refused(
+    error: UploadError, owner: str, endpoint: str, *, upload: str | None = None
+) -> None:
+    """Log that a request about an upload was refused, also for want of room, or that the upload failed.
+
+    Other errors are no news. These are none of the server's, but the operator sees many of one kind: an attack, or a
+    limit that is too low.
+    """
+    if isinstance(error, UploadRefused | UploadFailed | Busy):
+        notice(
+            error.code,
+            logging.INFO,
+            "A request of %s was refused: %s, %s",
+            owner,
+            error.code,
+            error,
+            code=error.code,
+            owner=owner,
+            endpoint=endpoint,
+            upload=upload,
+        )
 
 
 def forget() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from channels.sessions import SessionMiddlewareStack
-from django.urls import path, re_path
+from django.urls import path, register_converter
+from django.urls.converters import StringConverter
 from django.urls.resolvers import URLPattern
 
 from .consumers import UploadConsumer
@@ -17,24 +18,40 @@ from .engine.service import get_service
 Application = Callable[..., Awaitable[None]]
 
 
+class _Segment(StringConverter):
+    """The rest of an upload's address over HTTP: its id, or a new file's name. Empty at the WebSocket."""
+
+    regex = "[^/]*"
+
+
+register_converter(_Segment, "async_upload_segment")
+
+
 def upload_path(
     route: str = "ws/uploads/",
     consumer: type[UploadConsumer] = UploadConsumer,
     *,
     name: str | None = None,
 ) -> URLPattern:
-    """Mount a consumer at a route: a pattern for Channels' ``URLRouter``."""
-    return path(route, consumer.as_asgi(), name=name)  # type: ignore[no-any-return]
+    """Mount a consumer at a route, which ends in a slash: a pattern for Channels' ``URLRouter``.
+
+    The WebSocket is at the route itself; over HTTP the addresses of uploads follow it.
+    """
+    pattern = f"{route}<async_upload_segment:segment>"
+    return path(pattern, consumer.as_asgi(), name=name)  # type: ignore[no-any-return]
 
 
-websocket_urlpatterns = [upload_path()]
-"""The default consumer at ``ws/uploads/``."""
+upload_urlpatterns = [upload_path()]
+"""The default consumer at ``ws/uploads/``, for WebSockets and HTTP."""
+websocket_urlpatterns = http_urlpatterns = upload_urlpatterns
+"""The same, for hosts that name the patterns of each protocol."""
 
 
 def upload_application(
     http: Application | None = None, urlpatterns: Sequence[URLPattern] | None = None
 ) -> Application:
-    """The whole application of a host: HTTP by Django, WebSockets by ``urlpatterns`` with sessions.
+    """The whole application of a host: uploads by ``urlpatterns``, over WebSockets and HTTP, with sessions; and
+    everything else by Django.
 
     Without ``http`` it serves uploads only, beside a site that stays on WSGI: any other path is answered with 404.
 
@@ -49,14 +66,26 @@ def upload_application(
     This does not use Channels' ``AuthMiddlewareStack``, which signs users out when ``SECRET_KEY`` is rotated. The
     consumer finds the user of a session itself.
     """
-    patterns = [*(urlpatterns or websocket_urlpatterns), re_path("", not_found)]  # type: ignore[arg-type]  # ASGI
+    patterns = urlpatterns or upload_urlpatterns
+    uploads = SessionMiddlewareStack(URLRouter([*patterns]))
     return ProtocolTypeRouter(  # type: ignore[no-any-return]
         {
-            "http": http or page_not_found,
-            "websocket": SessionMiddlewareStack(URLRouter(patterns)),
+            "http": _first(patterns, uploads, http or page_not_found),
+            "websocket": _first(patterns, uploads, not_found),
             "lifespan": lifespan,
         }
     )
+
+
+def _first(patterns: Sequence[URLPattern], uploads: Application, rest: Application) -> Application:
+    """``uploads`` for the paths that a pattern matches, ``rest`` for all others, with an unchanged scope."""
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/")
+        found = any(each.pattern.match(path) is not None for each in patterns)
+        await (uploads if found else rest)(scope, receive, send)
+
+    return application
 
 
 async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -57,7 +57,8 @@ class Attachment:
         """
         self._service = service
         self._door = door
-        self._hooks = hooks
+        self.hooks = hooks
+        """Those of the owner's newest login."""
         self.upload = ActiveUpload(service, door, owner, held=held)
         self.session: UploadSession | None = None
         """The upload's row, once it exists."""
@@ -76,21 +77,21 @@ class Attachment:
 
     async def _create(self, new: NewUpload, endpoint: str) -> Outcome:
         upload, service = self.upload, self._service
-        session, max_size = await self._hooks.new_session(new)
-        if service.small_files.takes(session, upload, self._hooks):
-            upload.name = await self._hooks.name_of(session)
+        session, max_size = await self.hooks.new_session(new)
+        if service.small_files.takes(session, upload, self.hooks):
+            upload.name = await self.hooks.name_of(session)
             facts = upload.facts
             assert facts is not None
             small = SmallFile(
-                session, self._hooks.owner, upload.queue.pieces, facts.crc32c, upload.name
+                session, self.hooks.owner, upload.queue.pieces, facts.crc32c, upload.name
             )
             if await service.small_files.publish(small):
                 service.watching.touch(session)
                 return Published(session)
-        taps = self._hooks.get_taps(session)
-        match await service.create(upload, session, self._hooks.owner, max_size, taps):
+        taps = self.hooks.get_taps(session)
+        match await service.create(upload, session, self.hooks.owner, max_size, taps):
             case Known(found):
-                return await self._attach(UploadAccess(found.pk, self._hooks.owner, endpoint))
+                return await self._attach(UploadAccess(found.pk, self.hooks.owner, endpoint))
             case Created(session):
                 return await self._begin(session)
 
@@ -106,8 +107,8 @@ class Attachment:
 
     async def _attach(self, access: UploadAccess) -> Outcome:
         upload, service = self.upload, self._service
-        max_size = await self._hooks.admit()
-        found = await service.attach(upload, access, max_size, self._hooks.get_taps)
+        max_size = await self.hooks.admit()
+        found = await service.attach(upload, access, max_size, self.hooks.get_taps)
         self.session = found.session
         match found:
             case Published():
@@ -133,6 +134,8 @@ class Attachment:
     async def _check(self, proof: Proof) -> None:
         """Check the client's proof that its file is the same. Raises :class:`FileChanged`."""
         upload = self.upload
+        if proof.durable_crc32c is None:
+            return
         received, durable = upload.flow.received, upload.flow.durable
         if proof.received_crc32c == f"{upload.part.crc(received):08x}":
             return
@@ -160,7 +163,7 @@ class Attachment:
         if upload.session.is_partial:
             return await self._keep(end)
         try:
-            return await self._reporting(service.complete(upload, end, self._hooks))
+            return await self._reporting(service.complete(upload, end, self.hooks))
         except Exception as error:  # also of a hook: the upload can be attached again
             if not (isinstance(error, UploadError) and error.is_final):
                 await upload.interrupt()
@@ -190,11 +193,11 @@ class Attachment:
 
     async def _answered(self, outcome: Outcome) -> Outcome:
         """Add the app's own answer to a published upload."""
-        if not isinstance(outcome, Published) or not self._hooks.responds:
+        if not isinstance(outcome, Published) or not self.hooks.responds:
             return outcome
         size = outcome.session.size or 0
         self.upload.report(Progress("finalizing", size, size))
-        return await self._reporting(self._service.answered(outcome, self._hooks))
+        return await self._reporting(self._service.answered(outcome, self.hooks))
 
     async def _reporting(self, work: Coroutine[Any, Any, End]) -> End:
         """Report progress until the work is done."""

@@ -44,8 +44,8 @@ class SmallFile:
     session: UploadSession
     owner: Owner
     pieces: Sequence[Piece]
-    crc32c: str
-    """The CRC that the client sent."""
+    crc32c: str | None
+    """The CRC that the client sent, if any."""
     name: str
     """To publish under, where it is free."""
     finalization: Finalization | None = None
@@ -154,7 +154,7 @@ class SmallFiles:
             if (
                 good == len(file.pieces)
                 and writer.received == session.size
-                and f"{writer.crc:08x}" == file.crc32c
+                and file.crc32c in (None, f"{writer.crc:08x}")
             ):
                 file.finalization = Finalization(
                     session, writer, file.name, file.owner, is_new=True

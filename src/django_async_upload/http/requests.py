@@ -31,16 +31,14 @@ class Request:
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], segment: str) -> Self:
-        """Read an ASGI scope. Raises :class:`MalformedRequest`."""
+        """Read an ASGI scope."""
         headers: dict[str, str] = {}
         for raw, value in scope["headers"]:
             name = raw.decode("latin-1").lower()
             text = value.decode("latin-1").strip()
             headers[name] = f"{headers[name]}, {text}" if name in headers else text
         query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
-        request = cls(scope["method"], scope["path"], segment, headers, query)
-        request.number("content-length")
-        return request
+        return cls(scope["method"], scope["path"], segment, headers, query)
 
     @property
     def upload(self) -> uuid.UUID | None:
@@ -84,10 +82,12 @@ class Create:
     new: NewUpload
     completes: bool
     """Whether the end of the body is the end of the file."""
+    has_key: bool = False
+    """Whether the client chose the key: then it finds the upload again although it got no answer."""
     checksum: Checksum | None = None
     """Of the body."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """Of the whole file, hexadecimal, by algorithm: ``crc32c``, or ``sha256``, which ``new.digest`` promises."""
+    """Of the whole file, hexadecimal, by algorithm: ``crc32c``, or ``sha-256``, which ``new.digest`` promises."""
     parts: tuple[uuid.UUID, ...] = ()
     """The partial uploads that the file consists of; then there is no body."""
 

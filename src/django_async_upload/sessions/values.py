@@ -48,8 +48,8 @@ class Facts:
     """Size and checksums of the whole file, which the client sends at the end."""
 
     size: int
-    crc32c: str
-    """Eight hexadecimal digits."""
+    crc32c: str | None
+    """Eight hexadecimal digits; None where the client's door has no such checksum."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """Hexadecimal digests by algorithm."""
 
@@ -58,8 +58,8 @@ class Facts:
 class Proof:
     """The client's proof that it resumes the same file: CRC-32C of its prefixes, eight hexadecimal digits each."""
 
-    durable_crc32c: str
-    """CRC of the bytes below ``durable``."""
+    durable_crc32c: str | None
+    """CRC of the bytes below ``durable``; None where its door knows no proof: it continues where it is told."""
     received_crc32c: str | None = None
     """CRC of the bytes below ``received``; None where the client has fewer bytes."""
 

@@ -6,11 +6,10 @@ import asyncio
 from contextlib import suppress
 from typing import Any, Final
 
-from channels.consumer import AsyncConsumer
 from crc32c import crc32c
 
 from .. import __version__, conf
-from ..admission import ConnectionSlot, client_address, origin_is_trusted, origins
+from ..admission import ConnectionSlot, client_address, log_origin, origin_is_trusted, origins
 from ..concurrency import pace
 from ..endpoints import Endpoint
 from ..engine.credit import FLOOR, LARGEST_WINDOW
@@ -27,7 +26,10 @@ from ..exceptions import (
     SubprotocolRequired,
     UploadError,
 )
+from ..login import Answer, Login
 from ..models import Slot
+from ..nodelay import set_nodelay
+from ..notices import log_refused
 from ..protocol import messages as m
 from ..protocol.frames import SUBPROTOCOL
 from ..protocol.server import Broken, Chunk, Control, ServerProtocol
@@ -35,10 +37,8 @@ from ..sessions import policies
 from ..sessions.owners import Owner, look_up
 from ..stores.base import Piece, Seal
 from .cost import cost
-from .errors import close_code, error_message, log_closed, log_origin, log_refused
+from .errors import close_code, error_message, log_closed
 from .life import Life
-from .login import Answer, Login
-from .nodelay import set_nodelay
 from .sender import Sender
 from .stream import UploadStream
 
@@ -61,23 +61,21 @@ MAX_WATCHES: Final = 8
 """WATCHes of one connection at once; each may hold a standing of a thousand uploads."""
 
 
-class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
-    """The WebSocket door of an endpoint."""
+class Connection:
+    """The WebSocket door of an endpoint: one connection."""
 
     service: UploadService
 
-    @property
-    def hooks(self) -> Endpoint:
-        """The host's hooks."""
-        return self
+    def __init__(self, hooks: Endpoint) -> None:
+        self.hooks = hooks
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Serve one connection. Not by Channels' loop, which creates a task per message to wait for a layer, too."""
+        """Serve the connection."""
         self.scope = scope
-        self.base_send = send
+        self._send = send
         set_nodelay(receive)
         self._life = Life()
-        self._sender = Sender(self.send, self._newest)
+        self._sender = Sender(send, self._newest)
         self._in_turn = 0
         self._behind = 0.0
         self._throttled_since: float | None = None
@@ -101,7 +99,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             if message["type"] == "websocket.receive":  # every chunk: no coroutine of its own
                 self._receive(message.get("bytes"))
             else:
-                await self.dispatch(message)
+                await self._dispatch(message)
             self._in_turn += 1
             if self._behind > PATIENCE_SECONDS or not self._in_turn % MAX_IN_TURN:
                 await self._yield_to_others()
@@ -120,10 +118,10 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                     await asyncio.sleep(0)  # a receive() that never waits would never time out
                     message = await receive()
 
-    async def dispatch(self, message: dict[str, Any]) -> None:
+    async def _dispatch(self, message: dict[str, Any]) -> None:
         """Handle a message from the ASGI server that opens or ends the connection.
 
-        Not by Channels' dispatch, which hops to the database's thread for every message: that costs
+        Not by Channels' consumer, which hops to the database's thread for every message: that costs
         more than writing the chunk (258 against 1,329 MiB/s at 64 KiB).
         """
         match message["type"]:
@@ -146,21 +144,23 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._time = asyncio.get_running_loop().time
         self._heard = self._time()
         self._timer: asyncio.TimerHandle | None = None
-        self.address = client_address(self.scope)
-        self._slot = ConnectionSlot(self.address, self._evict)
+        self.hooks.address = client_address(self.scope)
+        self._slot = ConnectionSlot(self.hooks.address, self._evict)
         self._shared_slot: Slot | None = None
-        self._login = Login(self.endpoint, self._look_up, self._take_slot, self._signed_in)
+        self._login = self.hooks.login = Login(
+            self.hooks.endpoint, self._look_up, self._take_slot, self._signed_in
+        )
         self._pace = self.service.pace(self.counted_as)
         if not origin_is_trusted(self.scope):
-            log_origin(self.scope, self.endpoint, self.address)
+            log_origin(self.scope, self.hooks.endpoint, self.hooks.address)
             self.service.telemetry.count("connections.closed", code="origin_refused")
-            await self.send({"type": "websocket.close"})
+            await self._send({"type": "websocket.close"})
             self._life.end()
             return
         self._life.begin()
         refusal = await self._enter()
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
-        await self.send(
+        await self._send(
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
         )
         self._protocol = ServerProtocol(self._hello(), crc32c)
@@ -184,7 +184,9 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             return Draining(retry_after=seconds)
         try:
             self._slot.enter()
-            if origins(self.scope):  # without one it is no browser: its cookie proves nothing
+            if (user := await self.hooks.user_of(self.scope)) is not None:
+                await self._login.by_host(user)
+            elif origins(self.scope):  # without one it is no browser: its cookie proves nothing
                 await self._login.by_cookie(self.scope)
         except UploadError as error:
             return error
@@ -208,7 +210,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         self._slot.sign_in()
 
     def _signed_in(self, owner: Owner) -> None:
-        self.owner = owner
+        self.hooks.owner = owner
         self._pace = self.service.pace(self.counted_as)
 
     @property
@@ -226,7 +228,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             auth_timeout=AUTHENTICATION_SECONDS,
             heartbeat=configured.idle_timeout / 3,
             server=f"django-resumable-upload/{__version__}",
-            address=None if self.address is None else str(self.address),
+            address=None if self.hooks.address is None else str(self.hooks.address),
         )
 
     def _end(self, error: UploadError | None = None) -> None:
@@ -252,7 +254,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
         if error is not None and not isinstance(
             error, Draining | IdleTimeout
         ):  # neither is a fault
-            log_closed(error, self._login.key, self.endpoint, self.address)
+            log_closed(error, self._login.key, self.hooks.endpoint, self.hooks.address)
 
     # Receiving ----------------------------------------------------------------------------------
 
@@ -322,7 +324,7 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
                 raise Busy(retry_after=1.0)
             stream = UploadStream(self, number, message, held=held)
         except (Busy, Draining, MetadataInvalid) as error:
-            log_refused(error, self.counted_as, self.endpoint)
+            log_refused(error, self.counted_as, self.hooks.endpoint)
             self.service.telemetry.count("requests.failed", code=error.code)
             self.send_message(number, error_message(error))
             return
@@ -362,17 +364,6 @@ class Connection(Endpoint, AsyncConsumer):  # type: ignore[misc]
             self.send_message(0, m.Limit(limit))
 
     # Authentication -------------------------------------------------------------------------------
-
-    async def authenticated(self) -> Owner:
-        """Wait for the answer to the last AUTH. Raises :class:`ConnectionRefused`."""
-        return await self._login.wait()
-
-    async def reload_owner(self) -> Owner:
-        """The owner as now in the database: permissions are looked up, not remembered.
-
-        The user is a new object, so that no permission is cached. Raises :class:`ConnectionRefused`.
-        """
-        return await self._login.reload()
 
     async def _authenticate(self, auth: m.Auth, answer: Answer) -> None:
         """Handle AUTH: the first one, or one during uploads with a new ticket or login."""

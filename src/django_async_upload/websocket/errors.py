@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final
+from typing import Final
 
-from ..admission import origins, own_origin
 from ..exceptions import (
     AuthenticationTimeout,
-    Busy,
     ConnectionRefused,
     Draining,
     IdleTimeout,
@@ -17,8 +15,6 @@ from ..exceptions import (
     SubprotocolRequired,
     TooManyConnections,
     UploadError,
-    UploadFailed,
-    UploadRefused,
 )
 from ..notices import notice
 from ..protocol import messages as m
@@ -66,48 +62,6 @@ def log_closed(
         error,
         code=error.code,
         owner=owner,
-        endpoint=endpoint,
-        address=None if address is None else str(address),
-    )
-
-
-def log_refused(
-    error: UploadError, owner: str, endpoint: str, *, upload: str | None = None
-) -> None:
-    """Log that a request about an upload was refused, also for want of room, or that the upload failed.
-
-    Other errors are no news. These are none of the server's, but the operator sees many of one kind: an attack, or a
-    limit that is too low.
-    """
-    if isinstance(error, UploadRefused | UploadFailed | Busy):
-        notice(
-            error.code,
-            logging.INFO,
-            "A request of %s was refused: %s, %s",
-            owner,
-            error.code,
-            error,
-            code=error.code,
-            owner=owner,
-            endpoint=endpoint,
-            upload=upload,
-        )
-
-
-def log_origin(
-    scope: dict[str, Any], endpoint: str, address: IPv4Address | IPv6Address | None
-) -> None:
-    """Log that a page of another site was refused, and what to set if it is no other site."""
-    notice(
-        "origin",
-        logging.WARNING,
-        "A WebSocket from Origin %s was refused. It is neither the server's own (%s) nor in "
-        "CSRF_TRUSTED_ORIGINS. Behind a proxy, that must pass the Host header on, and where it ends TLS "
-        "SECURE_PROXY_SSL_HEADER must be set.",
-        ", ".join(map(ascii, origins(scope))),
-        own_origin(scope) or "none: the Host is not in ALLOWED_HOSTS",
-        code="origin_refused",
-        owner=None,
         endpoint=endpoint,
         address=None if address is None else str(address),
     )

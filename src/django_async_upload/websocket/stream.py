@@ -23,11 +23,12 @@ from ..exceptions import (
 )
 from ..failpoints import failpoint
 from ..models import UploadSession
+from ..notices import log_refused
 from ..protocol import messages as m
 from ..receipts import receipt_of
 from ..sessions.state import State
 from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess, WatchScope
-from .errors import error_message, log_refused
+from .errors import error_message
 
 CHANGED_BYTES: Final = 60_000
 """The largest CHANGED, bytes: a little less than a control frame may have."""

@@ -1,4 +1,4 @@
-"""The authentication of a connection: by session cookie or AUTH, and again by each later AUTH."""
+"""The authentication of a client: by session cookie, by ticket, or in the host's own way; and again later."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from importlib import import_module
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser
 from django.contrib.sessions.backends.base import SessionBase
 
-from ..exceptions import (
+from .exceptions import (
     AuthenticationRequired,
     AuthenticationTimeout,
     ConnectionRefused,
     TicketInvalid,
     UploadError,
 )
-from ..sessions.owners import Owner
-from ..tickets import read_ticket
+from .sessions.owners import Owner
+from .tickets import read_ticket
 
 Answer = asyncio.Future[Owner]
 """The result of an AUTH."""
 
 
 class Login:
-    """Who the client of a connection is."""
+    """Who the client of a connection, or of a request, is."""
 
     def __init__(
         self,
@@ -66,6 +67,12 @@ class Login:
             owner = await self._look_up(_session_of(scope) or scope)
         except ConnectionRefused:
             return
+        await self._take_slot(owner)
+        self._accept(owner, self._answer)
+
+    async def by_host(self, user: AbstractBaseUser) -> None:
+        """Authenticate as the user whom the host found. Raises :class:`UploadError`."""
+        owner = await self._look_up({"user": user})
         await self._take_slot(owner)
         self._accept(owner, self._answer)
 
