@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from .contest import Result, compete
@@ -118,8 +119,8 @@ def main(arguments: list[str]) -> int:
             for uploads, watchers in ((1, many), (many, 1)):
                 title = f"{watchers} watcher{'s'[: watchers > 1]} of {uploads} upload{'s'[: uploads > 1]}"
                 measures = {
-                    name: lambda site=site, name=name: race(
-                        site, uploads, sources[uploads], watchers if name == "watched" else 0
+                    name: partial(
+                        race, site, uploads, sources[uploads], watchers if name == "watched" else 0
                     )
                     for name, site in sites.items()
                 }

@@ -1,4 +1,4 @@
-"""The gauges of a process: credit, open uploads, connections and watchers, uploads by state, the outbox, the event loop's lag."""
+"""The gauges of a process: credit, uploads, connections, watchers, the outbox, and the lag of the event loop."""
 
 from __future__ import annotations
 
