@@ -193,7 +193,7 @@ def test_the_attributes_and_hooks_are_those_of_the_consumer() -> None:
     }
     assert attributes == {name: own[name] for name in declared}
     internal = {"authenticated", "reload_owner", "admit", "new_session", "get_taps"}
-    internal |= {"name_of", "is_discardable", "is_watchable"}
+    internal |= {"name_of", "is_discardable", "is_watchable", "user_of"}
     public = {name for name, each in own.items() if isfunction(each) and name[0] != "_"}
     assert hooks == public - internal
 
