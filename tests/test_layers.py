@@ -54,6 +54,7 @@ READERS_OF_SETTINGS = {
     "stores.configured",  # MEDIA_ROOT
     "checks",
     "management.commands.upload_doctor",  # ASGI_APPLICATION
+    "operations.shared",  # SESSION_...
 }
 
 MODULES = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import pytest
 import yaml
 
 from django_async_upload.client import UploadClient
+from django_async_upload.operations.probe import Target
+from django_async_upload.operations.shared import find_cookie
 
 from .hosts import environment, manage
 from .recipes import block
 from .servers import ROOT, Server
-from .wsgi import BIN, PAGE, Service, WsgiSite, find_nginx, unit
+from .wsgi import BIN, PAGE, Service, WsgiSite, find_nginx, page_locations, unit
 
 SETTINGS = """
 from tests.site.settings import *
@@ -95,22 +99,147 @@ class Front(Server):
         return self.wsgi.command()
 
 
-def test_its_units_and_its_nginx_serve_pages_and_uploads(
-    env: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def front(env: dict[str, str], tmp_path: Path) -> Iterator[Front]:
+    """To be started by the test."""
     if find_nginx() is None:
         pytest.skip("needs nginx")
     front = Front(env, tmp_path / "log")
-    with ExitStack() as stack:
-        stack.callback(front.wsgi.kill)
-        stack.callback(front.kill)
-        front.wsgi.start()
-        front.start()
-        ticket = manage(env, "upload_ticket", "demo").strip()
-        content = os.urandom(3_000_000)
-        result = put(front.port, ticket, content)
-        stored = next((tmp_path / "staging-uploads").rglob("a.bin"))
-        assert (result.size, stored.read_bytes()) == (len(content), content)
+    try:
+        yield front
+    finally:
+        front.kill()
+        front.wsgi.kill()
+
+
+def start(front: Front) -> None:
+    front.wsgi.start()
+    front.start()
+
+
+def test_its_units_and_its_nginx_serve_pages_and_uploads(
+    front: Front, env: dict[str, str], tmp_path: Path
+) -> None:
+    start(front)
+    ticket = manage(env, "upload_ticket", "demo").strip()
+    content = os.urandom(3_000_000)
+    result = put(front.port, ticket, content)
+    stored = next((tmp_path / "staging-uploads").rglob("a.bin"))
+    assert (result.size, stored.read_bytes()) == (len(content), content)
+
+
+# The doctor ---------------------------------------------------------------------------------------
+
+
+def examine(front: Front, **env: str) -> tuple[int, dict[str, str]]:
+    """Exit status, and verdict and words for each subject, on the machine of the site."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "django", "upload_doctor"),
+            *(f"ws://127.0.0.1:{front.port}/ws/uploads/", "--user", "demo"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **front.env, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert not done.stderr, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    return done.returncode, {
+        line[9:25].strip(): f"{line[:9].strip()} {line[26:]}" for line in lines
+    }
+
+
+def sessions(root: Path) -> int:
+    with contextlib.closing(sqlite3.connect(root / "db.sqlite3")) as database:
+        return int(database.execute("SELECT count(*) FROM django_session").fetchone()[0])
+
+
+def test_the_doctor_finds_the_site_of_the_page_healthy(front: Front, tmp_path: Path) -> None:
+    start(front)
+    status, found = examine(front)
+    assert (status, [words for words in found.values() if words.startswith("bad")]) == (0, [])
+    assert found["session"].startswith("ok")
+    assert found["cookie"].startswith("ok")
+    assert found["files"] == "ok The sample is in this database and in this folder."
+    assert found["upload"].startswith("ok 1 MiB sent")
+    assert found["request body"].startswith("ok A request of 1024 MiB is answered before its body")
+    assert sessions(tmp_path) == 0, "it signs its user out again"
+
+
+def test_the_doctor_sees_that_the_site_itself_answers_or_nothing(front: Front) -> None:
+    front.wsgi.locations = block(PAGE, "nginx", "location / ")
+    start(front)
+    status, found = examine(front)
+    assert status == 1
+    assert "HTTP 404" in found["connection"]
+
+    front.kill()
+    front.wsgi.uploads.kill()
+    front.wsgi.locations = page_locations()
+    front.start()
+    status, found = examine(front)
+    assert status == 1
+    assert "HTTP 502" in found["connection"]
+
+
+def test_the_doctor_sees_what_is_not_shared_and_what_nginx_does_with_bodies(
+    front: Front, env: dict[str, str], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    front.wsgi.uploads.env["E2E_DISK"] = str(other)
+    front.wsgi.locations = front.wsgi.locations.replace("proxy_request_buffering off;", "")
+    start(front)
+    status, found = examine(front)
+    assert status == 1
+    assert found["session"].startswith("ok")
+    assert found["files"].startswith("bad The upload process has other files")
+    assert found["request body"].startswith("warning A request over HTTP is not answered before")
+
+    front.kill()
+    front.wsgi.locations = front.wsgi.locations.replace("client_max_body_size 0;", "")
+    front.wsgi.uploads.kill()
+    shutil.copy(tmp_path / "db.sqlite3", other)
+    front.wsgi.uploads.env["E2E_ROOT"] = str(other)
+    start(front)
+    status, found = examine(front)
+    assert status == 1
+    assert found["session"].startswith("bad The upload process does not know a session")
+    assert found["request body"].startswith("warning A request of 1024 MiB gets HTTP 413")
+
+
+@pytest.mark.parametrize(
+    ("settings_", "url", "origin", "problem"),
+    [
+        ({}, "wss://a.example/ws/uploads/", None, ""),
+        ({"SESSION_COOKIE_PATH": "/ws"}, "wss://a.example/ws/uploads/", None, ""),
+        ({"SESSION_COOKIE_PATH": "/w"}, "wss://a.example/ws/uploads/", None, "PATH is '/w'"),
+        ({"SESSION_COOKIE_PATH": "/app/"}, "wss://a.example/ws/uploads/", None, "PATH is '/app/'"),
+        ({"SESSION_COOKIE_SECURE": True}, "wss://a.example/ws/", None, ""),
+        ({"SESSION_COOKIE_SECURE": True}, "ws://a.example/ws/", None, "not encrypted"),
+        ({}, "wss://up.a.example/ws/", "https://a.example", "SESSION_COOKIE_DOMAIN is not set"),
+        ({"SESSION_COOKIE_DOMAIN": ".a.example"}, "wss://up.a.example/", "https://a.example", ""),
+        (
+            {"SESSION_COOKIE_DOMAIN": "a.example"},
+            "wss://xa.example/",
+            None,
+            "DOMAIN is 'a.example'",
+        ),
+    ],
+)
+def test_a_cookie_that_browsers_do_not_send_is_found(
+    settings_: dict[str, Any], url: str, origin: str | None, problem: str, settings: Any
+) -> None:
+    for name, value in settings_.items():
+        setattr(settings, name, value)
+    found = find_cookie(Target(url, origin=origin))
+    assert found.verdict == ("bad" if problem else "ok")
+    assert problem in found.text
+
+
+# What the page gives to copy, again ---------------------------------------------------------------
 
 
 def test_systemd_accepts_its_units(tmp_path: Path) -> None:

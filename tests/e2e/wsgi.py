@@ -73,12 +73,15 @@ def find_nginx() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
-def nginx(folder: Path, port: int, site: int, uploads: int) -> list[str]:
-    """Write a configuration with the page's locations; returns the command."""
+def page_locations() -> str:
+    return block(PAGE, "nginx", "location /ws/") + block(PAGE, "nginx", "location / ")
+
+
+def nginx(folder: Path, port: int, site: int, uploads: int, locations: str) -> list[str]:
+    """Write a configuration with the locations, those of the page; returns the command."""
     program = find_nginx()
     assert program is not None
     (folder / "temp").mkdir(parents=True, exist_ok=True)
-    locations = block(PAGE, "nginx", "location /ws/") + block(PAGE, "nginx", "location / ")
     for old, new in ((8000, site), (8001, uploads)):
         locations = locations.replace(f"http://127.0.0.1:{old};", f"http://127.0.0.1:{new};")
     config = folder / "nginx.conf"
@@ -94,6 +97,7 @@ class WsgiSite:
         self.uploads = Service("mysite-uploads", project, folder, env, log)
         self.port = port
         self.folder = log.with_suffix(".nginx")
+        self.locations = page_locations()
 
     def start(self) -> None:
         for each in (self.site, self.uploads):
@@ -105,4 +109,4 @@ class WsgiSite:
             each.kill()
 
     def command(self) -> list[str]:
-        return nginx(self.folder, self.port, self.site.port, self.uploads.port)
+        return nginx(self.folder, self.port, self.site.port, self.uploads.port, self.locations)

@@ -7,6 +7,7 @@ cancelled.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,10 +22,14 @@ from ..exceptions import ProtocolViolation
 from ..protocol import frames
 from ..protocol import messages as m
 from ..protocol.frames import MAX_FRAME, SUBPROTOCOL, FrameType
-from .probe import SAMPLE, Target, open_connection, round_trip, send_sample
+from .probe import SAMPLE, TIMEOUT, Target, open_connection, round_trip, send_sample
 from .versions import old_servers
 
 FOREIGN_ORIGIN: Final = "https://upload-doctor.invalid"
+LARGE_BODY: Final = 1024**3
+"""Bytes of a request's body, of which none is sent."""
+BODY_SECONDS: Final = 3.0
+MAX_HEAD: Final = 64 * 1024
 PROXY_READ_TIMEOUT: Final = 60.0
 """Seconds of silence after which nginx closes a connection by default."""
 
@@ -148,11 +153,19 @@ async def examine(target: Target) -> AsyncIterator[Finding]:
         lambda: _authentication(target),
         lambda: _silence(target, hello),
         lambda: _upload(target),
+        lambda: _request_body(target),
     ]
     for check in checks:
         try:
             yield await check()
-        except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed, ProtocolViolation) as e:
+        except (
+            EOFError,
+            OSError,
+            TimeoutError,
+            InvalidHandshake,
+            ConnectionClosed,
+            ProtocolViolation,
+        ) as e:
             yield Finding("connection", Verdict.BAD, f"The check failed: {type(e).__name__}: {e}")
     yield _backpressure(server)
     yield _heartbeat(hello)
@@ -169,6 +182,14 @@ def _handshake_advice(error: Exception) -> str:
     if not isinstance(error, InvalidStatus):
         return "Is the server running, and the URL right?"
     match error.response.status_code:
+        case 404 if error.response.body:
+            return (
+                "A page of the site answers, not the upload process. Where the site is on WSGI, the proxy has to pass "
+                "this path to the process that runs django_async_upload.asgi:application (docs/how-to/wsgi-site.md); "
+                "elsewhere, mount the consumer in asgi.py."
+            )
+        case 502 | 503 | 504:
+            return "The proxy does not reach the process that serves uploads: does it run, and on that port?"
         case 403:
             return (
                 "The Origin must equal the Host that Django sees, or be in CSRF_TRUSTED_ORIGINS. Behind "
@@ -412,6 +433,53 @@ async def _upload(target: Target) -> Finding:
         Verdict.OK,
         f"{_size(SAMPLE)} sent, durable and cancelled in {seconds:.2f} s; a round trip takes "
         f"{1000 * seconds_there_and_back:.1f} ms.",
+    )
+
+
+async def _request_body(target: Target) -> Finding:
+    """Check that a request is passed on before its body has come, and whatever its length.
+
+    A proxy that buffers says nothing before it has the whole body; one that caps answers 413 by itself.
+    """
+    parts = urlsplit(target.url)
+    is_tls = parts.scheme == "wss"
+    host = parts.hostname or ""
+    reader, writer = await asyncio.wait_for(
+        asyncio.open_connection(
+            host, parts.port or (443 if is_tls else 80), ssl=is_tls, limit=MAX_HEAD
+        ),
+        TIMEOUT,
+    )
+    try:
+        writer.write(
+            f"POST {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nOrigin: {target.pages}\r\n"
+            f"Content-Type: application/octet-stream\r\nContent-Length: {LARGE_BODY}\r\n"
+            "Connection: close\r\n\r\n".encode()
+        )
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BODY_SECONDS)
+        except TimeoutError:
+            return Finding(
+                "request body",
+                Verdict.WARNING,
+                "A request over HTTP is not answered before its body has come: something in front keeps whole files "
+                "before the app sees a byte, and a connection that breaks loses all of them.",
+                "nginx: proxy_request_buffering off.",
+            )
+    finally:
+        writer.close()
+    status = head.split(b" ", 2)[1].decode()
+    if status == "413" and b"application/problem+json" not in head.lower():  # which is the app's
+        return Finding(
+            "request body",
+            Verdict.WARNING,
+            f"A request of {_size(LARGE_BODY)} gets HTTP 413 from a proxy: uploads over HTTP have to be split.",
+            "nginx: client_max_body_size 0.",
+        )
+    return Finding(
+        "request body",
+        Verdict.OK,
+        f"A request of {_size(LARGE_BODY)} is answered before its body: HTTP {status}.",
     )
 
 

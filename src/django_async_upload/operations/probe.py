@@ -7,7 +7,7 @@ import os
 import secrets
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -125,13 +125,19 @@ async def round_trip(connection: ProbeConnection) -> float:
     return statistics.median(times)
 
 
-async def send_sample(connection: ProbeConnection) -> m.Error | None:
-    """Send the sample, wait until it is durable, and cancel it; returns the ERROR if the server sends one."""
+async def send_sample(
+    connection: ProbeConnection, look: Callable[[str], Awaitable[None]] | None = None
+) -> m.Error | None:
+    """Send the sample, wait until it is durable, and cancel it; returns the ERROR if the server sends one.
+
+    ``look`` is called with the upload's id while it is durable.
+    """
     protocol, sample = connection.protocol, os.urandom(SAMPLE)
     create = m.Create(key=secrets.token_hex(16), name="upload-doctor.bin", size=SAMPLE)
     stream_id, frame = protocol.send_create(create)
     await connection.send(frame)
     stream = protocol.streams[stream_id]
+    upload = ""
     while stream.durable < SAMPLE:
         while size := min(CHUNK, protocol.credit(stream_id), SAMPLE - stream.sent):
             payload = sample[stream.sent : stream.sent + size]
@@ -139,6 +145,10 @@ async def send_sample(connection: ProbeConnection) -> m.Error | None:
         answer = await connection.receive(m.Created, m.Ack, m.Rewind, m.Limit)
         if isinstance(answer, m.Error):
             return answer
+        if isinstance(answer, m.Created):
+            upload = answer.upload
+    if look is not None:
+        await look(upload)
     await connection.send(protocol.send_cancel(stream_id))
     answer = await connection.receive(m.Cancelled)
     return answer if isinstance(answer, m.Error) else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.module_loading import import_string
 
@@ -36,6 +37,11 @@ class Command(BaseCommand):
             "--ticket", help="A ticket, as printed by upload_ticket; then a sample is uploaded."
         )
         who.add_argument("--cookie", help="sessionid=...; then a sample is uploaded.")
+        who.add_argument(
+            "--user",
+            help="On the site's own machine: signs this user in, uploads a sample, and checks that the upload process "
+            "has the site's sessions, database and files.",
+        )
 
     def handle(
         self,
@@ -44,6 +50,7 @@ class Command(BaseCommand):
         ticket: str | None,
         cookie: str | None,
         origin: str | None,
+        user: str | None,
         **options: Any,
     ) -> None:
         try:
@@ -53,29 +60,34 @@ class Command(BaseCommand):
                 find_spans,
             )
             from django_async_upload.operations.probe import Target
+            from django_async_upload.operations.shared import examine_shared, signed_in
         except ModuleNotFoundError as error:
             if error.name != "websockets":
                 raise
             raise CommandError(
                 "websockets is missing: pip install 'django-resumable-upload[client]'"
             ) from error
-        findings = examine(Target(url, ticket, cookie, origin))
-        healthy = async_to_sync(self._report)(findings)
-        if (spans := find_spans(_application())) is not None:
-            self._print(spans)
-        for old in find_old_servers():
-            self._print(old)
-            healthy = False
-        if not healthy:
+        with ExitStack() as stack:
+            if user is not None:
+                cookie = stack.enter_context(signed_in(_find(user)))
+            target = Target(url, ticket, cookie, origin)
+            found = async_to_sync(self._report)(examine(target))
+            if user is not None and cookie is not None and found[0].verdict != "bad":
+                found += async_to_sync(self._report)(examine_shared(target, cookie))
+        for finding in (find_spans(_application()), *find_old_servers()):
+            if finding is not None:
+                self._print(finding)
+                found.append(finding)
+        if any(each.verdict == "bad" for each in found):
             sys.exit(1)
 
-    async def _report(self, findings: AsyncIterator[Finding]) -> bool:
-        """Print the findings as they are made; return False if one is bad."""
-        healthy = True
+    async def _report(self, findings: AsyncIterator[Finding]) -> list[Finding]:
+        """Print the findings as they are made; return them all."""
+        found = []
         async for finding in findings:
-            healthy &= finding.verdict != "bad"
             self._print(finding)
-        return healthy
+            found.append(finding)
+        return found
 
     def _print(self, finding: Finding) -> None:
         style = getattr(self.style, STYLES[finding.verdict])
@@ -84,6 +96,14 @@ class Command(BaseCommand):
         if finding.advice:
             self.stdout.write(textwrap.indent(finding.advice, " " * 26))
         self.stdout.flush()
+
+
+def _find(name: str) -> Any:
+    users = get_user_model()
+    try:
+        return users._default_manager.get_by_natural_key(name)
+    except users.DoesNotExist:
+        raise CommandError(f"There is no user {name!r}.") from None
 
 
 def _application() -> Any:
