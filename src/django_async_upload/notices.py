@@ -1,11 +1,11 @@
-"""Rate-limited logging, for lines that clients or a full disk can cause in any number: one of a kind per minute."""
+"""What log lines share: attributes of their records, and a limit for lines that clients can cause in any number."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 from .exceptions import Busy, UploadError, UploadFailed, UploadRefused
 
@@ -59,6 +59,16 @@ def log_refused(
             endpoint=endpoint,
             upload=upload,
         )
+
+
+def about(session: Any, **extra: object) -> dict[str, object]:
+    """For ``extra`` of a line about an upload: ``upload``, ``owner`` and ``endpoint``, of its row."""
+    return {
+        "upload": str(session.pk),
+        "owner": session.owner_key,
+        "endpoint": session.endpoint,
+        **extra,
+    }
 
 
 def forget() -> None:

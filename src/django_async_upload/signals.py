@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.dispatch import Signal
 
 from . import conf
 from .concurrency.apart import Unfinished, apart
 from .exceptions import AlreadyBound
+from .notices import about
 
 Result = TypeVar("Result")
 
@@ -54,22 +56,40 @@ upload_expired = Signal()
 
 
 async def send(signal: Signal, session: Any, **arguments: Any) -> list[str]:
-    """Call the receivers, the sync ones in a thread that nothing else uses.
+    """Call the receivers as Django does, but each with ``RECEIVER_TIMEOUT``, and the sync ones in threads of their own.
 
-    Returns when all have returned, or after ``RECEIVER_TIMEOUT``: the failures, which are logged, one text each. Costs
-    nothing without receivers.
+    Sync receivers are called one after the other, then the async ones beside each other. Returns when all have returned
+    or were given up: the failures, which are logged, one text each. Costs nothing without receivers.
     """
-    if not signal.has_listeners(type(session)):
+    sender = type(session)
+    if not signal.has_listeners(sender):
         return []
-    call = partial(_send, signal, session, arguments)
+    # Not asend_robust(), which calls all sync receivers in one thread: one that hangs would keep it from the others.
+    sync, asynchronous = signal._live_receivers(sender)
+    arguments |= {"signal": signal, "sender": sender, "session": session}
+    failures = [await _call(each, sync_to_async(each), arguments) for each in sync]
+    failures += await asyncio.gather(*(_call(each, each, arguments) for each in asynchronous))
+    return [each for each in failures if each is not None]
+
+
+async def _call(
+    receiver: Any, call: Callable[..., Coroutine[Any, Any, Any]], arguments: dict[str, Any]
+) -> str | None:
+    """Call a receiver; returns its failure, or None."""
+    name, session = getattr(receiver, "__qualname__", repr(receiver)), arguments["session"]
     try:
-        return await apart(call, conf.uploads().receiver_timeout)
+        await apart(partial(call, **arguments), conf.uploads().receiver_timeout)
+    except AlreadyBound:  # by an earlier attempt: a later one cannot succeed
+        logger.info("%s: upload %s is bound already", name, session.pk)
     except Unfinished as error:
-        logger.error("A receiver for upload %s %s", session.pk, error)
-        return [f"a receiver {error}"]
+        logger.error("%s for upload %s %s", name, session.pk, error, extra=about(session))
+        return f"{name} {error}"
     except Exception as error:
-        logger.error("Receivers for upload %s failed", session.pk, exc_info=error)
-        return [repr(error)]
+        logger.error(
+            "%s failed for upload %s", name, session.pk, exc_info=error, extra=about(session)
+        )
+        return f"{name}: {error!r}"
+    return None
 
 
 def send_and_wait(signal: Signal, session: Any, **arguments: Any) -> None:
@@ -85,16 +105,3 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
     it for ever.
     """
     return contextvars.Context().run(asyncio.run, work)
-
-
-async def _send(signal: Signal, session: Any, arguments: dict[str, Any]) -> list[str]:
-    responses = await signal.asend_robust(type(session), session=session, **arguments)
-    failures = []
-    for receiver, response in responses:
-        name = getattr(receiver, "__qualname__", repr(receiver))
-        if isinstance(response, AlreadyBound):  # by an earlier attempt: a later one cannot succeed
-            logger.info("%s: upload %s is bound already", name, session.pk)
-        elif isinstance(response, Exception):
-            logger.error("%s failed for upload %s", name, session.pk, exc_info=response)
-            failures.append(f"{name}: {response!r}")
-    return failures

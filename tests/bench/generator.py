@@ -16,9 +16,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from crc32c import crc32c
+
+from django_async_upload.protocol import messages as m
+from django_async_upload.protocol.frames import FrameType
+
 from . import requests
 from .threads import account, spent
-from .uploads import Connection, SmallFiles, Upload, build_frames, crc_of, map_file
+from .uploads import STREAM, Connection, SmallFiles, Upload, build_frames, crc_of, map_file
 from .websocket import TEXT, WebSocket, message
 
 SLOW_RATE = 64 * 1024.0
@@ -227,6 +232,37 @@ def race(job: Job) -> Job:
     }
 
 
+def watchers(job: Job) -> Job:
+    """Connections that watch all uploads of their user, until the input ends. Says when each got its first answer.
+
+    The outcome has how many messages they got after that.
+    """
+    poll = select.epoll()
+    by_socket = {}
+    for ticket in job["tickets"]:
+        connection = Connection(job["port"], job["path"], ticket)
+        websocket = connection.websocket
+        websocket.socket.setblocking(True)
+        websocket.socket.sendall(message(m.Watch("own").to_frame(STREAM, crc32c)))
+        while not any(frame[0] == FrameType.CHANGED for frame in websocket.wait()):
+            pass
+        websocket.socket.setblocking(False)
+        by_socket[websocket.socket.fileno()] = websocket
+        poll.register(websocket.socket, select.EPOLLIN)
+    print("watching", flush=True)
+    poll.register(0, select.EPOLLIN)
+    told = 0
+    while True:
+        for socket, _events in poll.poll():
+            if not socket:
+                return {"told": told}
+            websocket = by_socket[socket]
+            websocket.read()
+            told += sum(frame[0] == FrameType.CHANGED for frame in websocket.messages())
+            while websocket.pongs:
+                websocket.socket.sendall(websocket.pongs.pop())
+
+
 def _run_all(uploads: list[Upload], timeout: float) -> None:
     poll = select.poll()
     running = {}
@@ -285,6 +321,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
         crowd,
         herd,
         race,
+        watchers,
         post,
         small_posts,
         patches,

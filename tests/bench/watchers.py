@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from .contest import Result, compete
+from .contest import Measure, Result, compete
 from .loads import MIB, UPLOAD_PATH, Source, generate, random_source
 from .report import circumstances, table
 from .rows import Row
@@ -113,16 +113,15 @@ def main(arguments: list[str]) -> int:
         }
         with contextlib.ExitStack() as stack:
             sites = {
-                name: stack.enter_context(Site(options.server, directory / name, "os"))
-                for name in ("watched", "alone")
+                name: Site(options.server, directory / name, "os") for name in ("watched", "alone")
             }
+            for each in sites.values():
+                stack.enter_context(each)
             for uploads, watchers in ((1, many), (many, 1)):
                 title = f"{watchers} watcher{'s'[: watchers > 1]} of {uploads} upload{'s'[: uploads > 1]}"
-                measures = {
-                    name: partial(
-                        race, site, uploads, sources[uploads], watchers if name == "watched" else 0
-                    )
-                    for name, site in sites.items()
+                measures: dict[str, Measure] = {
+                    "watched": partial(race, sites["watched"], uploads, sources[uploads], watchers),
+                    "alone": partial(race, sites["alone"], uploads, sources[uploads], 0),
                 }
                 figures = compete(measures, options.repetitions, title)
                 rows.append(

@@ -33,6 +33,7 @@ from .. import conf
 from ..exceptions import AlreadyBound
 from ..failpoints import failpoint
 from ..models import UploadSession
+from ..notices import about
 from ..sessions.commits import after_commit
 from ..sessions.holds import HOLD, upload_database, withdraw
 from ..sessions.state import State
@@ -176,7 +177,9 @@ class CompletedUpload(UploadedBytes):
             after_commit(upload_database(), self._after_commit, stays)
         else:  # only outside of a transaction, where saving took longer than the hold lasts
             logger.error(
-                "Upload %s was saved twice: its hold expired before it was bound", self.session.pk
+                "Upload %s was saved twice: its hold expired before it was bound",
+                self.session.pk,
+                extra=about(self.session),
             )
 
     def _after_commit(self, stays: bool) -> None:
@@ -204,6 +207,7 @@ class CompletedUpload(UploadedBytes):
                 "Where you save the file in another way, call its bind().",
                 self.session.pk,
                 self._stored_as,
+                extra=about(self.session),
             )
 
     def end_request(self, *, is_done: bool) -> bool:

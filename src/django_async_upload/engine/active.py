@@ -17,6 +17,7 @@ from ..exceptions import (
     UploadFailed,
 )
 from ..models import UploadSession
+from ..notices import about
 from ..sessions import rows
 from ..sessions.policies import check_size, smallest
 from ..sessions.state import State
@@ -282,7 +283,8 @@ class ActiveUpload:
 
     def _tap_failed(self, error: Exception) -> None:
         if not isinstance(error, UploadError):
-            logger.error("A tap of upload %s failed", self.session.pk, exc_info=error)
+            extra = about(self.session, code="internal_error")
+            logger.error("A tap of upload %s failed", self.session.pk, exc_info=error, extra=extra)
             error = InternalError()
         self.lose(error)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..exceptions import InternalError, StorageFailed, UploadError
+from ..notices import about
 from ..sessions.state import State
 from ..stores.base import Checkpoint
 from .credit import WINDOW
@@ -145,7 +146,9 @@ class Checkpoints:
         except UploadError as error:
             self._lose(error)
         except Exception:  # a bug, or the database's: the client is told, and may resume
-            logger.exception("A checkpoint of upload %s failed", self._part.session.pk)
+            session = self._part.session
+            extra = about(session, code="internal_error")
+            logger.exception("A checkpoint of upload %s failed", session.pk, extra=extra)
             self._lose(InternalError())
 
     async def _sync(self, *, rests: bool) -> Checkpoint:

@@ -13,6 +13,7 @@ from .. import signals
 from ..exceptions import InternalError, Joined, StorageFailed, StorageFull, UploadError
 from ..failpoints import failpoint
 from ..models import UploadSession
+from ..notices import about
 from ..sessions import rows
 from ..sessions.holds import put_aside
 from ..sessions.state import OVER, State
@@ -108,4 +109,6 @@ class Endings:
                 await runtime.store.run(os.unlink, aside)
             failpoint("discard.after_unlink")
         except Exception:  # of the host's storage: the purge retries
-            logger.exception("The file of upload %s could not be deleted", session.pk)
+            logger.exception(
+                "The file of upload %s could not be deleted", session.pk, extra=about(session)
+            )

@@ -23,6 +23,7 @@ from ..concurrency.turns import Turns
 from ..exceptions import UploadError
 from ..failpoints import failpoint
 from ..models import CompletionEvent, UploadSession
+from ..notices import about
 from ..sessions.values import CLAIM
 from .database import Database
 
@@ -204,12 +205,7 @@ class Outbox:
                     event.session_id,
                     event.attempts,
                     outcome.error,
-                    extra={
-                        "code": "outbox_dead",
-                        "upload": str(event.session_id),
-                        "owner": event.session.owner_key,
-                        "endpoint": event.session.endpoint,
-                    },
+                    extra=about(event.session, code="outbox_dead"),
                 )
             failpoint("deliver.after_commit")
         except UploadError as error:  # it will be delivered again
@@ -218,7 +214,9 @@ class Outbox:
             )
             return False
         except Exception:  # a bug: other events are still delivered, and this one again
-            logger.exception("Completion %s could not be delivered", event.pk)
+            logger.exception(
+                "Completion %s could not be delivered", event.pk, extra=about(event.session)
+            )
             return False
         return not failures
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..exceptions import Busy, UploadError, UploadFailed
 from ..failpoints import failpoint
 from ..models import UploadSession
-from ..notices import notice
+from ..notices import about, notice
 from ..sessions import rows
 from ..sessions.values import CLAIM, AbandonedQuery
 from .completion import Completions
@@ -108,7 +108,8 @@ class Recovery:
         except Busy:  # another process is publishing it
             logger.debug("Upload %s is published by another process", session.pk)
         except UploadFailed as error:
-            logger.error("Upload %s has failed: %s", session.pk, error)
+            extra = about(session, code=error.code)
+            logger.error("Upload %s has failed: %s", session.pk, error, extra=extra)
         except Exception as error:  # also of the host's storage: other uploads may succeed
             failures = self._resting.get(session.pk, (0.0, 0))[1] + 1
             rest = min(STUCK_SECONDS * 2**failures, LONGEST_REST)
@@ -119,6 +120,7 @@ class Recovery:
                 rest,
                 error.__cause__ or error,
                 exc_info=None if isinstance(error, UploadError) else error,
+                extra=about(session, code=getattr(error, "code", "internal_error")),
             )
             if isinstance(error, UploadError):
                 await self._endings.note(session, error)

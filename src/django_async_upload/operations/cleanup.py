@@ -24,6 +24,7 @@ from ..binding.linked import abandoned_links
 from ..exceptions import UploadError
 from ..failpoints import failpoint
 from ..models import Taker, UploadSession, Usage
+from ..notices import about
 from ..sessions import rows
 from ..sessions.commits import after_commit
 from ..sessions.holds import BATCH, WITHDRAWABLE, withdraw
@@ -253,7 +254,9 @@ def _withdraw(session: UploadSession) -> None:
     try:
         withdraw(session)
     except Exception:  # of the host's storage: the next file may succeed, or the next purge
-        logger.exception("The published file of upload %s could not be deleted", session.pk)
+        logger.exception(
+            "The published file of upload %s could not be deleted", session.pk, extra=about(session)
+        )
 
 
 def _ended_before(before: datetime) -> Iterator[list[uuid.UUID]]:

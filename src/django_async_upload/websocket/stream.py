@@ -206,8 +206,14 @@ class UploadStream:
                 failure, self._peer.counted_as, self._peer.hooks.endpoint, upload=self._upload_id
             )
         except Exception:  # a bug of a host's hook, or of this app
-            logger.exception("Upload stream %s failed", self.number)
             error = InternalError()
+            extra = {
+                "code": error.code,
+                "owner": self._peer.counted_as,
+                "endpoint": self._peer.hooks.endpoint,
+                "upload": self._upload_id,
+            }
+            logger.exception("Upload stream %s failed", self.number, extra=extra)
             closing = error_message(error)
         if error is not None:
             self._service.telemetry.count("requests.failed", code=error.code)
