@@ -22,10 +22,10 @@ from django_async_upload import signals
 from django_async_upload.binding.linked import CompletedUpload
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import UploadOver
-from django_async_upload.models import UploadSession, Usage
+from django_async_upload.models import Tombstone, UploadSession, Usage
 from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
-from django_async_upload.sessions import rows
+from django_async_upload.sessions import holds, rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.stores.configured import make_store
@@ -101,6 +101,35 @@ def test_a_deleted_session_takes_its_part_along(owner: Owner, staging: Path) -> 
     session = unfinished(owner, part(staging))
     session.delete()
     assert not parts(staging)
+
+
+def test_the_file_of_a_deleted_session_is_deleted_by_the_purge_if_the_process_died(
+    owner: Owner, media: Path, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = publish(owner)
+    with monkeypatch.context() as died:
+        died.setattr(cleanup, "_delete_files", lambda part, tombstone: None)
+        session.delete()
+    published = media / session.stored_as
+    assert published.exists()
+    cleanup.purge()
+    assert (
+        published.exists()
+    )  # the process may be about to delete it, and its name may be another file's then
+    Tombstone.objects.update(created_at=timezone.now() - holds.HOLD - timedelta(seconds=1))
+    cleanup.purge(dry_run=True)
+    assert published.exists()
+    cleanup.purge()
+    assert not published.exists()
+    assert not parts(staging)
+    assert not Tombstone.objects.exists()
+
+
+def test_a_deleted_session_leaves_no_tombstone(owner: Owner, media: Path) -> None:
+    for state in (State.COMPLETED, State.BOUND, State.CANCELLED):
+        publish(owner, state=state)
+    UploadSession.objects.all().delete()
+    assert not Tombstone.objects.exists()
 
 
 def test_a_deleted_session_takes_its_published_file_along(owner: Owner, media: Path) -> None:

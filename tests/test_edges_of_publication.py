@@ -18,7 +18,7 @@ from django_async_upload.binding import linked
 from django_async_upload.engine.publish import Publisher
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import UploadError
-from django_async_upload.models import UploadSession
+from django_async_upload.models import Tombstone, UploadSession
 from django_async_upload.operations import cleanup
 from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
@@ -352,7 +352,8 @@ def test_a_storage_that_fails_to_delete_spoils_nothing_of_the_hosts(
 ) -> None:
     session = publish(owner, DATA)
     ran: list[str] = []
-    monkeypatch.setattr(UploadSession, "get_storage", lambda self: Stuck(media))
+    for model in (UploadSession, Tombstone):
+        monkeypatch.setattr(model, "get_storage", lambda self: Stuck(media))
     with transaction.atomic():
         if what == "bind":
             Document.objects.create(attachment=session.bind())

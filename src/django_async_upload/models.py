@@ -350,6 +350,27 @@ class CompletionEvent(models.Model):
         return str(self.id)
 
 
+class Tombstone(models.Model):
+    """A published file whose upload's row was deleted, in the same transaction.
+
+    After the commit the file is deleted, then the tombstone. If the process dies before that, the purge does it.
+    """
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    """That of the upload."""
+    storage = models.CharField(max_length=100)
+    stored_as = models.CharField(max_length=512)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    objects = CurrentQuerySet["Tombstone"].as_manager()
+
+    def __str__(self) -> str:
+        return self.stored_as
+
+    def get_storage(self) -> Storage:
+        return get_storage(self.storage)
+
+
 class Usage(models.Model):
     """The open uploads of one owner, or of one address. A transaction that adds to them has the row locked.
 

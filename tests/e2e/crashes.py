@@ -7,7 +7,6 @@ python -m tests.e2e.crashes --kills 1000       that many SIGKILLs at random mome
 from __future__ import annotations
 
 import argparse
-import ast
 import asyncio
 import contextlib
 import random
@@ -23,36 +22,34 @@ from pathlib import Path
 
 from .crashsite import CrashSite, crash_site
 from .forks import Forks
-from .servers import ROOT
 from .stage import (
     Stage,
     bound,
     cancelled,
+    cancelled_elsewhere,
     checking,
     discarded,
+    discarded_copy,
+    drained,
+    drained_everywhere,
     ended_by_host,
     group,
     large,
     left,
     left_to_copy,
     make_template,
+    posted,
     purged,
     resumed,
+    sent_again,
+    slow,
     stolen,
+    stopped,
     streamed,
+    unwritable,
+    watched,
+    yielded,
 )
-
-
-def failpoints() -> list[str]:
-    """The names of all failpoints, from the source."""
-    found = []
-    for path in sorted((ROOT / "src/django_async_upload").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "failpoint":
-                (name,) = node.args
-                found.append(str(ast.literal_eval(name)))
-    return found
-
 
 PUBLICATION = (
     "publish.before_sync",
@@ -60,14 +57,26 @@ PUBLICATION = (
     "publish.before_commit",
     "publish.after_commit",
     "publish.after_files",
-    "complete.before_commit",
-    "complete.after_commit",
+    "rows.complete.before_commit",
+    "rows.complete.after_commit",
     "part.before_unlink",
     "part.after_unlink",
     "complete.after_unlink",
 )
-LINK = ("link.before_link", "link.after_link", "link.before_sync", "link.after_sync")
-DELIVERY = ("deliver.before_signal", "deliver.after_signal", "deliver.after_commit")
+LINK = (
+    "link.before_sync_of_file",
+    "link.before_link",
+    "link.after_link",
+    "link.before_sync",
+    "link.after_sync",
+)
+DELIVERY = (
+    "deliver.before_signal",
+    "deliver.after_signal",
+    "outbox.note.before_commit",
+    "outbox.note.after_commit",
+)
+WITHDRAWAL = ("aside.before_rename", "aside.after_rename", "aside.before_sync", "aside.after_sync")
 
 
 @dataclass(frozen=True)
@@ -81,22 +90,35 @@ class Scenario:
     """Whether a command passes the failpoint, and no worker."""
     workers: int | None = None
     """How many it needs, where that matters."""
+    database: str | None = None
+    """Which one it needs, where that matters: without a channel layer PostgreSQL carries hints."""
 
     @property
     def name(self) -> str:
         return self.play.__name__
 
 
+def commits(*functions: str) -> tuple[str, ...]:
+    """Before and after the commit of what these functions of the database's thread have changed."""
+    return tuple(f"{each}.{when}_commit" for each in functions for when in ("before", "after"))
+
+
 SCENARIOS = [
     Scenario(
         large,
         (
-            "create.before_commit",
-            "create.after_commit",
+            "accept.before_send",
+            "accept.after_send",
+            *commits("slots.take", "rows.create"),
+            "staging.before_sync",
+            "staging.after_sync",
             "part.after_create",
             "checkpoint.before_commit",
             "checkpoint.after_commit",
+            *commits("rows.change"),
             "created.before_send",
+            "started.before_signal",
+            "started.after_signal",
             "frame.before_send:3",
             "frame.after_send:3",
             "ack.before_send",
@@ -111,6 +133,7 @@ SCENARIOS = [
             *LINK,
             *DELIVERY,
             "answer.before_send",
+            *commits("slots.free"),
         ),
     ),
     Scenario(
@@ -118,6 +141,9 @@ SCENARIOS = [
         (
             "small.after_write",
             "part.after_create:3",
+            "parts.before_sync_of_names",
+            "parts.after_sync_of_names",
+            *commits("rows.create"),
             *PUBLICATION,
             *LINK,
             "link.after_link:4",
@@ -134,11 +160,9 @@ SCENARIOS = [
             "verify.after_commit",
             "copy.before_save",
             "copy.after_save",
+            "copy.after_sync_of_file",
             "copy.after_sync",
-            "respond.before_commit",
-            "respond.after_commit",
-            "respond.before_second_commit",
-            "respond.after_second_commit",
+            *commits("answers.ask", "answers.save"),
             *PUBLICATION,
             *DELIVERY,
             "answer.before_send",
@@ -148,20 +172,29 @@ SCENARIOS = [
     Scenario(
         resumed,
         (
-            "attach.before_commit",
-            "attach.after_commit",
+            *commits("rows.take_over"),
             "attach.after_open",
             "attached.before_send",
             "ready.before_send",
+            "resumed.before_signal",
+            "resumed.after_signal",
         ),
     ),
-    Scenario(stolen, ("checkpoint.after_unlink",), before=("",), workers=2),
+    Scenario(
+        stolen,
+        (
+            "part_copy.before_sync",
+            "part_copy.after_sync",
+            "part_copy.after_sync_of_names",
+            "checkpoint.after_unlink",
+        ),
+        before=("",),
+        workers=2,
+    ),
     Scenario(
         cancelled,
         (
-            "end.before_commit",
-            "end.after_commit",
-            "end.after_hint",
+            *commits("rows.end"),
             "part.before_unlink",
             "part.after_unlink",
             "end.after_unlink",
@@ -171,57 +204,167 @@ SCENARIOS = [
     ),
     Scenario(
         ended_by_host,
-        ("host_end.after_commit", "part.before_unlink", "host_end.after_unlink"),
+        (
+            "host_end.before_commit",
+            "host_end.after_commit",
+            "part.before_unlink",
+            "host_end.after_unlink",
+            "host_end.before_signal",
+            "host_end.after_signal",
+        ),
     ),
     Scenario(
         discarded,
         (
-            "discard.before_commit",
-            "discard.after_commit",
-            "discard.after_rename",
-            "discard.after_second_commit",
+            *commits("rows.discard"),
+            *WITHDRAWAL,
+            *commits("rows.mark_withdrawn"),
+            "discard.before_unlink",
             "discard.after_unlink",
+            "discard.before_signal",
+            "discard.after_signal",
         ),
+    ),
+    Scenario(
+        discarded_copy,
+        ("aside.before_delete", "aside.after_delete", *commits("rows.mark_withdrawn")),
     ),
     Scenario(
         bound,
         (
+            "bind.before_link",
             "bind.after_link",
-            "bind.before_commit",
+            "bind.before_sync",
+            "bind.after_sync",
+            "bind.after_sync_of_names",
+            "bind.before_update",
+            "bind.after_update",
             "bind.after_commit",
-            "withdraw.after_rename",
+            "bind.before_unlink",
+            "bind.after_unlink",
+            *WITHDRAWAL,
+            "withdraw.before_commit",
             "withdraw.after_commit",
             "withdraw.after_unlink",
         ),
     ),
     Scenario(
+        posted,
+        (
+            "hold.before_commit",
+            "hold.after_commit",
+            "release.before_commit",
+            "release.after_commit",
+            "renew_hold.before_commit",
+            "renew_hold.after_commit",
+            "bind.after_link",
+            "bind.after_update",
+            "bind.after_commit",
+            "withdraw.after_commit",
+        ),
+    ),
+    Scenario(
         purged,
         (
+            "purge.after_unlink",
+            "part.before_unlink",
+            "part.before_unlink:2",
             "expire.before_commit",
             "expire.after_commit",
             "expire.after_unlink",
             "expire.after_signal",
             "purge.before_commit",
+            "delete.before_commit",
+            "delete.after_commit",
+            *WITHDRAWAL,
+            "withdraw.before_commit",
+            "withdraw.after_commit",
+            "withdraw.after_unlink",
             "purge.after_commit",
-            "purge.after_unlink",
-            "part.before_unlink",
-            "part.before_unlink:2",
+            "purge.before_unlink_of_link",
+            "purge.after_unlink_of_link",
+            "delete_ended.before_commit",
+            "delete_ended.after_commit",
+            "delete_usage.before_commit",
+            "delete_usage.after_commit",
         ),
         in_command=True,
     ),
     Scenario(
         left,
-        ("recover.after_commit", "resume.after_open", "complete.after_commit"),
+        (
+            *commits("rows.find_abandoned"),
+            "resume.after_open",
+            "rows.complete.after_commit",
+        ),
         before=("publish.after_files",),
     ),
     Scenario(
+        left,
+        ("link.before_second_sync", "link.after_second_sync"),
+        before=("link.after_link",),
+    ),
+    Scenario(left, commits("outbox.claim_due"), before=("deliver.before_signal",)),
+    Scenario(
         left_to_copy,
-        ("resume.after_open", "copy.after_delete", "copy.after_save", "complete.before_commit"),
+        (
+            "resume.after_open",
+            "copy.before_delete",
+            "copy.after_delete",
+            "copy.after_save",
+            "rows.complete.before_commit",
+        ),
         before=("publish.after_files",),
     ),
+    Scenario(unwritable, commits("rows.delete_new", "rows.note_error")),
+    Scenario(slow, commits("outbox.renew", "rows.touch", "slots.renew")),
+    Scenario(stopped, commits("outbox.release_claims")),
+    Scenario(
+        drained,
+        (
+            "worker.before_send",
+            "worker.after_send",
+            "drain.before_send",
+            "drain.after_send",
+            "drain.after_save",
+            "drain.after_close",
+            "close.before_send",
+            "close.after_send",
+        ),
+    ),
+    Scenario(
+        drained_everywhere,
+        ("worker.answer.before_hint", "worker.answer.after_hint"),
+        database="postgresql",
+    ),
+    Scenario(
+        yielded,
+        ("yield.before_hint", "yield.after_hint"),
+        before=("",),
+        workers=2,
+        database="postgresql",
+    ),
+    Scenario(
+        yielded,
+        ("yielded.before_hint", "yielded.after_hint"),
+        workers=2,
+        database="postgresql",
+    ),
+    Scenario(
+        cancelled_elsewhere,
+        ("ended.before_hint", "ended.after_hint"),
+        before=("",),
+        workers=2,
+        database="postgresql",
+    ),
+    Scenario(watched, ("watched.before_hint", "progress.before_hint")),
+    Scenario(watched, ("watched.after_hint", "progress.after_hint"), database="postgresql"),
+    Scenario(
+        sent_again,
+        (*commits("outbox.revive", "outbox.claim_again"), "outbox.note.after_commit:2"),
+        in_command=True,
+    ),
 ]
-UNREACHED: dict[str, str] = {}
-"""Failpoints that no scenario reaches, with the reason."""
 CONFIGURATIONS = [
     (database, workers) for database in ("sqlite", "postgresql") for workers in (1, 2)
 ]
@@ -247,7 +390,7 @@ def matrix() -> list[Case]:
         for scenario in SCENARIOS
         for point in scenario.points
         for database, workers in CONFIGURATIONS
-        if scenario.workers in (None, workers)
+        if scenario.workers in (None, workers) and scenario.database in (None, database)
     ]
 
 

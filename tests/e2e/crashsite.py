@@ -51,6 +51,11 @@ class Worker:
         self.is_stopped = True
         self.fork.signal(signal.SIGSTOP)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        assert self.fork is not None
+        self.fork.signal(signal.SIGTERM)
+
     def wake(self) -> None:
         """SIGCONT."""
         assert self.fork is not None
@@ -90,6 +95,8 @@ class CrashSite:
         self.env = environment(root, LIMITS, **extra)
         self.records = Records(root / "db.sqlite3", setting)
         self.workers = [Worker(free_port()) for _ in range(workers)]
+        self.first = 0
+        """The worker that clients come to, if it runs."""
         self.starts: list[str] = []
         self.crashes = 0
         self.losses: list[str] = []
@@ -128,13 +135,14 @@ class CrashSite:
             await asyncio.sleep(0.01)
 
     async def find_port(self) -> int:
-        """The port of the first worker that runs. Where all are dead, one is started again."""
+        """The port of the :attr:`first` worker, or another one that runs. Where all are dead, one is started again."""
         async with self._turn:
             if self.running:
                 self.bury_dead()
             while not self.running:
                 await self.restart(next(each for each in self.workers if not each.is_stopped))
-            return self.running[0].port
+            first = self.workers[self.first]
+            return (first if first.is_running else self.running[0]).port
 
     async def revive(self, worker: Worker) -> None:
         """:meth:`restart`, unless it runs again already."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from .servers import ROOT
 
@@ -147,26 +148,33 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(1, json.dumps([pid, status]).encode() + b"\n")
 
-    def reap(*arguments: Any) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                children.discard(found[0])
-                say(*found)
-
-    children = set()
-    signal.signal(signal.SIGCHLD, reap)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        pid = os.fork()
-        if not pid:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-            become(**asked)
-        children.add(pid)
-        say(pid, None)  # before its end is said
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    for pid in list(children):  # the test has ended, perhaps killed
+    # A handler of SIGCHLD would not do: a signal that comes just before a read() begins does not end it.
+    woken, wakeup = os.pipe()
+    for each in (woken, wakeup):
+        os.set_blocking(each, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *arguments: None)
+    children, asked = set(), b""
+    while True:
+        ready = select.select([0, woken], [], [])[0]
+        if woken in ready:
+            os.read(woken, 4096)
+            with contextlib.suppress(ChildProcessError):
+                while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                    children.discard(found[0])
+                    say(*found)
+        if 0 in ready:
+            if not (read := os.read(0, 65536)):
+                break
+            *lines, asked = (asked + read).split(b"\n")
+            for line in lines:
+                if not (pid := os.fork()):
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    become(**json.loads(line))
+                children.add(pid)
+                say(pid, None)
+    for pid in children:  # the test has ended, perhaps killed
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

@@ -21,6 +21,7 @@ from .witness import Told, Witness
 
 UPLOADS = "async_upload_uploadsession"
 EVENTS = "async_upload_completionevent"
+TOMBSTONES = "async_upload_tombstone"
 DOCUMENTS = "site_under_test_document"
 
 ACTIVE = {"created", "uploading", "interrupted", "verifying", "finalizing"}
@@ -71,12 +72,23 @@ class Records:
         self.query(
             f"UPDATE {UPLOADS} SET updated_at = %s WHERE state IN ('verifying', 'finalizing')", past
         )
+        self.query(f"UPDATE {TOMBSTONES} SET created_at = %s", past)
         self.query(f"UPDATE {UPLOADS} SET response_due = %s WHERE response_due IS NOT NULL", past)
         self.query(
             f"UPDATE {UPLOADS} SET expires_at = %s "
-            "WHERE state IN ('bound', 'cancelled') AND expires_at IS NOT NULL",
+            "WHERE state IN ('completed', 'bound', 'cancelled') AND expires_at IS NOT NULL",
             past,
         )
+
+    def age(self, name: str) -> None:
+        """The upload of that name has ended long ago, and nobody has counted its owner's uploads since."""
+        past = datetime.now(UTC) - timedelta(days=30)
+        self.query(f"UPDATE {UPLOADS} SET updated_at = %s WHERE name = %s", past, name)
+        self.query("UPDATE async_upload_usage SET counted_at = %s", past)
+
+    def give_up(self) -> None:
+        """No completion was delivered, and each was given up."""
+        self.query(f"UPDATE {EVENTS} SET delivered_at = NULL, given_up_at = %s", datetime.now(UTC))
 
     def expire(self, name: str) -> None:
         """No client has come back for the upload of that name for a day."""
@@ -258,6 +270,8 @@ def _events(evidence: Evidence, rows: Mapping[str, dict[str, Any]]) -> Iterator[
 
 def _left_over(evidence: Evidence, rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """No file without an upload: neither parts, nor links, nor published files."""
+    for tombstone in evidence.records.query(f"SELECT * FROM {TOMBSTONES}"):
+        yield f"a tombstone still has {tombstone['stored_as']}"
     parts = {row["part"] for row in rows.values() if row["part"]}
     for path in _files(evidence.staging):
         if path.name not in parts:

@@ -11,15 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .crashes import (
-    SCENARIOS,
-    UNREACHED,
-    Case,
-    crash,
-    each_failpoint_once,
-    failpoints,
-    matrix,
-)
+from .crashes import Case, crash, each_failpoint_once, matrix
 from .forks import Forks
 
 CASES = matrix() if os.environ.get("CRASHES") == "all" else each_failpoint_once()
@@ -30,14 +22,3 @@ def test_no_promise_is_broken_by_a_crash(
     case: Case, forks: Forks, crash_template: Path, tmp_path: Path
 ) -> None:
     asyncio.run(crash(forks, crash_template, tmp_path / "site", case))
-
-
-def test_a_scenario_reaches_every_failpoint() -> None:
-    reached = {
-        point.partition(":")[0]
-        for scenario in SCENARIOS
-        for point in (*scenario.points, *scenario.before)
-    } - {""}
-    found = failpoints()
-    assert reached | set(UNREACHED) == set(found)
-    assert len(found) == len(set(found)), "one name for one place"

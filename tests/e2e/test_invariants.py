@@ -182,10 +182,10 @@ class Fault:
 FAULTS = {
     "a part is deleted before the completion is committed": Fault(
         "engine/publish.py",
-        '        failpoint("complete.before_commit")\n',
+        "        events = await self._call(rows.complete, sessions, items)\n",
         "        await self._store.run(self._clean_up, items)\n"
-        '        failpoint("complete.before_commit")\n',
-        Case(Scenario(large, ()), "complete.before_commit", "sqlite", 1),
+        "        events = await self._call(rows.complete, sessions, items)\n",
+        Case(Scenario(large, ()), "rows.complete.before_commit", "sqlite", 1),
     ),
     "a delivery is recorded before the receivers were called": Fault(
         "engine/outbox.py",

@@ -92,6 +92,8 @@ class _Ear:
                 self._uploads[stream] = message.upload
                 witness.begun(message.upload, message.name)
                 witness.kept(message.upload, message.durable, at_least=True)
+            case messages.Released() if upload is None:
+                pass  # the end of a WATCH
             case messages.Ack() | messages.Ready() | messages.Rewind() | messages.Released():
                 assert upload is not None
                 witness.kept(upload, message.durable, at_least=True)

@@ -33,6 +33,8 @@ def completed(session: Any, event_id: Any, **kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # between the commit and the delivery
     if session.name.startswith("hang-"):
         time.sleep(HANG)
+    if session.name.startswith("once-") and is_first(f"hung-{session.pk}"):
+        time.sleep(HANG)
     write_down("upload_completed", session, event=str(event_id))
     if session.name.startswith("stuck-"):
         time.sleep(3600)

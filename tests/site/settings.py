@@ -25,6 +25,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_async_upload.middleware.UploadMiddleware",
 ]
 if dsn := os.environ.get("E2E_POSTGRES"):
     DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **json.loads(dsn)}}

@@ -14,5 +14,6 @@ urlpatterns = [
     path("undrain/", views.undrain_all),
     path("uploads/", views.uploads),
     path("bind/", views.bind),
+    path("form/", views.form),
     path("cancel/", views.cancel),
 ]

@@ -3,11 +3,13 @@
 from django.contrib.auth import get_user_model, login
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
+from django.forms import ModelForm
 from django.http import HttpRequest, JsonResponse
 
 from django_async_upload.consumers import drain, undrain
 from django_async_upload.engine.service import end
 from django_async_upload.models import UploadSession
+from django_async_upload.receipts import field_token
 from django_async_upload.sessions.state import State
 from django_async_upload.tickets import issue_ticket
 from tests.site.models import Document
@@ -67,6 +69,24 @@ def bind(request: HttpRequest) -> JsonResponse:
             document.attachment = session.bind()
             document.save()
     return JsonResponse({"name": document.attachment.name})
+
+
+class DocumentForm(ModelForm):
+    class Meta:
+        model = Document
+        fields = ("name", "attachment")
+
+
+def form(request: HttpRequest) -> JsonResponse:
+    """A page's form, posted; or what it needs: its field's token, and whether the document of a name is saved."""
+    if request.method == "GET":
+        is_saved = Document.objects.filter(name=request.GET["name"]).exists()
+        return JsonResponse({"token": field_token("attachment"), "saved": is_saved})
+    posted = DocumentForm(request.POST, request.FILES)
+    if posted.is_valid():
+        with transaction.atomic():
+            posted.save()
+    return JsonResponse({"errors": posted.errors})
 
 
 def cancel(request: HttpRequest) -> JsonResponse:

@@ -124,6 +124,7 @@ class CompletedUpload(UploadedBytes):
         link = os.path.join(root, f"{secrets.token_hex(16)}.link")
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
+            failpoint("bind.before_link")
             os.link(published, link)
             failpoint("bind.after_link")
         except FileNotFoundError:
@@ -134,10 +135,12 @@ class CompletedUpload(UploadedBytes):
 
     def _unlink(self) -> None:
         if self._link is not None:
+            failpoint("bind.before_unlink")
             try:
                 os.unlink(self._link)
             except FileNotFoundError:
                 self._was_moved = True  # the host's storage has renamed it
+            failpoint("bind.after_unlink")
             self._link = None
 
     # Binding ------------------------------------------------------------------------------------
@@ -148,8 +151,10 @@ class CompletedUpload(UploadedBytes):
         rows = UploadSession.objects.using(upload_database()).filter(
             pk=self.session.pk, state=State.COMPLETED, epoch=self.epoch
         )
+        failpoint("renew_hold.before_commit")
         if self.epoch and not rows.update(expires_at=timezone.now() + HOLD):
             raise AlreadyBound
+        failpoint("renew_hold.after_commit")
 
     def bind(self, saved: FieldFile | None = None) -> None:
         """Mark the row bound; the published name is deleted when the transaction commits. Synchronous.
@@ -165,13 +170,14 @@ class CompletedUpload(UploadedBytes):
             _sync(saved)
         until = None if stays else timezone.now() + HOLD
         rows = UploadSession.objects.using(upload_database())
+        failpoint("bind.before_update")
         if self.epoch:
             bound = rows.transition(
                 [self.session.pk], State.BOUND, holder=self.epoch, expires_at=until
             )
         else:
             bound = rows.filter(pk=self.session.pk, state=State.BOUND).update(expires_at=until)
-        failpoint("bind.before_commit")
+        failpoint("bind.after_update")
         if bound:
             self._is_taken = True
             after_commit(upload_database(), self._after_commit, stays)
@@ -228,8 +234,11 @@ def _sync(saved: FieldFile) -> None:
     if conf.uploads().durability != "fsync" or not isinstance(storage, FileSystemStorage):
         return
     with translated(), suppress(FileNotFoundError):  # a storage may keep it elsewhere
+        failpoint("bind.before_sync")
         disk.sync_file(storage.path(name))
+        failpoint("bind.after_sync")
         sync_names(directories_of(storage, name))
+        failpoint("bind.after_sync_of_names")
 
 
 class RefusedUpload(UploadedBytes):

@@ -20,7 +20,6 @@ from django.utils import timezone
 
 from .. import conf
 from ..concurrency.apart import Unfinished, apart
-from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import answers
 from ..sessions.answers import Answer, Asking, InvalidAnswer
@@ -79,16 +78,11 @@ class Answers:
         seconds = conf.uploads().receiver_timeout
         owner = session.owner_key
         asking = Asking(session.pk, _until(seconds + GRACE))
-        failpoint("respond.before_commit")
         session = await self._database.call(answers.ask, asking, owner=owner)
-        failpoint("respond.after_commit")
         if not session.is_completed or session.response is not None:
             return session
         answer = Answer(session.pk, await self._ask(session, hooks, seconds))
-        failpoint("respond.before_second_commit")
-        session = await self._database.call(answers.save, answer, owner=owner, patience=PATIENCE)
-        failpoint("respond.after_second_commit")
-        return session
+        return await self._database.call(answers.save, answer, owner=owner, patience=PATIENCE)
 
     async def _ask(self, session: UploadSession, hooks: Hooks, seconds: float) -> dict[str, Any]:
         upload = session.pk  # a copy, since the hook may change the session

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from .. import signals
 from ..exceptions import DigestMismatch, FileChanged, SizeMismatch, StorageFailed, UploadError
+from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.state import State
@@ -102,7 +103,9 @@ class Attachment:
             await upload.reserve()
         self._door.created(session, upload.flow)
         service.telemetry.count("uploads.created")
+        failpoint("started.before_signal")
         await signals.send(signals.upload_started, session)
+        failpoint("started.after_signal")
         return await self._write()
 
     async def _attach(self, access: UploadAccess) -> Outcome:
@@ -128,7 +131,9 @@ class Attachment:
             upload.flow.resume()
             self._door.ready(upload.flow)
             service.telemetry.count("uploads.resumed")
+            failpoint("resumed.before_signal")
             await signals.send(signals.upload_resumed, session, offset=upload.flow.received)
+            failpoint("resumed.after_signal")
         return await self._write()
 
     async def _check(self, proof: Proof) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
+from ..failpoints import failpoint
 from ..notices import notice
 
 logger = logging.getLogger("django_async_upload")
@@ -71,6 +72,7 @@ class LocalBus:
         return False
 
     def publish(self, kind: str, message: Message) -> None:
+        failpoint(f"{kind}.before_hint")
         asyncio.get_running_loop().call_soon(self._deliver, kind, message)
 
     def subscribe(self, kind: str, receive: Receive) -> None:
@@ -158,6 +160,8 @@ class SharedBus(LocalBus, ABC):
                 batch = [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
                 try:
                     await bounded(self._send({"from": self._id, "messages": batch}))
+                    for kind in dict(batch):
+                        failpoint(f"{kind}.after_hint")
                 except Exception as error:  # each medium raises its own
                     self._joined.clear()  # until the next echo
                     notice(

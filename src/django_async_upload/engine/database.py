@@ -32,6 +32,7 @@ from django.db.utils import DatabaseError
 from ..concurrency.threads import DaemonExecutor
 from ..concurrency.turns import Turns
 from ..exceptions import DatabaseNotMigrated, DatabaseUnavailable, UploadError
+from ..failpoints import failpoint
 from ..notices import notice
 
 Item = TypeVar("Item")
@@ -251,6 +252,10 @@ class Database:
                 results = iter(function([item for call in calls for item in call.items]))
                 for call in calls:
                     outcomes[id(call)] = list(islice(results, len(call.items)))
+            for function in together:
+                failpoint(f"{_name(function)}.before_commit")
+        for function in together:
+            failpoint(f"{_name(function)}.after_commit")
         return [outcomes[id(call)] for call in group]
 
     def _limit(self) -> None:
@@ -301,6 +306,11 @@ class Database:
         for lane in (self._lane, self._slow_lane):
             if (thread := lane.retire_thread()) is not None and not thread.join(CLOSE_SECONDS):
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """``rows.create``: the name of a function with its module's, for failpoints."""
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
 
 
 def _code(error: Exception) -> object:

@@ -46,16 +46,13 @@ class Endings:
         holder with an older epoch.
         """
         ending = Ending(session.pk, to, error=error, epoch=epoch)
-        failpoint("end.before_commit")
         ended, changed = await self._runtime.database.call(
             rows.end, ending, owner=session.owner_key
         )
-        failpoint("end.after_commit")
         holder = self._active.get(session.pk)
         parts = {ended.part} if changed else set()
         if ended.state in OVER:
             self._runtime.hints.tell_holder(session.pk, rows.error_of(ended))
-            failpoint("end.after_hint")
             if holder is not None:
                 parts.add(holder.part.name)  # the row may not name the part yet
         for part in parts - {""}:
@@ -87,14 +84,14 @@ class Endings:
 
         An upload that is bound, or that a request holds, stays published. Raises :class:`NotFound`.
         """
-        failpoint("discard.before_commit")
         discarded, changed = await self._runtime.database.call(
             rows.discard, session.pk, owner=session.owner_key
         )
-        failpoint("discard.after_commit")
         if changed:
             await self._withdraw(discarded)
+            failpoint("discard.before_signal")
             await signals.send(signals.upload_cancelled, discarded)
+            failpoint("discard.after_signal")
         return end_of(discarded)
 
     async def _withdraw(self, session: UploadSession) -> None:
@@ -102,9 +99,8 @@ class Endings:
         runtime = self._runtime
         try:
             aside = await loop.run_in_executor(runtime.copies, put_aside, session)
-            failpoint("discard.after_rename")
             await runtime.database.call(rows.mark_withdrawn, session.pk, owner=session.owner_key)
-            failpoint("discard.after_second_commit")
+            failpoint("discard.before_unlink")
             if aside is not None:
                 await runtime.store.run(os.unlink, aside)
             failpoint("discard.after_unlink")

@@ -207,7 +207,6 @@ class Outbox:
                     outcome.error,
                     extra=about(event.session, code="outbox_dead"),
                 )
-            failpoint("deliver.after_commit")
         except UploadError as error:  # it will be delivered again
             logger.error(
                 "Completion %s was delivered, but the row could not be updated: %s", event.pk, error

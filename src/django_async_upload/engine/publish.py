@@ -266,9 +266,7 @@ class Publisher:
 
     async def _complete(self, items: Sequence[Finalization]) -> None:
         sessions = [item.session for item in items]
-        failpoint("complete.before_commit")
         events = await self._call(rows.complete, sessions, items)
-        failpoint("complete.after_commit")
         for item, event in zip(items, events, strict=True):
             if isinstance(event, UploadError):
                 item.error = event

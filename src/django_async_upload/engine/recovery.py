@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from ..exceptions import Busy, UploadError, UploadFailed
-from ..failpoints import failpoint
 from ..models import UploadSession
 from ..notices import about, notice
 from ..sessions import rows
@@ -102,7 +101,6 @@ class Recovery:
 
     async def _recover(self, session: UploadSession) -> None:
         """Resume a publication; after a failure the upload is retried, each time after twice as long."""
-        failpoint("recover.after_commit")
         try:
             await self._completions.adopt(session, lambda progress: None)
         except Busy:  # another process is publishing it

@@ -119,9 +119,7 @@ class UploadService(Runtime):
 
         Raises :class:`UploadRefused`, :class:`KeyReused` and :class:`ConnectionRefused`.
         """
-        failpoint("create.before_commit")
         outcome = await self.database.call(rows.create, Creation(session, owner), owner=owner.key)
-        failpoint("create.after_commit")
         if outcome.pk != session.pk or outcome.state != State.CREATED:
             return Known(outcome)
         # Also for another object of the same row: an earlier COMMIT, whose answer was lost, succeeded.
@@ -150,9 +148,7 @@ class UploadService(Runtime):
                 self._limit_takeovers(access.upload)
             if await self._completions.is_kept(session):
                 return Finishing(session)
-            failpoint("attach.before_commit")
             session = await self.database.call(rows.take_over, access, owner=access.owner.key)
-            failpoint("attach.after_commit")
             if session.state in PUBLISHED:
                 return Published(session)
             if session.state == State.FINALIZING:
@@ -279,6 +275,7 @@ def end(pks: Iterable[uuid.UUID], to: State) -> list[UploadSession]:
     using = router.db_for_write(UploadSession)
     with transaction.atomic(using=using):
         outcomes = rows.end([Ending(pk, to) for pk in pks])
+        failpoint("host_end.before_commit")
     ended = [each[0] for each in outcomes if not isinstance(each, UploadError) and each[1]]
     after_commit(using, _after_end, ended)
     return ended
@@ -302,7 +299,9 @@ def _after_end(ended: Sequence[UploadSession]) -> None:
         store.close()
     signal = {State.CANCELLED: signals.upload_cancelled, State.EXPIRED: signals.upload_expired}
     for session in ended:
+        failpoint("host_end.before_signal")
         signals.send_and_wait(signal[State(session.state)], session)
+        failpoint("host_end.after_signal")
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Mapping, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ..failpoints import failpoint
 from . import drain
 from .bus import Bus
 from .credit import Budget
@@ -97,8 +98,10 @@ class Worker:
             async with asyncio.timeout(SECONDS):
                 if _user_of(writer.get_extra_info("socket")) in (0, os.geteuid()):
                     answer = await self._answer(json.loads(await reader.readline()))
+                    failpoint("worker.before_send")
                     writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
+                    failpoint("worker.after_send")
         except (OSError, ValueError) as error:  # TimeoutError is an OSError
             logger.info("A question about this worker was not answered: %r", error)
         finally:

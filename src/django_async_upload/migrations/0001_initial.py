@@ -246,6 +246,15 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="Tombstone",
+            fields=[
+                ("id", models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ("storage", models.CharField(max_length=100)),
+                ("stored_as", models.CharField(max_length=512)),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now)),
+            ],
+        ),
+        migrations.CreateModel(
             name="Usage",
             fields=[
                 ("key", models.CharField(max_length=110, primary_key=True, serialize=False)),

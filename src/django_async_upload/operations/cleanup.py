@@ -6,8 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from copy import copy
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -23,11 +22,11 @@ from .. import signals
 from ..binding.linked import abandoned_links
 from ..exceptions import UploadError
 from ..failpoints import failpoint
-from ..models import Taker, UploadSession, Usage
+from ..models import Taker, Tombstone, UploadSession, Usage
 from ..notices import about
 from ..sessions import rows
 from ..sessions.commits import after_commit
-from ..sessions.holds import BATCH, WITHDRAWABLE, withdraw
+from ..sessions.holds import BATCH, HOLD, WITHDRAWABLE, withdraw
 from ..sessions.state import OVER, State
 from ..sessions.values import Ending
 from ..stores.base import Part, Store
@@ -62,22 +61,36 @@ def refresh_session(instance: UploadSession, using: str, **kwargs: Any) -> None:
 @receiver(post_delete, sender=UploadSession)
 def delete_file(instance: UploadSession, using: str, **kwargs: Any) -> None:
     """Delete the file of a deleted session after the commit. A bound file is the host's and stays."""
-    if instance.part or instance.stored_as:
-        after_commit(using, _delete_files, copy(instance))
+    if not (instance.part or instance.stored_as):
+        return
+    tombstone = None
+    if _is_published(instance):
+        tombstone = Tombstone.objects.using(using).create(
+            pk=instance.pk, storage=instance.storage, stored_as=instance.stored_as
+        )
+    failpoint("delete.before_commit")
+    after_commit(using, _delete_files, instance.part, tombstone)
 
 
-def _delete_files(session: UploadSession) -> None:
+def _is_published(session: UploadSession) -> bool:
+    """Whether a session has a file in its storage that is not the host's."""
+    if session.state == State.FINALIZING:
+        with closing(make_store()) as store:
+            return _has_published(session, store)
+    is_left = session.state in WITHDRAWABLE and _is_past(session.expires_at)
+    return bool(session.stored_as) and (session.state == State.COMPLETED or is_left)
+
+
+def _delete_files(part: str, tombstone: Tombstone | None) -> None:
     """Delete the part and the published file of a deleted session."""
-    store = make_store()
+    failpoint("delete.after_commit")
     try:
-        if session.state == State.COMPLETED or _has_published(session, store):
-            session.get_storage().delete(session.stored_as)
-        elif session.stored_as and session.state in WITHDRAWABLE and _is_past(session.expires_at):
-            withdraw(session)
+        if tombstone is not None:
+            withdraw(tombstone)
     finally:
-        if session.part:
-            store.delete(session.part)
-        store.close()
+        if part:
+            with closing(make_store()) as store:
+                store.delete(part)
 
 
 def _is_past(moment: datetime | None) -> bool:
@@ -170,10 +183,16 @@ def purge(
         )
         if not dry_run:
             _withdraw(session)
+    for tombstone in Tombstone.objects.filter(created_at__lt=now - HOLD):
+        log(f"{tombstone.pk}: deleted, but still stored as {tombstone.stored_as}")
+        if not dry_run:
+            _withdraw(tombstone)
     for path in abandoned_links(GRACE):
         if not dry_run:
+            failpoint("purge.before_unlink_of_link")
             with suppress(FileNotFoundError):
                 os.unlink(path)
+            failpoint("purge.after_unlink_of_link")
         log(f"link {os.path.basename(path)}: not used by any storage")
     for pks in _ended_before(now - ended_after):
         done.rows += len(pks) if dry_run else _delete_rows(pks)
@@ -210,13 +229,12 @@ def _delete_unbound(session: UploadSession) -> bool:
         free = rows.filter(state=State.COMPLETED).exclude(expires_at__gte=timezone.now())
         if found := free.first():
             found.delete()
-            failpoint("purge.before_commit")
+        failpoint("purge.before_commit")
     failpoint("purge.after_commit")
     return found is not None
 
 
 def _expire(session: UploadSession, store: Store) -> bool:
-    failpoint("expire.before_commit")
     try:
         outcome = _end(session)
     except DatabaseError as error:
@@ -226,7 +244,6 @@ def _expire(session: UploadSession, store: Store) -> bool:
         outcome = _end(session)
     if isinstance(outcome, UploadError) or not outcome[1]:
         return False
-    failpoint("expire.after_commit")
     if outcome[0].part:
         store.delete(outcome[0].part)
     failpoint("expire.after_unlink")
@@ -237,7 +254,10 @@ def _expire(session: UploadSession, store: Store) -> bool:
 
 def _end(session: UploadSession) -> tuple[UploadSession, bool] | UploadError:
     with transaction.atomic(using=router.db_for_write(UploadSession)):
-        return rows.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
+        outcome = rows.end([Ending(session.pk, State.EXPIRED, epoch=session.epoch)])[0]
+        failpoint("expire.before_commit")
+    failpoint("expire.after_commit")
+    return outcome
 
 
 def _is_disk_full(error: DatabaseError) -> bool:
@@ -250,7 +270,7 @@ def _is_disk_full(error: DatabaseError) -> bool:
     )
 
 
-def _withdraw(session: UploadSession) -> None:
+def _withdraw(session: UploadSession | Tombstone) -> None:
     try:
         withdraw(session)
     except Exception:  # of the host's storage: the next file may succeed, or the next purge
@@ -282,9 +302,10 @@ def _delete_rows(pks: Sequence[uuid.UUID]) -> int:
 
 def _delete(pks: Sequence[uuid.UUID]) -> int:
     with transaction.atomic(using=router.db_for_write(UploadSession)):
-        return (
-            UploadSession.objects.filter(pk__in=pks).delete()[1].get(UploadSession._meta.label, 0)
-        )
+        deleted = UploadSession.objects.filter(pk__in=pks).delete()[1]
+        failpoint("delete_ended.before_commit")
+    failpoint("delete_ended.after_commit")
+    return deleted.get(UploadSession._meta.label, 0)
 
 
 def _delete_usage(before: datetime) -> int:
@@ -294,7 +315,10 @@ def _delete_usage(before: datetime) -> int:
     with transaction.atomic(using=alias):
         old = Usage.objects.filter(Q(counted_at=None) | Q(counted_at__lt=before))
         unused = old.select_for_update(skip_locked=skip).values_list("pk", flat=True)[:BATCH]
-        return Usage.objects.filter(pk__in=list(unused)).delete()[0]
+        deleted = Usage.objects.filter(pk__in=list(unused)).delete()[0]
+        failpoint("delete_usage.before_commit")
+    failpoint("delete_usage.after_commit")
+    return deleted
 
 
 def _orphans(store: Store, before: datetime) -> list[Part]:

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from .. import conf
 from ..failpoints import failpoint
-from ..models import UploadSession
+from ..models import Tombstone, UploadSession
 from ..stores import disk
 from ..stores.configured import staging_root
 from ..stores.publication.names import is_own_name
@@ -63,6 +63,8 @@ def hold(sessions: Iterable[UploadSession]) -> set[uuid.UUID]:
             else:
                 mine = rows.filter(pk__in=pks, epoch=epoch + 1, expires_at=until)
                 got.update(mine.values_list("pk", flat=True))
+        failpoint("hold.before_commit")
+    failpoint("hold.after_commit")
     return got
 
 
@@ -70,7 +72,9 @@ def release(holds: Iterable[tuple[int, uuid.UUID]]) -> None:
     """Release holds of a request: pairs of the hold's epoch and the upload's id. Bound uploads stay bound."""
     rows = UploadSession.objects.using(upload_database()).filter(state=State.COMPLETED)
     for epoch, pks in _by_epoch(holds):
+        failpoint("release.before_commit")
         rows.filter(pk__in=pks, epoch=epoch).update(expires_at=None)
+        failpoint("release.after_commit")
 
 
 def _by_epoch(
@@ -83,8 +87,8 @@ def _by_epoch(
             yield epoch, pks[start : start + BATCH]
 
 
-def withdraw(session: UploadSession) -> None:
-    """Delete the published name of an upload that was bound, or cancelled by its owner.
+def withdraw(session: UploadSession | Tombstone) -> None:
+    """Delete the published name of an upload that was bound, cancelled by its owner, or whose row was deleted.
 
     Raises what the storage raises.
 
@@ -92,11 +96,12 @@ def withdraw(session: UploadSession) -> None:
     then the row is updated: after a crash at any point the purge can tell which file to delete.
     """
     aside = put_aside(session)
-    failpoint("withdraw.after_rename")
-    rows = UploadSession.objects.using(upload_database()).filter(
-        pk=session.pk, state__in=WITHDRAWABLE
-    )
-    rows.update(expires_at=None)
+    failpoint("withdraw.before_commit")
+    if isinstance(session, Tombstone):
+        Tombstone.objects.using(upload_database()).filter(pk=session.pk).delete()
+    else:
+        rows = UploadSession.objects.using(upload_database()).filter(pk=session.pk)
+        rows.filter(state__in=WITHDRAWABLE).update(expires_at=None)
     failpoint("withdraw.after_commit")
     if aside is not None:
         with suppress(FileNotFoundError):
@@ -104,32 +109,36 @@ def withdraw(session: UploadSession) -> None:
     failpoint("withdraw.after_unlink")
 
 
-def put_aside(session: UploadSession) -> str | None:
+def put_aside(session: UploadSession | Tombstone) -> str | None:
     """Remove the published file from its storage: move it to the staging folder and return its path, or delete it.
 
     With durability ``fsync`` the name does not come back when the power fails: soon the row forgets it.
     """
     storage, name = session.get_storage(), session.stored_as
     try:
-        return _put_aside(session, storage, name)
+        return _put_aside(session.pk, storage, name)
     finally:
         if isinstance(storage, FileSystemStorage) and conf.uploads().durability == "fsync":
+            failpoint("aside.before_sync")
             with suppress(FileNotFoundError):
                 disk.sync_directory(os.path.dirname(storage.path(name)))
+            failpoint("aside.after_sync")
 
 
-def _put_aside(session: UploadSession, storage: Storage, name: str) -> str | None:
+def _put_aside(upload: uuid.UUID, storage: Storage, name: str) -> str | None:
     if (
         isinstance(storage, FileSystemStorage)
         and storage.__class__.delete is FileSystemStorage.delete
-        and not is_own_name(name, session.pk)
+        and not is_own_name(name, upload)
     ):
         root = staging_root(storage)
-        aside = os.path.join(root, f"{session.pk.hex}.link")
+        aside = os.path.join(root, f"{upload.hex}.link")
         try:
             os.makedirs(root, mode=0o700, exist_ok=True)
             if not os.path.lexists(aside):
+                failpoint("aside.before_rename")
                 os.rename(storage.path(name), aside)
+                failpoint("aside.after_rename")
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -137,5 +146,7 @@ def _put_aside(session: UploadSession, storage: Storage, name: str) -> str | Non
                 raise
         else:
             return aside
+    failpoint("aside.before_delete")
     storage.delete(name)
+    failpoint("aside.after_delete")
     return None

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 from ..exceptions import Busy, DataLost, StorageFailed
+from ..failpoints import failpoint
 from . import disk
 from .base import Checkpoint, Part, Position, Store, Writer
 from .disk import translated
@@ -135,8 +136,10 @@ class FileSystemStore(Store):
     def sync_all(self, writers: Sequence[Writer]) -> list[Checkpoint]:
         files = cast("Sequence[FileWriter]", writers)
         if self.durability == "fsync" and any(not file.is_named for file in files):
+            failpoint("parts.before_sync_of_names")
             with translated():
                 self.folder.sync_names()
+            failpoint("parts.after_sync_of_names")
             for file in files:
                 file.is_named = True
         return super().sync_all(writers)

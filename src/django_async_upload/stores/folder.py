@@ -81,8 +81,11 @@ class Folder:
         with self.closing_on_error(file):
             disk.copy(source.fd, file.fd, length)
             if self.durability == "fsync":
+                failpoint("part_copy.before_sync")
                 disk.fdatasync(file.fd)
+                failpoint("part_copy.after_sync")
                 self.sync_names()
+                failpoint("part_copy.after_sync_of_names")
         return file
 
     @contextmanager
@@ -155,4 +158,6 @@ class Folder:
         made += disk.make_directories(self.root, 0o700)
         if self.durability == "fsync":
             for directory in made:
+                failpoint("staging.before_sync")
                 disk.sync_directory(os.path.dirname(directory))
+                failpoint("staging.after_sync")

@@ -26,6 +26,7 @@ from ..exceptions import (
     SubprotocolRequired,
     UploadError,
 )
+from ..failpoints import failpoint
 from ..login import Answer, Login
 from ..models import Slot
 from ..nodelay import set_nodelay
@@ -160,9 +161,11 @@ class Connection:
         self._life.begin()
         refusal = await self._enter()
         offered = SUBPROTOCOL in self.scope.get("subprotocols", [])
+        failpoint("accept.before_send")
         await self._send(
             {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None}
         )
+        failpoint("accept.after_send")
         self._protocol = ServerProtocol(self._hello(), crc32c)
         self._slot.is_open = True
         connections.add(self)
@@ -406,7 +409,9 @@ class Connection:
 
     async def drain(self, retry_after: float) -> None:
         """Save all uploads and close the connection; the client may reconnect after ``retry_after`` seconds."""
+        failpoint("drain.before_send")
         self.send_message(0, m.Drain(retry_after))
+        failpoint("drain.after_send")
         uploads = [stream.upload for stream in self._streams.values()]
         saving = [
             asyncio.create_task(upload.checkpoints.make_now())
@@ -415,8 +420,10 @@ class Connection:
         ]
         if saving:
             await asyncio.wait(saving, timeout=CLOSING_SECONDS)
+        failpoint("drain.after_save")
         self._end(Draining(retry_after=retry_after))
         await self._sender.ended(CLOSING_SECONDS)
+        failpoint("drain.after_close")
 
     # Time ---------------------------------------------------------------------------------------
 

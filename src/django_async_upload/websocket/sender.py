@@ -83,7 +83,9 @@ class Sender:
                     await self._send({"type": "websocket.send", "bytes": frame})
                     failpoint("frame.after_send")
                 if self._close_code is not None:
+                    failpoint("close.before_send")
                     await self._send({"type": "websocket.close", "code": self._close_code})
+                    failpoint("close.after_send")
                     return
                 if self._offers:
                     stream = next(iter(self._offers))

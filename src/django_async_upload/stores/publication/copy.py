@@ -44,6 +44,7 @@ class CopyPublication(Publication):
 
     def _save(self, part: Finished) -> str:
         if part.is_begun and part.storage.exists(part.name):  # complete or not
+            failpoint("copy.before_delete")
             part.storage.delete(part.name)
             failpoint("copy.after_delete")
         return save(
@@ -85,6 +86,7 @@ def save(
         failpoint("copy.after_save")
         if durability == "fsync" and isinstance(storage, FileSystemStorage):
             disk.sync_file(storage.path(stored))
+            failpoint("copy.after_sync_of_file")
             sync_names(directories_of(storage, stored))
             failpoint("copy.after_sync")
     return stored

@@ -61,7 +61,9 @@ class LinkPublication(Publication):
             # The name is its own where a crash happened after the link, perhaps before the sync.
             if not is_linked(storage, path, part.name):
                 raise NameTaken from error
+            failpoint("link.before_second_sync")
             sync_link(storage, part.name, durability=self.store.durability)
+            failpoint("link.after_second_sync")
             return []
 
     def withdraw(self, part: Finished) -> None:
@@ -145,6 +147,7 @@ def link(
             raise Unsuited("the part has another name")
         _adopt(storage, path)
         if durability == "fsync":
+            failpoint("link.before_sync_of_file")
             disk.sync_file(path)
     failpoint("link.before_link")
     try:
