@@ -11,8 +11,8 @@ from ..engine.worker import WorkerStatus
 from ..operations.workers import Answers, Question, Workers
 
 UNREACHED = (
-    "Workers of other machines were not reached: there is no channel layer that other processes share, "
-    "or it does not answer."
+    "Workers of other machines were not reached: neither a channel layer that other processes share nor PostgreSQL "
+    "carries messages to them, or it does not answer."
 )
 
 
@@ -26,7 +26,7 @@ class WorkersCommand(BaseCommand):
         which.add_argument(
             "--all",
             action="store_true",
-            help="The workers of all machines, through the channel layer.",
+            help="The workers of all machines, through the channel layer or PostgreSQL.",
         )
         which.add_argument(
             "--pid",

@@ -38,7 +38,7 @@ class Answers:
 
 
 class Workers:
-    """The workers of this machine; with ``everywhere`` those of all machines, where a channel layer reaches them.
+    """The workers of this machine; with ``everywhere`` those of all machines, where the site's bus reaches them.
 
     With ``pid`` only that process of this machine and the workers that it started. To be used in ``async with``.
     """

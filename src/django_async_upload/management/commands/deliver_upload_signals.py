@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from django_async_upload.engine import outbox
+from django_async_upload.management.database import DatabaseCommand
 from django_async_upload.models import CompletionEvent
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = "Sends upload_completed for every completion that is neither delivered nor claimed by a running process."
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -3,13 +3,14 @@
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
+from django_async_upload.management.database import DatabaseCommand
 from django_async_upload.models import Taker
 from django_async_upload.operations.cleanup import ENDED_AFTER, purge
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = (
         "Expires uploads that were inactive for EXPIRE_AFTER, and deletes files that no session "
         "names and rows of uploads that ended long ago. Safe while uploads run."

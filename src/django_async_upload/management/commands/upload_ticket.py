@@ -4,8 +4,9 @@ from argparse import ArgumentTypeError
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from django_async_upload.management.database import DatabaseCommand
 from django_async_upload.tickets import issue_ticket
 
 
@@ -16,7 +17,7 @@ def _positive(text: str) -> int:
     return value
 
 
-class Command(BaseCommand):
+class Command(DatabaseCommand):
     help = "Prints a short-lived ticket with which a program can upload as USER."
 
     def add_arguments(self, parser: CommandParser) -> None:
