@@ -18,7 +18,7 @@ from django_async_upload import notices
 from django_async_upload.engine import bus as bus_module
 from django_async_upload.engine import layer as layer_module
 from django_async_upload.engine import notify
-from django_async_upload.engine.bus import Bus, LocalBus, Message, SharedBus
+from django_async_upload.engine.bus import Bus, Envelope, LocalBus, Message, SharedBus
 from django_async_upload.engine.layer import LayerBus, make_bus
 from django_async_upload.engine.notify import NotifyBus
 
@@ -230,6 +230,28 @@ async def test_a_medium_that_breaks_in_silence_is_seen_to_be_broken(
         await asyncio.sleep(0.01)
     medium.heal()
     await until(bus.joined)
+
+
+class DeafBus(SharedBus):
+    """As behind a pooler that takes every call and passes no notification on."""
+
+    async def _send(self, envelope: Envelope) -> None:
+        pass
+
+    async def _receive(self) -> None:
+        await self._attend(asyncio.sleep(1000))
+
+
+async def test_a_medium_that_takes_everything_and_brings_nothing_is_not_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bus_module, "CALL_SECONDS", 0.3)
+    bus = DeafBus()
+    bus.subscribe("yield", lambda message: None)
+    try:
+        assert not await bus.joined()
+    finally:
+        await bus.close()
 
 
 @pytest.mark.parametrize("medium", LAYERS, indirect=True)

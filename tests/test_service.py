@@ -763,8 +763,9 @@ async def test_a_cancel_throws_the_bytes_away(
 async def test_a_cancel_from_elsewhere_stops_the_holder(
     uploads: UploadService, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once, and not at its next checkpoint."""
+    """At once, and not at its next checkpoint, or its next look at its row."""
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1000.0)
+    monkeypatch.setattr(hints, "LOOK_SECONDS", 1000.0)
     async with begun(uploads, owner, b"data") as upload:
         writing = asyncio.create_task(upload.write())
         feed(upload, b"da")

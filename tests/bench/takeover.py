@@ -49,14 +49,14 @@ assert changed == 1
 class LongUpload:
     """A client's upload of zeros."""
 
-    def __init__(self, host: Host, connection: RawConnection) -> None:
+    def __init__(self, host: Host, ticket: str) -> None:
         """Create it and let it go; then make its file and its row as long as if it had been sent up to START."""
-        stream, created = connection.create("long.bin", MIB)
-        zeros = bytes(STEP)
         earlier = set(host.parts())
-        connection.send_data(stream, 0, zeros)
-        connection.send(messages.Release(), stream)
-        connection.expect(messages.Released, stream=stream)
+        with host.connect(ticket) as connection:
+            stream, created = connection.create("long.bin", MIB)
+            connection.send_data(stream, 0, bytes(STEP))
+            connection.send(messages.Release(), stream)
+            connection.expect(messages.Released, stream=stream)
         (self.part,) = set(host.parts()) - earlier or earlier
         os.truncate(self.part, START)
         self.pk = created.upload
@@ -112,8 +112,8 @@ def measure(host: Host, another: Host, times: int) -> list[float]:
     seconds: list[float] = []
     ticket = host.ticket()
     while len(seconds) < times:
+        upload = LongUpload(host, ticket)
         with host.connect(ticket) as here, another.connect(ticket) as there:
-            upload = LongUpload(host, here)
             before = upload.part.stat()
             read = bytes_read(host) + bytes_read(another)
             upload.send(here, upload.take_over(here)[1], STEP)  # nobody held it
