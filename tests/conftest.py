@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-SERVER = re.compile(r"[\[-](uvicorn|daphne|hypercorn|granian|rabbitmq|redis)[]-]")
-"""In the id of a test that is run on several servers: which one."""
+SERVER = re.compile(r"[\[-](uvicorn|daphne|hypercorn|granian|rabbitmq|redis|notify)[]-]")
+"""In the id of a test that is run on several servers, or with several brokers or buses: which one."""
 
 
 @pytest.hookimpl(optionalhook=True)

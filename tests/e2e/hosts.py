@@ -42,7 +42,7 @@ class Host:
         return self.server.port
 
     def url(self, port: int | None = None, path: str = PATH) -> str:
-        return f"ws://127.0.0.1:{port or self.port}{path}"
+        return f"ws://{self.server.address}:{port or self.port}{path}"
 
     def get(self, path: str, **query: object) -> Any:
         """The JSON that the host's test page gives."""
@@ -68,7 +68,7 @@ class Host:
         ticket = (
             ticket or self.ticket()
         )  # first: a connection must authenticate itself within seconds
-        connection = RawConnection(port or self.port, path=path)
+        connection = RawConnection(port or self.port, path=path, address=self.server.address)
         connection.greet(ticket)
         return connection
 
@@ -133,12 +133,12 @@ class Host:
 
     def manage(self, *arguments: str) -> str:
         """Run a management command; returns its output."""
-        return manage(self.server.env, *arguments)
+        return manage(self.server.env, *arguments, inside=self.server.inside)
 
 
-def manage(env: Mapping[str, str], *arguments: str) -> str:
+def manage(env: Mapping[str, str], *arguments: str, inside: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
+        [*inside, sys.executable, "-m", "django", *arguments],
         cwd=ROOT,
         env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
         capture_output=True,

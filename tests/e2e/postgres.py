@@ -6,13 +6,15 @@ import contextlib
 import glob
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from .servers import free_port, wait_for
@@ -95,10 +97,12 @@ class PostgresServer:
         )
         assert done.returncode == 0, done.stderr.decode()
 
-    def start(self, **settings: object) -> None:
-        """Start with these settings, and wait until it answers."""
+    def start(self, *, addresses: Sequence[str] = (), **settings: object) -> None:
+        """Start with these settings, and wait until it answers. ``addresses``: what it listens on beside 127.0.0.1."""
         given = {"max_connections": 60, "fsync": "off", **settings}
-        options = f"-h 127.0.0.1 -p {self.port} -k {self._root}"
+        with open(f"{self._data}/pg_hba.conf", "a") as rules:
+            rules.writelines(f"host all all {each} 255.255.255.252 trust\n" for each in addresses)
+        options = f"-h {','.join(['127.0.0.1', *addresses])} -p {self.port} -k {self._root}"
         options += "".join(f" -c {name}={value}" for name, value in given.items())
         log = str(self._root / "log")
         self._run("pg_ctl", "-s", "-w", "-D", self._data, "-l", log, "-o", options, "start")
@@ -128,13 +132,32 @@ class PostgresServer:
             admin.execute(f"CREATE DATABASE {name} OWNER site TEMPLATE {template or 'template1'}")
         return name
 
+    def suspend(self) -> None:
+        """SIGSTOP, all its processes: connections are accepted, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        main = psutil.Process(int(Path(self._data, "postmaster.pid").read_text().split()[0]))
+        main.send_signal(number)  # first: it starts no others
+        for each in main.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
     def setting(
-        self, database: str, port: int | None = None, **options: object
+        self,
+        database: str,
+        port: int | None = None,
+        *,
+        host: str = "127.0.0.1",
+        **options: object,
     ) -> Mapping[str, object]:
         """For Django's DATABASES. ``port`` is that of a proxy, which needs to understand what is said."""
         return {
             "NAME": database,
-            "HOST": "127.0.0.1",
+            "HOST": host,
             "PORT": port or self.port,
             "USER": "site",
             "OPTIONS": {"sslmode": "disable", "gssencmode": "disable", **options},

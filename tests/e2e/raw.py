@@ -62,6 +62,7 @@ class RawConnection:
         port: int,
         *,
         path: str = "/ws/uploads/",
+        address: str = "127.0.0.1",
         origin: str | None = None,
         cookie: str | None = None,
         subprotocol: str | None = SUBPROTOCOL,
@@ -78,11 +79,11 @@ class RawConnection:
         self.spent = 0
         self._last_stream = 0
         self._buffer = bytearray()
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        self.socket = socket.create_connection((address, port), timeout=timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         lines = [
             f"GET {path} HTTP/1.1",
-            f"Host: {host or f'127.0.0.1:{port}'}",
+            f"Host: {host or f'{address}:{port}'}",
             "Upgrade: websocket",
             "Connection: Upgrade",
             f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,17 @@ from .servers import free_port, wait_for
 
 
 class Redis:
-    """A redis-server that keeps nothing on disk, on a port that it keeps over restarts."""
+    """A redis-server that keeps nothing on disk, on a port that it keeps over restarts.
 
-    def __init__(self, folder: Path) -> None:
+    ``addresses``: what it listens on beside 127.0.0.1.
+    """
+
+    def __init__(self, folder: Path, addresses: Sequence[str] = ()) -> None:
         self._program = shutil.which("redis-server")
         if self._program is None:
             pytest.skip("needs redis-server")
         self._folder = folder
+        self._addresses = addresses
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -31,16 +35,19 @@ class Redis:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def layers(self, backend: str = "pubsub.RedisPubSubChannelLayer") -> dict[str, Any]:
+    def layers(
+        self, backend: str = "pubsub.RedisPubSubChannelLayer", address: str = "127.0.0.1"
+    ) -> dict[str, Any]:
         """For Django's CHANNEL_LAYERS."""
-        config = {"hosts": [self.url]}
+        config = {"hosts": [f"redis://{address}:{self.port}"]}
         return {"default": {"BACKEND": f"channels_redis.{backend}", "CONFIG": config}}
 
     def start(self) -> None:
         assert self._program is not None
         self._process = subprocess.Popen(
             [
-                *(self._program, "--port", str(self.port), "--bind", "127.0.0.1"),
+                *(self._program, "--port", str(self.port), "--protected-mode", "no"),
+                *("--bind", "127.0.0.1", *self._addresses),
                 *("--save", "", "--appendonly", "no", "--dir", str(self._folder)),
             ],
             stdout=subprocess.DEVNULL,
@@ -77,9 +84,9 @@ class Redis:
 
 
 @contextlib.contextmanager
-def running_redis(folder: Path) -> Iterator[Redis]:
+def running_redis(folder: Path, addresses: Sequence[str] = ()) -> Iterator[Redis]:
     """A Redis that is gone at the end, whatever happened."""
-    redis = Redis(folder)
+    redis = Redis(folder, addresses)
     try:
         redis.start()
         yield redis

@@ -101,6 +101,10 @@ class Server:
     """Where the application is imported from."""
     up = "/up/"
     """A page that answers with 200 once the server is up."""
+    address = "127.0.0.1"
+    """What it listens on."""
+    inside: tuple[str, ...] = ()
+    """The beginning of a command that runs the rest of it on the server's machine."""
 
     def __init__(self, kind: str, env: Mapping[str, str], log: Path) -> None:
         self.kind = kind
@@ -112,7 +116,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def origin(self) -> str:
@@ -121,7 +125,8 @@ class Server:
     def command(self) -> list[str]:
         name, *flags = (KINDS | FLEETS)[self.kind](self.port)
         command = [str(Path(sys.executable).parent / name)]
-        return command + [self.application if each == APPLICATION else each for each in flags]
+        own = {APPLICATION: self.application, "127.0.0.1": self.address}
+        return command + [own.get(each, each) for each in flags]
 
     def start(self) -> None:
         """Start and wait until it answers a request."""
@@ -130,7 +135,7 @@ class Server:
         environment["PYTHONUNBUFFERED"] = "1"
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                [*self.inside, *self.command()],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ DISK = Path(os.environ.get("E2E_DISK", ROOT))
 
 SECRET_KEY = "tests only: not a secret, long enough for the signer's taste"
 DEBUG = False
-ALLOWED_HOSTS = ["127.0.0.1"]
+ALLOWED_HOSTS = os.environ.get("E2E_HOSTS", "127.0.0.1").split(",")
 USE_TZ = True
 ROOT_URLCONF = "tests.site.urls"
 INSTALLED_APPS = [
