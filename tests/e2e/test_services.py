@@ -6,6 +6,7 @@ Each test runs for some ten seconds; with ``E2E_LONG=1`` each failure lasts for 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -136,6 +137,49 @@ def test_postgresql_crashes_and_comes_back(
         server.start()
         print(f"complete {load.finish(REST):.1f} s later")
     assert_not_flooded(host)
+
+
+def test_postgresql_hangs_and_its_notifications_come_back(
+    hosts: Callable[..., Host], server: PostgresServer, database: str
+) -> None:
+    """Bytes are received meanwhile, and none is called durable that no row has."""
+    host = hosts(extra=on(server.setting(database)))
+    name, data = "begun before.bin", os.urandom(MIB)
+    with host.another_server() as another, Load(host) as load, host.connect() as connection:
+        assert yields_by_notification(host, another, server, database, load)
+        load.contents[name] = data
+        stream, _created = connection.create(name, len(data))
+        with failing(load, host):
+            server.suspend()
+            try:
+                connection.upload(stream, data)
+                assert connection.durable[stream] < len(data)
+                wait_for(
+                    lambda: "Other processes are not" in host.server.log(),
+                    what="the end of messages",
+                )
+            finally:
+                server.resume()
+        load.results[name] = connection.finish(stream, data)
+        wait_for(
+            lambda: yields_by_notification(host, another, server, database, load),
+            seconds=REST,
+            what="messages by NOTIFY",
+        )
+        load.finish(REST)
+    assert_not_flooded(host)
+
+
+def yields_by_notification(
+    host: Host, another: Host, server: PostgresServer, database: str, load: Load
+) -> bool:
+    """Whether a holder that is asked for its upload by NOTIFY answers."""
+    with server.connect(database) as spy:
+        spy.execute(f'LISTEN "async-upload.{hashlib.sha256(database.encode()).hexdigest()[:16]}"')
+        seconds = take_over(host, another, load, f"by notification {time.monotonic()}.bin")
+        heard = "".join(each.payload for each in spy.notifies(timeout=1.0))
+    print(f"taken over in {seconds:.2f} s, by notification: {'yielded' in heard}")
+    return "yielded" in heard
 
 
 def test_postgresql_answers_200_ms_late(
