@@ -70,8 +70,7 @@ class Endpoint:
 
     async def get_max_size(self, user: Any) -> int | None:
         """Largest file of this user, bytes; None: no limit."""
-        max_size: int | None = self._setting("max_size")
-        return max_size
+        return self.announced_size
 
     async def may_discard(self, session: UploadSession) -> bool:
         """Whether the client may delete this completed upload, which is not taken yet."""
@@ -145,6 +144,12 @@ class Endpoint:
         The user is a new object, so that no permission is cached. Raises :class:`ConnectionRefused`.
         """
         return await self.login.reload()
+
+    @property
+    def announced_size(self) -> int | None:
+        """The largest file in bytes, as it is told to anybody; None for no limit."""
+        size: int | None = self._setting("max_size")
+        return size
 
     async def user_of(self, scope: dict[str, Any]) -> AbstractBaseUser | None:
         """The user whom the host's own way finds, by the hook."""
@@ -251,6 +256,7 @@ class Endpoint:
             digest=new.digest or "",
             is_partial=new.is_partial,
             parts=[str(part) for part in new.parts],
+            digests=dict(new.digests),
             expires_at=rows.expiry(),
         )
         session.storage = self.get_storage(session)

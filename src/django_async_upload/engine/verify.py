@@ -83,8 +83,9 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
         raise SizeMismatch(size=facts.size, received=upload.flow.received, declared=session.size)
     writer = await upload.part.made()
     actual = f"{writer.crc:08x}"
-    if facts.crc32c not in (None, actual):
-        raise DigestMismatch(algorithm=CRC32C, actual=actual, expected=facts.crc32c)
+    expected = facts.crc32c or session.digests.get(CRC32C)
+    if expected not in (None, actual):
+        raise DigestMismatch(algorithm=CRC32C, actual=actual, expected=expected)
     digests = await _digests(upload, writer, facts)
     if hooks.inspects:
         await _enter_verifying(upload, "inspecting")
@@ -95,6 +96,7 @@ async def verify(upload: ActiveUpload, facts: Facts, hooks: Hooks) -> Verified:
 async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[str, str]:
     """The digests of the taps, compared with the client's."""
     promised = upload.session.digest
+    sent = {**upload.session.digests, **facts.digests}
     if not upload.taps:
         return {}
     await upload.taps.caught_up()
@@ -108,7 +110,7 @@ async def _digests(upload: ActiveUpload, writer: Writer, facts: Facts) -> dict[s
         await _enter_verifying(upload, "verifying")
     found = await upload.taps.end(writer, report)
     for algorithm, actual in found.items():
-        expected = facts.digests.get(algorithm)
+        expected = sent.get(algorithm)
         if expected is None and algorithm == promised:
             missing = f"The client did not send the {algorithm} that it had promised."
             raise DigestMismatch(missing, algorithm=algorithm, actual=actual)

@@ -25,6 +25,7 @@ from ..exceptions import (
     OriginRefused,
     PermissionRefused,
     SizeExceeded,
+    SizeMismatch,
     UploadError,
     UploadOver,
     WrongOffset,
@@ -39,14 +40,14 @@ from ..sessions.state import ACTIVE, PUBLISHED, State
 from ..sessions.values import Facts, UploadAccess
 from ..stores.base import Piece
 from .body import Body, CutOff
+from .draft import Draft
 from .holder import Holder, Turn, holder_of
 from .languages import Language
 from .plain import Plain
 from .requests import Append, Cancel, Checksum, Create, Look, Offset, Options, Question, Request
 from .responses import Response, Standing
 
-LANGUAGES: Final[tuple[Language, ...]] = (Plain(),)
-"""The first one that speaks a request answers it."""
+METHODS: Final = "OPTIONS, HEAD, GET, POST, PUT, PATCH, DELETE"
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
 PREFLIGHT_SECONDS: Final = 86_400
 PATIENCE_SECONDS: Final = 5.0
@@ -65,6 +66,8 @@ class Exchange:
 
     def __init__(self, hooks: Endpoint) -> None:
         self.hooks = hooks
+        self._languages: tuple[Language, ...] = (Draft(hooks.announced_size), Plain())
+        """The first one that speaks a request answers it."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Serve the request."""
@@ -89,13 +92,13 @@ class Exchange:
             await self._send(send, request, response)
 
     async def _respond(self, request: Request) -> Response:
-        language: Language = LANGUAGES[-1]
+        language = self._languages[-1]
         question: Question | None = None
         try:
-            language = next(each for each in LANGUAGES if each.speaks(request))
+            language = next(each for each in self._languages if each.speaks(request))
             self._check_origin()
-            if self._is_preflight:
-                return Response(204)
+            if request.method == "OPTIONS":
+                return Response(204) if self._is_preflight else self._options(request)
             question = language.read(request)
             standing = await self._answer(request, question)
             return language.answer(request, question, standing)
@@ -106,6 +109,12 @@ class Exchange:
         except Exception:  # a bug of a host's hook, or of this app
             logger.exception("A request over HTTP failed")
             return self._refuse(language, request, question, InternalError())
+
+    def _options(self, request: Request) -> Response:
+        response = Response(204, {"Allow": METHODS})
+        for language in self._languages:
+            response.headers |= language.answer(request, Options(), None).headers
+        return response
 
     def _refuse(
         self, language: Language, request: Request, question: Question | None, error: UploadError
@@ -214,8 +223,6 @@ class Exchange:
     # What is asked ------------------------------------------------------------------------------
 
     async def _answer(self, request: Request, question: Question) -> Standing | None:
-        if isinstance(question, Options):
-            return None
         await self._authenticate(request)
         match question:
             case Create():
@@ -228,7 +235,7 @@ class Exchange:
                 return await self._look(upload)
             case Cancel(upload):
                 await self._cancel(upload)
-                return None
+        return None
 
     async def _create(self, request: Request, create: Create) -> Standing:
         held = policies.check_metadata(create.new.metadata)
@@ -270,11 +277,13 @@ class Exchange:
         if holder is None:
             session = await self._find(append.upload)
             if session.state in PUBLISHED:
-                raise UploadOver(state=session.state)
+                return self._replayed(append, Standing(session, session.size or 0))
             holder = self._attached(append.upload)
         self._standing = standing = await holder.prepared()
-        if standing.is_published or holder.is_finishing:
-            raise UploadOver(state=State.COMPLETED)
+        if standing.is_published:
+            return self._replayed(append, standing)
+        if holder.is_finishing:
+            return self._replayed(append, await self._end_of(holder))
         with await holder.turn() as turn:
             self._standing = standing = turn.standing
             if append.offset != standing.offset:
@@ -284,11 +293,21 @@ class Exchange:
             finally:
                 self._standing = turn.standing
 
+    def _replayed(self, append: Append, standing: Standing) -> Standing:
+        """The end of a published upload, for a client that has lost the answer. Raises :class:`UploadOver`."""
+        self._standing = standing
+        if append.completes is False or append.offset != standing.offset:
+            raise UploadOver(state=standing.session.state)
+        return standing
+
     async def _write(
         self, turn: Turn, body: Body, question: Create | Append, completes: bool | None
     ) -> Standing:
         """Write the body as it comes, as fast as there is credit."""
         size, offset = turn.size, turn.standing.offset
+        declared = question.size if isinstance(question, Append) else None
+        if size is not None and declared not in (None, size):
+            raise SizeMismatch(size=declared, received=offset, declared=size)
         if body.length is not None:
             _check_end(offset + body.length, size)
         turn.body = body
@@ -332,6 +351,8 @@ class Exchange:
 
     async def _cancel(self, upload: uuid.UUID) -> None:
         end = await self._service.cancel(self._access(upload))
+        if holder := holder_of(self._service, self.hooks, upload):
+            holder.forget()
         if end.session.state == State.COMPLETED:
             if not await self.hooks.is_discardable(end.session):
                 raise PermissionRefused

@@ -120,7 +120,7 @@ class Holder:
     def _leave(self) -> None:
         self._is_over = True
         drain.connections.discard(self)
-        self._forget()
+        self.forget()
         if self._timer is not None:
             self._timer.cancel()
         if self._turn is not None:
@@ -228,10 +228,11 @@ class Holder:
             self._timer = loop.call_later(LINGER_SECONDS, self._release)
 
     def _release(self) -> None:
-        self._forget()  # the next request attaches the upload again
+        self.forget()  # the next request attaches the upload again
         self.upload.release()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """No later request finds it here: it reads the row."""
         for upload in [pk for pk, holder in self._registry.items() if holder is self]:
             del self._registry[upload]
 

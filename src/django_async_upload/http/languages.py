@@ -10,7 +10,10 @@ from .responses import Response, Standing
 
 
 class Language(Protocol):
-    """Reads requests and words answers: plain functions of values, without I/O."""
+    """Reads requests and words answers: plain functions of values, without I/O.
+
+    OPTIONS have no language: the answer has the headers of all.
+    """
 
     def speaks(self, request: Request) -> bool:
         """Whether the request is in this language."""

@@ -8,7 +8,7 @@ from typing import Final
 from ..exceptions import MethodRefused, NotFound, UploadError
 from ..sessions.values import NewUpload
 from .problems import problem
-from .requests import Cancel, Create, Look, Options, Question, Request
+from .requests import Cancel, Create, Look, Question, Request
 from .responses import Response, Standing, json_response
 
 METHODS: Final = "OPTIONS, GET, HEAD, POST, PUT, DELETE"
@@ -25,8 +25,6 @@ class Plain:
     def read(self, request: Request) -> Question:
         upload = request.upload
         match request.method:
-            case "OPTIONS":
-                return Options()
             case "GET" | "HEAD" if upload is not None:
                 return Look(upload)
             case "DELETE" if upload is not None:
@@ -39,7 +37,7 @@ class Plain:
 
     def answer(self, request: Request, question: Question, standing: Standing | None) -> Response:
         if standing is None:
-            return Response(204, {"Allow": METHODS} if isinstance(question, Options) else {})
+            return Response(204)
         status = 201 if isinstance(question, Create) else 200
         return json_response(status, standing.result)
 

@@ -100,12 +100,12 @@ def status_of(error: UploadError) -> int:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def problem(error: UploadError, **members: Any) -> Response:
+def problem(error: UploadError, status: int | None = None, **members: Any) -> Response:
     """A response with problem details: ``code``, ``retryable`` and the figures of the error are members of them.
 
-    ``members`` are added, and may replace ``type``.
+    ``status`` is that of :func:`status_of` by default. ``members`` are added, and may replace ``type``.
     """
-    status = status_of(error)
+    status = status or status_of(error)
     details: dict[str, Any] = {
         "type": "about:blank",
         "title": title_of(status),

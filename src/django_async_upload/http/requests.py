@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from ..exceptions import MalformedRequest
 from ..sessions.values import NewUpload
@@ -44,6 +44,10 @@ class Request:
     def upload(self) -> uuid.UUID | None:
         """The upload that the path names; None where it names none: ids match exactly, in lower case."""
         return uuid.UUID(self.segment) if _UUID.fullmatch(self.segment) else None
+
+    def address_of(self, upload: uuid.UUID) -> str:
+        """The path of an upload of this endpoint, percent-encoded: a relative reference (RFC 9110, section 10.2.2)."""
+        return f"{quote(self.path.removesuffix(self.segment))}{upload}"
 
     @property
     def length(self) -> int | None:

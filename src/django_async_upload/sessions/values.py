@@ -41,6 +41,8 @@ class NewUpload:
     """Whether its bytes are only to be concatenated with those of others: it is never published."""
     parts: tuple[uuid.UUID, ...] = ()
     """The partial uploads that it is concatenated from."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Checksums of the whole file that the client knows already, hexadecimal, by algorithm; ``crc32c`` is one."""
 
 
 @dataclass(frozen=True, slots=True)
