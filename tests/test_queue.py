@@ -57,6 +57,20 @@ async def test_pieces_are_due_when_they_are_a_quarter_of_the_credit() -> None:
     assert not upload.queue.is_due, "there are none"
 
 
+async def test_pieces_stay_due_when_the_limit_rises_before_the_writer_looks() -> None:
+    """A checkpoint may raise it: seen as uploads that got no answer, and no more bytes, for a minute."""
+    upload = Upload()
+    upload.flow.limit = 400
+    upload.put(100)
+    assert upload.wakes == 1
+    upload.flow.limit = 64 * MIB
+    assert upload.queue.is_due
+    upload.queue.take_batch()
+    upload.put(100)
+    assert not upload.queue.is_due
+    upload.queue.clear()
+
+
 async def test_pieces_are_due_when_they_are_the_rest_of_the_file() -> None:
     upload = Upload()
     upload.queue.size, upload.flow.received = 2 * MIB, MIB

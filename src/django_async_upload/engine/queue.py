@@ -31,8 +31,8 @@ class Queue:
         """Bytes of the pieces."""
         self._has_ended = False
         """Whether the client sends no more, so that nothing waits for more."""
-        self._has_waited = False
-        """Whether the pieces have waited for :data:`BATCH_SECONDS`."""
+        self._waits_no_more = False
+        """Whether the pieces wait for no more: they were enough, or have waited for :data:`BATCH_SECONDS`."""
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, piece: Piece) -> bool:
@@ -42,6 +42,8 @@ class Queue:
         self.pieces.append(piece)
         self._queued += len(piece.payload)
         if self.is_due:
+            # They stay due: no timer runs, and the limit may rise before the writer looks.
+            self._waits_no_more = True
             self._wake()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
@@ -60,7 +62,7 @@ class Queue:
             return False
         flow, queued = self._flow, self._queued
         return (
-            self._has_waited
+            self._waits_no_more
             or self._has_ended
             or queued >= BATCH_BYTES
             or queued >= (flow.limit - flow.received) // 4
@@ -77,7 +79,7 @@ class Queue:
             count += 1
         batch, self.pieces = self.pieces[:count], self.pieces[count:]
         self._queued -= size
-        self._has_waited = True  # the rest waits while this is written
+        self._waits_no_more = True  # the rest waits while this is written
         return batch
 
     def clear(self) -> None:
@@ -91,10 +93,10 @@ class Queue:
             self._timer = None
         pieces, self.pieces = self.pieces, []
         self._queued = 0
-        self._has_waited = False
+        self._waits_no_more = False
         return pieces
 
     def _stop_waiting(self) -> None:
         self._timer = None
-        self._has_waited = True
+        self._waits_no_more = True
         self._wake()
