@@ -129,6 +129,11 @@ class ActiveUpload:
             self.lose(TakenOver())
         return not self._is_complete
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether this upload has to stop with an error."""
+        return self._lost is not None
+
     def raise_if_lost(self) -> None:
         """Raise the error with which this upload has to stop, if there is one."""
         if self._lost is not None:

@@ -43,7 +43,7 @@ _holders: WeakKeyDictionary[UploadService, dict[uuid.UUID, Holder]] = WeakKeyDic
 def holder_of(service: UploadService, hooks: Endpoint, upload: uuid.UUID) -> Holder | None:
     """The holder of an upload in this process, if it is held for this owner."""
     holder = _holders.get(service, {}).get(upload)
-    if holder is None or holder.hooks.endpoint != hooks.endpoint:
+    if holder is None or holder.upload.is_lost or holder.hooks.endpoint != hooks.endpoint:
         return None
     if holder.hooks.owner.key != hooks.owner.key:
         return None
