@@ -30,6 +30,7 @@ from django_async_upload import notices
 from django_async_upload.admission import MAX_UNAUTHENTICATED
 from django_async_upload.consumers import CLOSE_CODES, UploadConsumer
 from django_async_upload.engine import drain as drain_module
+from django_async_upload.engine.database import Database
 from django_async_upload.engine.service import UploadService
 from django_async_upload.exceptions import (
     BY_CODE,
@@ -58,7 +59,7 @@ from django_async_upload.sessions import owners
 from django_async_upload.sessions.owners import SESSION_TOKEN, ensure_visitor
 from django_async_upload.sessions.state import State
 from django_async_upload.testing.communicator import UploadCommunicator
-from django_async_upload.tickets import issue_ticket
+from django_async_upload.tickets import Ticket, issue_ticket
 from django_async_upload.websocket import connection as connections
 from django_async_upload.websocket import sender
 
@@ -1013,6 +1014,24 @@ async def test_a_ticket_must_come_in_time(
         await ends_with(client, BY_CODE["authentication_timeout"])
 
 
+async def test_a_ticket_that_came_in_time_is_not_late_because_the_database_is(
+    application: Any, alice: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "AUTHENTICATION_SECONDS", 0.2)
+    call = Database.call
+
+    async def late(self: Database, function: Any, item: Any, **options: Any) -> Any:
+        if isinstance(item, Ticket):
+            await asyncio.sleep(0.5)
+        return await call(self, function, item, **options)
+
+    async with UploadCommunicator(application) as client:
+        monkeypatch.setattr(Database, "call", late)
+        await client.send(m.Auth(issue_ticket(alice)))
+        assert (await client.wait_for(m.Authenticated)).user == str(alice)
+        assert (await client.upload("a.bin", b"data")).size == 4
+
+
 async def test_a_client_that_goes_while_its_ticket_is_read_leaves_no_trace(
     application: Any, alice: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1190,10 +1209,28 @@ async def test_a_stranger_who_is_sent_away_is_told_and_who_signs_in_is_not(
     strangers = [connect(cookies=None) for _ in range(MAX_UNAUTHENTICATED)]
     for stranger in strangers:
         await stranger.connect()
+    call, looking, found = Database.call, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Database, function: Any, item: Any, **options: Any) -> Any:
+        if isinstance(item, Ticket):
+            looking.set()
+            await found.wait()
+        return await call(self, function, item, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "call", slow)
+        await strangers[0].send(m.Auth(issue_ticket(alice)))  # it has done its part
+        await looking.wait()
+        late = connect(cookies=None)
+        await late.connect()
+        refused = await ends_with(strangers[1], TooManyConnections)
+        assert 1.0 <= (refused.retry_after or 0) <= 3.0
+        await late.disconnect()
+        found.set()
+    await strangers[0].wait_for(m.Authenticated)
     async with connect(ticket=issue_ticket(alice)) as client:
-        await ends_with(strangers[0], TooManyConnections)
         assert (await client.upload("a.bin", b"data")).size == 4
-        assert await strangers[1].receives_nothing()
+        assert await strangers[2].receives_nothing()
     for stranger in strangers:
         await stranger.disconnect()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,36 @@ async def test_each_connection_is_told_when_to_come_back(connection: Connection)
     assert retry_after() == 5.0
     undrain()
     assert retry_after() is None
+
+
+async def test_connections_are_drained_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that come back at once would wait for each other at the process that takes them."""
+    monkeypatch.setattr(module, "SPREAD_SECONDS", 1.0)
+    told: list[float] = []
+
+    class Counting:
+        async def drain(self, retry_after: float) -> None:
+            told.append(time.monotonic())
+
+    crowd = [Counting() for _ in range(100)]
+    module.connections.update(crowd)
+    try:
+        began = time.monotonic()
+        await drain()
+        waits = [at - began for at in told]
+        assert len(waits) == 100
+        assert waits[50] >= 0.4
+        assert 0.9 <= waits[-1] < 5
+        told.clear()
+        draining = asyncio.create_task(drain())
+        while not told:
+            await asyncio.sleep(0)
+        undrain()
+        await draining
+        assert len(told) < 100, "the others stay"
+    finally:
+        module.connections.difference_update(crowd)
+        undrain()
 
 
 async def test_a_drain_waits_for_what_outlives_its_connection(connection: Connection) -> None:

@@ -19,6 +19,7 @@ from django.core.management import CommandError, call_command
 
 from django_async_upload.engine import drain, worker
 from django_async_upload.engine.bus import LocalBus
+from django_async_upload.engine.checkpoints import Checkpoints
 from django_async_upload.engine.service import UploadService
 from django_async_upload.engine.worker import ANSWER, ASK, WorkerStatus
 from django_async_upload.exceptions import Draining
@@ -130,16 +131,28 @@ async def test_a_wait_for_a_drain_has_a_limit(
 
 
 async def test_uploads_that_begin_during_a_drain_are_refused(
-    service: UploadService, connect: Connect
+    service: UploadService, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client has not read DRAIN yet, and its connection is still saved and closed."""
+    saving, saved = asyncio.Event(), asyncio.Event()
+
+    async def save(self: Checkpoints) -> None:
+        saving.set()
+        await saved.wait()
+
+    monkeypatch.setattr(Checkpoints, "make_now", save)
     async with connect() as client:
-        drain._draining[:] = [3.0]
-        await client.send(m.Create(new_key(), "late.bin", 100_000), 1)
-        error = await client.wait_for(m.Error, 1)
+        await client.send(m.Create(new_key(), "early.bin", 100_000), 1)
+        await client.wait_for(m.Created, 1)
+        draining = asyncio.create_task(drain.drain(3.0))
+        await saving.wait()
+        await client.send(m.Create(new_key(), "late.bin", 100_000), 2)
+        error = await client.wait_for(m.Error, 2)
         assert (error.code, error.retry_after) == ("draining", 3.0)
-        drain.undrain()
-        assert (await client.upload("a.bin", b"data")).size == 4
+        saved.set()
+        with pytest.raises(Draining):
+            await client.wait_for(m.Hello)
+        await draining
 
 
 @pytest.mark.parametrize("line", [b"\n", b"{", b"[]\n", b'{"do": "drain"}\n', b"x" * 100_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -20,11 +21,12 @@ from .notices import notice
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-MAX_UNAUTHENTICATED: Final = 64
-"""Connections of one address that have not signed in yet. One more has the oldest of them closed: it has had the
-most time, so a flood of them does not keep out clients that sign in at once."""
-RETRY_AFTER: Final = 5.0
-"""Seconds after which a refused client may try again."""
+MAX_UNAUTHENTICATED: Final = 256
+"""Connections of one address that have not signed in yet: a network's clients come back at once after a restart.
+One more has the oldest of those closed that owe an AUTH: it has had the most time, so a flood of them does not keep
+out clients that sign in at once."""
+RETRY_AFTER: Final = (1.0, 3.0)
+"""Seconds after which a refused client may try again, at random between these: not all of them at once."""
 
 IPV6_SUBSCRIBER: Final = 64
 """Length in bits of the prefix that identifies a subscriber of IPv6 (RFC 6177), who has all addresses in it."""
@@ -170,8 +172,8 @@ class ConnectionSlot:
 
     def __init__(self, address: Address | None, evict: Callable[[UploadError], None]) -> None:
         self.address = network_of(address)
-        self.is_open = False
-        """Whether the handshake has ended: before that, no other connection gets the slot."""
+        self.owes_auth = False
+        """Whether the handshake has ended and no AUTH was received: only then may a newer connection get the slot."""
         self._evict = evict
         self._is_signed_in = False
 
@@ -181,12 +183,12 @@ class ConnectionSlot:
             return
         most = conf.uploads().address_max_connections
         if _addresses[self.address] >= most:
-            raise TooManyConnections(max_connections=most, retry_after=RETRY_AFTER)
+            raise _refusal(most)
         unauthenticated = _unauthenticated.setdefault(self.address, {})
         if len(unauthenticated) >= MAX_UNAUTHENTICATED:
-            oldest = next(iter(unauthenticated))
-            error = TooManyConnections(max_connections=MAX_UNAUTHENTICATED, retry_after=RETRY_AFTER)
-            if not oldest.is_open:
+            oldest = next((each for each in unauthenticated if each.owes_auth), None)
+            error = _refusal(MAX_UNAUTHENTICATED)
+            if oldest is None:
                 raise error
             oldest.leave()
             oldest._evict(error)
@@ -214,6 +216,13 @@ class ConnectionSlot:
             unauthenticated.pop(self, None)
             if not unauthenticated:
                 del _unauthenticated[self.address or ""]
+
+
+def _refusal(most: int) -> TooManyConnections:
+    return TooManyConnections(
+        max_connections=most,
+        retry_after=round(random.uniform(*RETRY_AFTER), 2),  # noqa: S311
+    )
 
 
 def slots_taken() -> int:

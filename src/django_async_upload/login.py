@@ -46,6 +46,7 @@ class Login:
         self._owner: Owner | None = None
         self._count = 0
         self._answer = _new_answer()
+        self._deadline: asyncio.TimerHandle | None = None
 
     @property
     def is_answered(self) -> bool:
@@ -77,7 +78,11 @@ class Login:
         self._accept(owner, self._answer)
 
     def expect(self) -> Answer:
-        """AUTH was received: later messages depend on its answer, which :meth:`by_auth` gives."""
+        """AUTH was received: later messages depend on its answer, which :meth:`by_auth` gives.
+
+        The client has kept its deadline: how long the answer takes is up to the database.
+        """
+        self._end_deadline()
         if self._answer.done():
             self._answer = _new_answer()
         return self._answer
@@ -117,20 +122,25 @@ class Login:
 
     def refuse(self, error: UploadError) -> None:
         """Answer an AUTH that is awaited with an error."""
+        self._end_deadline()
         _refuse(self._answer, error)
 
     def limit(self, seconds: float, late: Callable[[UploadError], None]) -> None:
-        """Refuse the first AUTH where it is not accepted in time, and call ``late`` with the error."""
-        answer = self._answer
+        """Where no AUTH is received in time, refuse it and call ``late`` with the error."""
 
         def ring() -> None:
-            if not answer.done():
+            if not self._answer.done():
                 error = AuthenticationTimeout(seconds=seconds)
-                answer.set_exception(error)
+                self.refuse(error)
                 late(error)
 
-        if not answer.done():
-            asyncio.get_running_loop().call_later(seconds, ring)
+        if not self._answer.done():
+            self._deadline = asyncio.get_running_loop().call_later(seconds, ring)
+
+    def _end_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _accept(self, owner: Owner, answer: Answer) -> None:
         self._count += 1

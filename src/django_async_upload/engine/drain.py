@@ -25,6 +25,10 @@ connections: set[Drainable] = set()
 """The open connections of this process."""
 tasks: set[asyncio.Task[None]] = set()
 """Tasks that outlive their connection: uploads that complete after it was lost."""
+DRAINED_PER_SECOND: Final = 100
+"""Connections drained per second: another process has to take all these clients at once."""
+SPREAD_SECONDS: Final = 3.0
+"""Seconds within which the last connection is drained, however many there are."""
 _draining: list[float] = []
 _closing: list[float] = []
 """An item for each call of :func:`drain` that still waits."""
@@ -50,18 +54,31 @@ def is_drained() -> bool:
 async def drain(retry_after: float = 1.0) -> None:
     """Ask every client of this process to reconnect later, save all uploads, and close the connections.
 
-    Until :func:`undrain`, or the end of the process, new connections and uploads are refused in the same way. Call it
+    One after the other, evenly, within :data:`SPREAD_SECONDS`: clients that come back at once would wait for each
+    other. Until its turn each goes on uploading.
+
+    Until :func:`undrain`, or the end of the process, new connections are refused in the same way. Call it
     before stopping the server, since most servers close the sockets themselves on SIGTERM. ``retry_after`` is in
     seconds. Returns within 15 seconds, whatever hangs.
     """
     _draining[:] = [retry_after]
     _closing.append(retry_after)
     try:
-        await asyncio.gather(*(connection.drain(retry_after) for connection in list(connections)))
+        leaving = list(connections)
+        pause = min(1 / DRAINED_PER_SECOND, SPREAD_SECONDS / max(1, len(leaving)))
+        await asyncio.gather(
+            *(_drain_after(number * pause, each) for number, each in enumerate(leaving))
+        )
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
     finally:
         _closing.pop()
+
+
+async def _drain_after(seconds: float, connection: Drainable) -> None:
+    await asyncio.sleep(seconds)
+    if _draining and connection in connections:  # otherwise undrained, or gone by itself
+        await connection.drain(_draining[-1])
 
 
 def undrain() -> None:

@@ -145,6 +145,8 @@ class Connection:
         self._time = asyncio.get_running_loop().time
         self._heard = self._time()
         self._timer: asyncio.TimerHandle | None = None
+        self._leaves_for: float | None = None
+        """The ``retry_after`` of the DRAIN that was sent."""
         self.hooks.address = client_address(self.scope)
         self._slot = ConnectionSlot(self.hooks.address, self._evict)
         self._shared_slot: Slot | None = None
@@ -167,7 +169,7 @@ class Connection:
         )
         failpoint("accept.after_send")
         self._protocol = ServerProtocol(self._hello(), crc32c)
-        self._slot.is_open = True
+        self._slot.owes_auth = True
         connections.add(self)
         if (seconds := retry_after()) is not None:  # draining started during the handshake
             refusal = Draining(retry_after=seconds)
@@ -316,12 +318,13 @@ class Connection:
         if isinstance(message, m.Ping):
             self.send_message(0, m.Pong(message.nonce))
         elif isinstance(message, m.Auth):
+            self._slot.owes_auth = False
             spawn(self._authenticate(message, self._login.expect()))
 
     def _open_stream(self, number: int, message: m.Message) -> None:
         try:
-            if (seconds := retry_after()) is not None:  # the client has not read DRAIN yet
-                raise Draining(retry_after=seconds)
+            if self._leaves_for is not None:  # the client has not read DRAIN yet
+                raise Draining(retry_after=self._leaves_for)
             held = policies.check_metadata(message.metadata) if isinstance(message, m.Create) else 0
             if isinstance(message, m.Watch) and self._watches >= MAX_WATCHES:
                 raise Busy(retry_after=1.0)
@@ -409,6 +412,7 @@ class Connection:
 
     async def drain(self, retry_after: float) -> None:
         """Save all uploads and close the connection; the client may reconnect after ``retry_after`` seconds."""
+        self._leaves_for = retry_after
         failpoint("drain.before_send")
         self.send_message(0, m.Drain(retry_after))
         failpoint("drain.after_send")
