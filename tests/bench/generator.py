@@ -7,7 +7,6 @@ requests are built, connections are open.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 import os
 import select
@@ -23,15 +22,22 @@ from django_async_upload.protocol.frames import FrameType
 
 from . import requests
 from .threads import account, spent
-from .uploads import STREAM, Connection, SmallFiles, Upload, build_frames, crc_of, map_file
+from .uploads import (
+    STREAM,
+    Connection,
+    SmallFiles,
+    Trickle,
+    Upload,
+    build_frames,
+    crc_of,
+    map_file,
+)
 from .websocket import TEXT, WebSocket, message
 
 SLOW_RATE = 64 * 1024.0
 """Bytes a second of a slow upload of a crowd."""
-SLOWEST = 8 * 1024.0
-"""Bytes a second of an upload of a herd."""
-SEGMENT = 1448
-"""Bytes that it sends at once: those of a TCP segment on an Ethernet."""
+SLOW_CHUNK_SECONDS = 2.0
+"""Seconds that a chunk of a herd's upload takes: over so many their beginnings are spread."""
 SLOW_SIZE = 512 * 1024
 FAST_SIZE = 8 * 1024 * 1024
 
@@ -163,27 +169,32 @@ def herd(job: Job) -> Job:
     """
     source = map_file(job["source"])
     herd = [
-        Upload(
-            Connection(job["port"], job["path"], ticket), source, f"{number}.bin", "", pace=SLOWEST
-        )
+        Trickle(Connection(job["port"], job["path"], ticket), source, f"{number}.bin", "")
         for number, ticket in enumerate(job["tickets"])
     ]
     print("idle", flush=True)
     sys.stdin.readline()
     poll = select.epoll()
     by_socket = {}
-    turns = []
-    for number, each in enumerate(herd):
+    for each in herd:
         by_socket[socket := each.connection.websocket.socket.fileno()] = each
         poll.register(socket, select.EPOLLIN)
-        each.start()
-        turns.append((time.perf_counter() + SEGMENT / SLOWEST * number / len(herd), number))
     poll.register(0, select.EPOLLIN)
     began, received = time.perf_counter(), 0
+    starts = [began + SLOW_CHUNK_SECONDS * number / len(herd) for number in range(len(herd))]
+    started = 0
     while True:
-        for socket, _events in poll.poll(max(0.0, turns[0][0] - time.perf_counter())):
+        while started < len(herd) and starts[started] <= time.perf_counter():
+            herd[started].start()
+            herd[started].write_all()
+            started += 1
+        waiting = started < len(herd)
+        seconds = max(0.0, starts[started] - time.perf_counter()) if waiting else None
+        for socket, _events in poll.poll(seconds):
             if socket:
-                by_socket[socket].read()
+                each = by_socket[socket]
+                each.read()
+                each.write_all()
                 continue
             now, total = time.perf_counter(), sum(each.received for each in herd)
             waits = [seconds for each in herd for seconds in each.waits]
@@ -194,11 +205,6 @@ def herd(job: Job) -> Job:
             began, received = now, total
             for each in herd:
                 each.waits.clear()
-        while turns[0][0] <= (now := time.perf_counter()):
-            due, number = turns[0]
-            if herd[number].wants_to_write:
-                herd[number].write()
-            heapq.heapreplace(turns, (max(due, now - 1) + SEGMENT / SLOWEST, number))
 
 
 def race(job: Job) -> Job:

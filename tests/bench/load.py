@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import resource
 import shutil
 import signal
@@ -29,13 +28,13 @@ from .loads import MIB, SAMPLE, UPLOAD_PATH, Source, generate, random_source
 from .report import circumstances, table
 from .rows import KIB, Row
 from .servers import ASGI_SERVERS, CHECKOUT, Site, die_with_parent
+from .threads import account, spent
+from .uploads import SLOWEST
 
 FAST = 8
 """Uploads that send as fast as they may."""
 HOSTILE = ("X11", "X22", "X24")
 """The attacks of ``tests.bench.attackers`` that go on meanwhile, by a user each."""
-SLOWEST = 8 * KIB
-"""Bytes a second of a slow upload."""
 LONGEST = 900
 """Seconds for which a slow upload has bytes."""
 SETTLED = 3.0
@@ -58,7 +57,7 @@ class Herd:
             "source": str(source.path),
             "tickets": tickets,
         }
-        self.process = _niced([sys.executable, "-m", "tests.bench.generator"])
+        self.process = _started([sys.executable, "-m", "tests.bench.generator"])
         self._say(json.dumps(job))
         if self._hear() != "idle\n":
             raise RuntimeError(f"the slow uploads were not begun: {site.log()}")
@@ -82,8 +81,12 @@ class Herd:
 
 def _niced(command: list[str]) -> subprocess.Popen[str]:
     """What a load computes on this machine, other machines would."""
+    return _started(["nice", "-n", "19", *command])
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        ["nice", "-n", "19", *command],
+        command,
         cwd=CHECKOUT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -186,13 +189,19 @@ class Bench:
             stack.enter_context(killed(herd.process))
             herd.start()
             with Peak(site) as peak:
-                yield from self._compare("slow ones", races, herd, [herd.process])
+                time.sleep(SETTLED)
+                yield from self._costs(site, herd)
+                alone = Figures()
+                peace, busy = races
+                yield from self._compare("slow ones", alone, busy, herd, peace)
                 attackers = [
                     stack.enter_context(killed(self._attack(name, site, ticket)))
                     for name, ticket in zip(HOSTILE, site.tickets[FAST + self.slow :], strict=True)
                 ]
-                title = "slow and hostile ones"
-                yield from self._compare(title, races, herd, [herd.process, *attackers])
+                for each in attackers:
+                    assert each.stdout is not None
+                    each.stdout.readline()
+                yield from self._compare("slow and hostile ones", alone, busy, herd)
             allowed = UploadSettings().memory_budget + self.options.uploads * EACH
             mine, peer = Figures([peak.bytes - idle]), Figures([float(allowed)])
             title = f"memory of {self.options.uploads:,} uploads / what is allowed"
@@ -202,20 +211,36 @@ class Bench:
         command = [sys.executable, "-m", "tests.bench.attackers", name, str(site.port), ticket]
         return _niced(command)
 
+    def _costs(self, site: Site, herd: Herd) -> Iterator[Row]:
+        """The processor time that the slow uploads take when nothing else goes on."""
+        pids = {"server": site.process.pid, "generator": herd.process.pid}
+        before = {name: account([pid]) for name, pid in pids.items()}
+        began = time.monotonic()
+        time.sleep(WATCHED)
+        seconds = time.monotonic() - began
+        for name, pid in pids.items():
+            threads = spent(before[name], account([pid])).values()
+            mine = Figures([sum(ran for ran, _waited in threads) / seconds])
+            title = f"processor time a second for {self.slow} slow uploads, {name}"
+            yield Row(title, self.server, "os", None, "ms", mine, Figures([1.0]))
+
     def _compare(
         self,
         beside: str,
-        races: Sequence[Race],
+        alone: Figures,
+        busy: Race,
         herd: Herd,
-        load: Sequence[subprocess.Popen[str]],
+        peace: Race | None = None,
     ) -> Iterator[Row]:
-        alone, loaded, rates = Figures(), Figures(), Figures()
+        """``peace`` fills ``alone``, in turn with ``busy``; under an attack there is no peace on this machine."""
+        loaded, rates = Figures(), Figures()
         waits: list[float] = []
-        peace, busy = races
         title = f"{FAST} fast uploads beside {beside} / alone"
         for _ in range(self.options.repetitions):
-            with stopped([*(each.pid for each in load), busy.site.process.pid]):
-                alone.values.append(peace.run())
+            if peace is not None:
+                with stopped(herd.process):
+                    time.sleep(SETTLED)
+                    alone.values.append(peace.run())
             time.sleep(SETTLED)
             herd.look()
             busy.waits.clear()
@@ -250,14 +275,12 @@ class Bench:
 
 
 @contextlib.contextmanager
-def stopped(pids: Sequence[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
 
 
 def main(arguments: list[str]) -> int:

@@ -11,10 +11,12 @@ import json
 import mmap
 import os
 import select
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cache
+from socket import IPPROTO_TCP, MSG_EOR, SOL_SOCKET, TCP_INFO
 from typing import Any
 
 from crc32c import crc32c
@@ -33,6 +35,14 @@ from django_async_upload.protocol.frames import (
 from .websocket import WebSocket, message
 
 STREAM = 1
+SLOWEST = 8 * 1024
+"""Bytes a second of a :class:`Trickle`."""
+SEGMENT = 1448
+"""Bytes that it sends at once: those of a TCP segment on an Ethernet."""
+_SO_MAX_PACING_RATE = 47
+"""Of Linux; Python has no name for it."""
+_TCP_INFO = struct.Struct("=44xI4xI")
+"""``tcpi_last_data_sent`` and ``tcpi_last_data_recv`` of Linux: milliseconds since."""
 _FRAMED = 2 + 8 + 4 + HEADER_SIZE + LARGEST_CHUNK
 """Bytes of one full DATA frame in its WebSocket message: length in 8 bytes, key in 4."""
 
@@ -262,8 +272,11 @@ class Upload:
             self.received = fields.get("received", self.received)
             while self._unanswered and self._unanswered[0][0] <= self.received:
                 _offset, sent = self._unanswered.popleft()
-                self.waits.append(time.perf_counter() - sent)
+                self._answered(sent)
             self.durable = fields.get("durable", self.durable)
+
+    def _answered(self, sent: float) -> None:
+        self.waits.append(time.perf_counter() - sent)
 
     def outcome(self) -> dict[str, Any]:
         """The figures; raises :class:`RuntimeError` where the server completed something else."""
@@ -276,6 +289,33 @@ class Upload:
             "built": self.built,
             "stored_as": completed["stored_as"],
         }
+
+
+class Trickle(Upload):
+    """An upload at :data:`SLOWEST`, which the kernel paces: a segment at a time, as a slow line delivers them.
+
+    So a thousand of them cost the generator little more than their chunks. ``waits`` are those between a chunk's last
+    segment and its ACK, both by the kernel's clock: how long this process takes to look at the ACK does not count.
+    """
+
+    def start(self) -> None:
+        super().start()
+        self.connection.websocket.socket.setsockopt(SOL_SOCKET, _SO_MAX_PACING_RATE, SLOWEST)
+
+    def write_all(self) -> None:
+        """Hand all that may be sent to the kernel, a message for each segment, which it does not join."""
+        socket = self.connection.websocket.socket
+        while self.wants_to_write:
+            part = memoryview(self._outgoing)
+            for start in range(0, len(part), SEGMENT):
+                socket.send(part[start : start + SEGMENT], MSG_EOR)
+            self._outgoing = b""
+            self._unanswered.append((self.offset, 0.0))
+
+    def _answered(self, sent: float) -> None:
+        info = self.connection.websocket.socket.getsockopt(IPPROTO_TCP, TCP_INFO, _TCP_INFO.size)
+        since_sent, since_received = _TCP_INFO.unpack(info)
+        self.waits.append((since_sent - since_received) / 1000)
 
 
 class SmallFiles:
