@@ -11,6 +11,7 @@ from .. import signals
 from ..exceptions import (
     Busy,
     InternalError,
+    SizeMismatch,
     StorageFailed,
     TakenOver,
     UploadError,
@@ -20,8 +21,9 @@ from ..models import UploadSession
 from ..notices import about
 from ..sessions import rows
 from ..sessions.policies import check_size, smallest
+from ..sessions.quotas import Growth
 from ..sessions.state import State
-from ..sessions.values import Facts, Progress, Proof, Stop
+from ..sessions.values import Change, Facts, Progress, Proof, Stop
 from ..stores.base import Checkpoint, Piece, Writer
 from .checkpoints import Checkpoints
 from .flow import Flow
@@ -196,6 +198,25 @@ class ActiveUpload:
             )
             raise
         await self.checkpoints.save(Checkpoint(writer.part, token=writer.token), State.UPLOADING)
+
+    async def declare(self, size: int) -> None:
+        """The client declares the size of a file that it began without one.
+
+        Raises :class:`SizeMismatch` where that contradicts what is known, and the refusal of a file that is too large.
+        """
+        session, received = self.session, self.flow.received
+        if session.size is not None or size < received:
+            if size != session.size:
+                raise SizeMismatch(size=size, received=received, declared=session.size)
+            return
+        check_size(size, self.max_size)
+        await self.checkpoints.make_now()  # what is in the row is counted
+        self.raise_if_lost()
+        before = self.part.checkpoint.offset
+        growth = Growth(session.owner_key, session.address, before, size)
+        change = Change(session.pk, session.epoch, State.UPLOADING, {"size": size}, growth=growth)
+        await self.runtime.database.call(rows.change, change, owner=session.owner_key)
+        session.size = self.queue.size = size
 
     async def proof(self) -> Proof | Stop:
         """Wait for the client's proof, or its wish to stop. Raises the error that ended the upload in the meantime."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Final
@@ -16,7 +16,7 @@ from ..sessions.owners import Owner
 from ..sessions.state import ACTIVE, State
 from ..sessions.values import NewUpload, UploadAccess
 from ..stores.base import Writer, combine_crc32c
-from .service import FIRST_PAUSE, LOCK_SECONDS, LONGEST_PAUSE, UploadService
+from .service import LOCK_SECONDS, UploadService
 
 SLICE: Final = 1024 * 1024
 """Bytes that are read from a part at once."""
@@ -92,7 +92,7 @@ class Concatenation:
         parts = tuple(session.pk for session in self._sessions)
         return replace(new, key=self.key, size=self.size, parts=parts)
 
-    async def read(self, offset: int) -> AsyncIterator[bytes]:
+    async def read(self, offset: int) -> AsyncGenerator[bytes]:
         """The bytes from ``offset`` on, in pieces of at most :data:`SLICE`.
 
         Close the iterator: it has a part open. Raises :class:`DataLost`, :class:`StorageFailed` and :class:`Busy`.
@@ -114,11 +114,10 @@ class Concatenation:
             offset = end
 
     async def _open(self, session: UploadSession) -> Writer:
-        """Open a part, which another request may still be closing."""
+        """Open a part. One that a request has open, which can write nothing more to it, is asked to yield."""
         service = self._service
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LOCK_SECONDS
-        pause = FIRST_PAUSE
         while True:
             try:
                 async with service.slow_turns(session.owner_key):
@@ -128,8 +127,7 @@ class Concatenation:
             except Busy:
                 if loop.time() >= deadline:
                     raise
-            await asyncio.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_PAUSE)
+            await service.hints.ask_to_yield(session.pk, session.epoch)
 
     async def join(self, final: UploadSession) -> None:
         """Delete the parts, whose bytes are in the published upload ``final`` now. Their rows say so."""

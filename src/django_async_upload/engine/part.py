@@ -81,6 +81,7 @@ class UploadPart:
         )
         failpoint("checkpoint.after_commit")
         stale, self.checkpoint = self.checkpoint, checkpoint
+        session.expires_at = values["expires_at"]
         if stale.part and stale.part != checkpoint.part:
             await self._store.run(self._store.delete, stale.part)
             failpoint("checkpoint.after_unlink")

@@ -13,6 +13,7 @@ from .. import conf
 from ..admission import ConnectionSlot, client_address, log_origin, origin_is_trusted, origins
 from ..concurrency import pace
 from ..endpoints import Endpoint
+from ..engine.concatenation import Concatenation
 from ..engine.credit import FLOOR
 from ..engine.drain import retry_after
 from ..engine.outcomes import Cancelled
@@ -25,7 +26,6 @@ from ..exceptions import (
     OriginRefused,
     PermissionRefused,
     SizeExceeded,
-    SizeMismatch,
     UploadError,
     UploadOver,
     WrongOffset,
@@ -46,6 +46,7 @@ from .languages import Language
 from .plain import Plain
 from .requests import Append, Cancel, Checksum, Create, Look, Offset, Options, Question, Request
 from .responses import Response, Standing
+from .tus import Tus
 
 METHODS: Final = "OPTIONS, HEAD, GET, POST, PUT, PATCH, DELETE"
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
@@ -66,7 +67,8 @@ class Exchange:
 
     def __init__(self, hooks: Endpoint) -> None:
         self.hooks = hooks
-        self._languages: tuple[Language, ...] = (Draft(hooks.announced_size), Plain())
+        size = hooks.announced_size
+        self._languages: tuple[Language, ...] = (Tus(size), Draft(size), Plain())
         """The first one that speaks a request answers it."""
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -225,6 +227,8 @@ class Exchange:
     async def _answer(self, request: Request, question: Question) -> Standing | None:
         await self._authenticate(request)
         match question:
+            case Create(parts=parts) if parts:
+                return await self._concatenate(question)
             case Create():
                 return await self._create(request, question)
             case Append():
@@ -272,6 +276,23 @@ class Exchange:
         holder.create(create.new)
         return await holder.finished()
 
+    async def _concatenate(self, create: Create) -> Standing:
+        """Create an upload of the bytes of partial ones, as if they were the body."""
+        hooks = self.hooks
+        parts = await Concatenation.of(self._service, create.parts, hooks.owner, hooks.endpoint)
+        held = policies.check_metadata(create.new.metadata)
+        holder = Holder(self._service, hooks, held=held)
+        holder.create(parts.upload(create.new))
+        standing = await holder.prepared()
+        if not standing.is_published:
+            with await holder.turn() as turn:
+                async with aclosing(parts.read(turn.standing.offset)) as pieces:
+                    async for data in pieces:
+                        await turn.write(data)
+                standing = await turn.finish({"crc32c": parts.crc32c})
+        await parts.join(standing.session)
+        return standing
+
     async def _append(self, request: Request, append: Append) -> Standing:
         holder = holder_of(self._service, self.hooks, append.upload)
         if holder is None:
@@ -288,6 +309,8 @@ class Exchange:
             self._standing = standing = turn.standing
             if append.offset != standing.offset:
                 raise WrongOffset(offset=append.offset, expected=standing.offset)
+            if append.size is not None:
+                await turn.declare(append.size)
             try:
                 return await self._write(turn, self._body_of(request), append, append.completes)
             finally:
@@ -305,9 +328,6 @@ class Exchange:
     ) -> Standing:
         """Write the body as it comes, as fast as there is credit."""
         size, offset = turn.size, turn.standing.offset
-        declared = question.size if isinstance(question, Append) else None
-        if size is not None and declared not in (None, size):
-            raise SizeMismatch(size=declared, received=offset, declared=size)
         if body.length is not None:
             _check_end(offset + body.length, size)
         turn.body = body

@@ -132,8 +132,7 @@ class Holder:
         if self._turn is not None:
             self._turn.stop(Draining(retry_after=retry_after))
         self._release()
-        while not self._is_over:
-            await self._next_news()
+        await self.over()
 
     # From the attachment (as its door) ----------------------------------------------------------
 
@@ -187,18 +186,24 @@ class Holder:
         return await self.finished() if not self._is_ready else self._standing()
 
     async def finished(self) -> Standing:
-        """Wait for the end of the upload. Raises its :class:`UploadError`."""
-        while not self._is_over:
-            await self._next_news()
+        """Wait for the end of the upload, or of a partial one for its last byte. Raises its :class:`UploadError`."""
+        await self.over()
         match self._outcome:
             case Published(session):
                 return Standing(session, session.size or 0)
-            case Released():
-                raise self._error or UploadInterrupted
-            case None:
+            case Released(durable) if self.is_finishing and self._error is None:
+                partial = self.attachment.session
+                assert partial is not None
+                return Standing(partial, durable)  # a partial upload, which has all its bytes
+            case Released() | None:
                 raise self._error or UploadInterrupted
             case cancelled:
                 raise UploadOver(state=cancelled.session.state)
+
+    async def over(self) -> None:
+        """Wait until the upload is left."""
+        while not self._is_over:
+            await self._next_news()
 
     async def turn(self) -> Turn:
         """End the request that writes now, if there is one, and wait until its bytes are written.
@@ -301,6 +306,10 @@ class Turn:
     def size(self) -> int | None:
         """Declared size of the file, bytes; None where it is unknown."""
         return self._holder.upload.queue.size
+
+    async def declare(self, size: int) -> None:
+        """The client declares the size now. Raises what :meth:`ActiveUpload.declare` raises."""
+        await self._holder.upload.declare(size)
 
     async def settle(self) -> None:
         """Wait until all bytes that were passed on are written. Raises the error that prevents it."""

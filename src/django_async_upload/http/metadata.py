@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import Final
 
@@ -25,6 +24,6 @@ def parse_metadata(header: str) -> dict[str, str]:
             raise MetadataInvalid(reason=f"the key {key!r} of Upload-Metadata is not valid")
         try:
             texts[key] = base64.b64decode(encoded, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:  # of base64, or of UTF-8
             raise MetadataInvalid(reason=f"the value of {key!r} in Upload-Metadata") from error
     return texts

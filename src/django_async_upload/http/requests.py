@@ -9,11 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, quote
 
+from ..admission import own_origin
 from ..exceptions import MalformedRequest
 from ..sessions.values import NewUpload
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
+
+
+def upload_of(segment: str) -> uuid.UUID | None:
+    """The upload whose id this is; None for anything else: ids match exactly, in lower case."""
+    return uuid.UUID(segment) if _UUID.fullmatch(segment) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +34,26 @@ class Request:
     headers: Mapping[str, str]
     """By name in lower case; a header that was sent several times is joined by ", " (RFC 9110, section 5.3)."""
     query: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""
+    """Scheme and host by which the client reached the server, "" for a page's request."""
 
     @classmethod
-    def of(cls, scope: Mapping[str, Any], segment: str) -> Self:
-        """Read an ASGI scope."""
+    def of(cls, scope: dict[str, Any], segment: str) -> Self:
+        """Read an ASGI scope. X-HTTP-Method-Override replaces the method, for networks that pass no PATCH."""
         headers: dict[str, str] = {}
         for raw, value in scope["headers"]:
             name = raw.decode("latin-1").lower()
             text = value.decode("latin-1").strip()
             headers[name] = f"{headers[name]}, {text}" if name in headers else text
         query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
-        return cls(scope["method"], scope["path"], segment, headers, query)
+        method = headers.get("x-http-method-override", scope["method"])
+        origin = "" if "origin" in headers else own_origin(scope) or ""
+        return cls(method, scope["path"], segment, headers, query, origin)
 
     @property
     def upload(self) -> uuid.UUID | None:
-        """The upload that the path names; None where it names none: ids match exactly, in lower case."""
-        return uuid.UUID(self.segment) if _UUID.fullmatch(self.segment) else None
+        """The upload that the path names; None where it names none."""
+        return upload_of(self.segment)
 
     def address_of(self, upload: uuid.UUID) -> str:
         """The path of an upload of this endpoint, percent-encoded: a relative reference (RFC 9110, section 10.2.2)."""
@@ -84,8 +94,8 @@ class Create:
     """Create an upload, of which the body is the beginning."""
 
     new: NewUpload
-    completes: bool
-    """Whether the end of the body is the end of the file."""
+    completes: bool | None
+    """Whether the end of the body is the end of the file. None: it is where the declared size is reached."""
     has_key: bool = False
     """Whether the client chose the key: then it finds the upload again although it got no answer."""
     checksum: Checksum | None = None
