@@ -30,7 +30,6 @@ EXEMPT = {
     "websocket/connection.py:_connect": "it refuses an origin, before anything was done for it",
     "admin.py": "what it calls has the failpoints, and what is called after its commits",
     "stores/publication/link.py:withdraw": "the host deleted the row while the file was published: see below",
-    "stores/publication/copy.py:withdraw": "the host deleted the row while the file was published: see below",
     "http/exchange.py": "an answer: what it says was committed before, with failpoints there",
     "operations/doctor.py": CLIENT,
     "operations/probe.py": CLIENT,

@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from django_async_upload.exceptions import (
     AuthenticationRequired,
+    Busy,
     ByteQuotaExceeded,
     DataLost,
     KeyReused,
@@ -29,6 +30,7 @@ from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.quotas import Growth
 from django_async_upload.sessions.state import ACTIVE, OVER, PUBLISHED, SOURCES, State
 from django_async_upload.sessions.values import (
+    Adoption,
     Change,
     Creation,
     Ending,
@@ -110,7 +112,8 @@ def test_an_old_epoch_changes_nothing(owner: Owner, target: State, is_there: boo
     source = target if is_there else min(SOURCES[target])
     session = saved(owner, state=source, epoch=3)
     (outcome,) = rows.change([Change(session.pk, 2, target, {"durable": 7})])
-    assert isinstance(outcome, TakenOver)
+    is_published = is_there and target == State.FINALIZING
+    assert isinstance(outcome, Busy if is_published else TakenOver)
     session.refresh_from_db()
     assert (session.state, session.epoch, session.durable) == (source, 3, 0)
 
@@ -564,6 +567,44 @@ def test_nothing_but_finalizing_is_completed(owner: Owner, state: State) -> None
     assert isinstance(refused, UploadOver if state in OVER else TakenOver)
     assert state_of(bad) == state
     assert CompletionEvent.objects.count() == 1
+
+
+@pytest.mark.parametrize("state", [State.FINALIZING, State.COMPLETED, State.BOUND])
+def test_a_publication_that_was_adopted_is_not_completed_by_its_old_holder(
+    owner: Owner, state: State
+) -> None:
+    good, session = finalizing(owner), finalizing(owner)
+    UploadSession.objects.filter(pk=session.pk).update(epoch=2, state=state)
+    event, refused = rows.complete([good, session])
+    assert event.session_id == good.pk
+    assert isinstance(refused, Busy)
+    assert state_of(session) == state
+    assert CompletionEvent.objects.count() == 1
+
+
+def test_one_of_two_processes_adopts_a_publication(owner: Owner) -> None:
+    session = finalizing(owner)
+    first, second = (Adoption(session.pk, session.epoch, "p-1") for _ in range(2))
+    (adopted,) = rows.adopt([first])
+    assert (adopted.epoch, adopted.part, adopted.state) == (2, "p-1", State.FINALIZING)
+    (refused,) = rows.adopt([second])
+    assert isinstance(refused, Busy)
+    (again,) = rows.adopt([first])  # after a COMMIT without an answer
+    assert again.epoch == 2
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - {State.FINALIZING}))
+def test_only_a_publication_is_adopted(owner: Owner, state: State) -> None:
+    session = saved(owner, state=state)
+    (refused,) = rows.adopt([Adoption(session.pk, session.epoch, "p-1")])
+    assert isinstance(refused, UploadOver if state in OVER else Busy)
+    session.refresh_from_db()
+    assert (session.state, session.epoch, session.part) == (state, 1, "")
+
+
+def test_a_row_that_is_gone_is_not_adopted(owner: Owner) -> None:
+    (refused,) = rows.adopt([Adoption(uuid.uuid4(), 1, "p-1")])
+    assert isinstance(refused, NotFound)
 
 
 def test_a_row_that_is_gone_is_not_completed(owner: Owner) -> None:

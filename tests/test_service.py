@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from django_async_upload.engine import checkpoints, hints, recovery, service
+from django_async_upload.engine import checkpoints, completion, hints, recovery, service
 from django_async_upload.engine.active import ActiveUpload
 from django_async_upload.engine.database import Database
 from django_async_upload.engine.outcomes import Cancelled, Created, Finishing, Known, Published
@@ -43,12 +43,14 @@ from django_async_upload.protocol import messages as m
 from django_async_upload.sessions import rows
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
-from django_async_upload.sessions.values import Facts, Stop, UploadAccess
+from django_async_upload.sessions.values import Adoption, Change, Facts, Stop, UploadAccess
 from django_async_upload.stores import Piece, disk
 from django_async_upload.stores.publication import link as link_module
+from django_async_upload.stores.publication.base import Finished
+from django_async_upload.stores.publication.link import LinkPublication
 from django_async_upload.testing.stores import MAX_PIECE, damage, split
 
-from .fixtures import KIB, MIB, Heard, crc, facts, forget_service, new_key, row
+from .fixtures import KIB, MIB, Heard, crc, facts, forget_service, new_key, row, run
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -969,13 +971,95 @@ async def test_what_another_process_publishes_is_left_to_it(
 ) -> None:
     session = await die_at(uploads, owner, host, "before the link", monkeypatch)
     other = uploads.store.open(session.checkpoint)  # a process that lives holds its lock
+    recovering = asyncio.create_task(uploads._completions.recover(session))
+    await UploadSession.objects.filter(pk=session.pk).aupdate(updated_at=timezone.now())
     with pytest.raises(Busy):
-        await uploads._completions.adopt(session, lambda progress: None)
+        await recovering
     waiting = asyncio.create_task(uploads.result(session, lambda progress: None))
     await asyncio.sleep(0.3)
     assert not waiting.done()
     other.close()
     assert isinstance(await waiting, Published)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is silent counts as stopped after moments."""
+    monkeypatch.setattr(completion, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(completion, "TOUCHED_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("how", ["attach", "watch"])
+@pytest.mark.parametrize("step", ["before the link", "after the link"])
+async def test_a_publication_is_adopted_from_a_process_that_is_stopped(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    how: str,
+) -> None:
+    session = await die_at(uploads, owner, host, step, monkeypatch)
+    stopped = uploads.store.open(session.checkpoint)  # its lock is never free
+    inode = os.stat(stopped.path()).st_ino
+    if how == "attach":
+        result = await uploads.result(session, lambda progress: None)
+    else:
+        result = await uploads._completions.recover(session)
+    published = media / result.session.stored_as
+    assert (published.stat().st_ino, published.read_bytes()) == (inode, b"data")
+    before = published.stat()
+    # It wakes, and goes on wherever it was.
+    (late,) = await run(rows.change, [Change(session.pk, session.epoch, State.FINALIZING)])
+    assert isinstance(late, Busy)
+    part = Finished(stopped, session.get_storage(), session.pk, "in/late.bin", lambda done: None)
+    (linked,) = LinkPublication(uploads.store).publish([part])
+    assert isinstance(linked, StorageFailed)
+    (event,) = await run(rows.complete, [session])
+    assert isinstance(event, Busy)
+    stopped.close()
+    assert [each for each in media.rglob("*") if each.is_file()] == [published]
+    assert published.stat() == before
+    assert not os.listdir(uploads.store.root)
+    assert await CompletionEvent.objects.acount() == 1
+
+
+async def test_a_process_that_was_slower_fails_no_upload_that_another_one_adopted(
+    uploads: UploadService, owner: Owner, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    adoption = Adoption(session.pk, session.epoch, f"{session.part}-1")
+    os.rename(uploads.store.path(session.part), uploads.store.path(adoption.part))
+    await run(rows.adopt, [adoption])
+    with pytest.raises(Busy):
+        await uploads._completions._resume(session, lambda progress: None)
+    assert (await row(session.pk)).state == State.FINALIZING
+
+
+async def test_of_two_processes_that_adopt_a_publication_one_publishes(
+    uploads: UploadService,
+    owner: Owner,
+    host: Host,
+    media: Path,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = await die_at(uploads, owner, host, "before the link", monkeypatch)
+    stopped = uploads.store.open(session.checkpoint)
+    others = [UploadService(uploads.store) for _ in range(3)]
+    results = await asyncio.gather(
+        *(each._completions.recover(session) for each in others), return_exceptions=True
+    )
+    assert {type(each) for each in results} <= {Published, Busy}
+    assert any(isinstance(each, Published) for each in results)
+    assert len([each for each in media.rglob("*") if each.is_file()]) == 1
+    assert await CompletionEvent.objects.acount() == 1
+    assert not os.listdir(uploads.store.root)
+    stopped.close()
+    for each in others:
+        each.database.close()
 
 
 async def test_a_storage_that_cannot_be_linked_into_gets_a_copy(

@@ -109,7 +109,7 @@ class UploadSessionQuerySet(CurrentQuerySet["UploadSession"]):
         rows = self.filter(pk__in=pks, state__in=SOURCES[to])
         if holder is not None:
             rows = rows.filter(epoch=holder)
-        return rows.update(state=to, updated_at=timezone.now(), **values)
+        return rows.update(**{"state": to, "updated_at": timezone.now(), **values})
 
 
 class UploadSession(models.Model):

@@ -293,7 +293,11 @@ SCENARIOS = [
     Scenario(
         left,
         (
-            *commits("rows.find_abandoned"),
+            *commits("rows.find_abandoned", "rows.adopt"),
+            "part_name.before_link",
+            "part_name.after_link",
+            "part_name.before_sync",
+            "part_name.after_sync",
             "resume.after_open",
             "rows.complete.after_commit",
         ),
@@ -303,6 +307,9 @@ SCENARIOS = [
         left,
         ("link.before_second_sync", "link.after_second_sync"),
         before=("link.after_link",),
+    ),
+    Scenario(
+        left, ("part.before_unlink",), before=("publish.after_files", "rows.adopt.after_commit")
     ),
     Scenario(left, commits("outbox.claim_due"), before=("deliver.before_signal",)),
     Scenario(

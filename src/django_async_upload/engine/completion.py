@@ -11,13 +11,13 @@ from weakref import WeakValueDictionary
 
 from django.utils import timezone
 
-from ..exceptions import Busy, DataLost, UploadError
+from ..exceptions import Busy, DataLost, TakenOver, UploadError
 from ..failpoints import failpoint
 from ..models import UploadSession
 from ..sessions import rows
 from ..sessions.policies import check_size
 from ..sessions.state import ACTIVE, State
-from ..sessions.values import Facts, Progress
+from ..sessions.values import Adoption, Facts, Progress
 from ..stores.base import Writer
 from .active import ActiveUpload
 from .endings import Endings
@@ -179,8 +179,17 @@ class Completions:
                 break
         return await self.adopt(session, report)
 
+    async def recover(self, session: UploadSession) -> End:
+        """Resume a publication that no process has touched for long. Raises as :meth:`result`, and :class:`Busy` where
+        another process holds the part, and touches the row or answers after all."""
+        is_held = not self.is_running(session.pk) and await self._is_held(session)
+        ask = self._runtime.hints.ask_to_yield
+        if is_held and (await self._is_touched(session) or await ask(session.pk, session.epoch)):
+            raise Busy(retry_after=1.0)
+        return await self.adopt(session, lambda progress: None)
+
     async def adopt(self, session: UploadSession, report: Callable[[Progress], None]) -> End:
-        """:meth:`result`, without waiting for another process: then :class:`Busy` is raised."""
+        """:meth:`result`, without a look at who else publishes: who was slower gets :class:`Busy`."""
         if self.is_running(session.pk):
             return await self.wait(session.pk)
         async with self.turn(session.pk):
@@ -201,10 +210,24 @@ class Completions:
             writer = await runtime.store.run_slow(self._open_whole, session)
             failpoint("resume.after_open")
         except DataLost as error:
-            # Or completed, by another process in the meantime.
-            return end_of(await self._endings.end(session, State.FAILED, error=error))
-        item = Finalization(session, writer, digests=session.digests, report=report)
+            # Unless another process has adopted or completed it in the meantime.
+            try:
+                ended = await self._endings.end(
+                    session, State.FAILED, error=error, epoch=session.epoch
+                )
+            except TakenOver:
+                raise Busy(retry_after=1.0) from error
+            return end_of(ended)
         try:
+            adoption = Adoption(session.pk, session.epoch, writer.part)
+            former, session = (
+                session,
+                await runtime.database.call(rows.adopt, adoption, owner=session.owner_key),
+            )
+            if former.part != writer.part:
+                # By that name a process that is stopped now could still publish it when it wakes.
+                await runtime.store.run(runtime.store.delete, former.part)
+            item = Finalization(session, writer, digests=session.digests, report=report)
             event = await self._publisher.resume_one(item)
         finally:
             await runtime.store.run(writer.close)
@@ -214,7 +237,7 @@ class Completions:
     def _open_whole(self, session: UploadSession) -> Writer:
         """Open the part of an upload in ``finalizing``, which was complete when its row was changed to that state."""
         store = self._runtime.store
-        writer = store.open(session.checkpoint, size=session.size, steal=False)
+        writer = store.adopt(session.checkpoint, size=session.size)
         if writer.position != (session.size, session.crc):
             writer.close()
             if writer.part != session.part:  # the store created a new part for a missing one

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ..exceptions import NotFound, StorageFailed, UploadError
+from ..exceptions import Busy, NotFound, StorageFailed, UploadError
 from ..failpoints import failpoint
 from ..models import CompletionEvent, UploadSession
 from ..sessions import rows
@@ -24,7 +24,7 @@ from ..stores.base import Writer
 from ..stores.publication.base import Finished, NameTaken, Publication, Unsuited
 from ..stores.publication.copy import CopyPublication
 from ..stores.publication.link import LinkPublication
-from ..stores.publication.names import checked_name
+from ..stores.publication.names import checked_name, is_own_name
 from .runtime import Runtime
 
 logger = logging.getLogger("django_async_upload")
@@ -50,7 +50,7 @@ class Finalization:
     digests: dict[str, str] = field(default_factory=dict)
     is_new: bool = False
     """Whether there is no row yet, and no answer to the client: the row is inserted in ``finalizing``."""
-    is_begun: bool = False
+    is_resumed: bool = False
     """Whether an earlier attempt may have published the file."""
     report: Callable[[Progress], None] = lambda progress: None
     """Called with the progress, in any thread."""
@@ -71,7 +71,7 @@ class Finalization:
             storage = session.get_storage()
             self._part = Finished(self.writer, storage, session.pk, "", self.progressed)
         self._part.name = session.stored_as
-        self._part.is_begun = self.is_begun
+        self._part.attempt = session.epoch if self.is_resumed else 0
         return self._part
 
     def progressed(self, done: int) -> None:
@@ -98,7 +98,7 @@ class Publisher:
 
     async def resume_one(self, item: Finalization) -> CompletionEvent:
         """Resume the publication of an upload in ``finalizing``, after a crash. Raises as :meth:`publish_one`."""
-        item.is_begun = True
+        item.is_resumed = True
         item.progressed(0)
         await self._continue_finalizing([item])
         return _event(item)
@@ -125,8 +125,9 @@ class Publisher:
                 for item in _without_error(undecided)
                 if item.publication and item.publication.copies
             ]
-            await self._store.run(self._rename, again)
-            await self._commit(_without_error(again))  # fails if another process has completed it
+            await self._store.run_slow(self._withdraw_earlier, again)
+            await self._store.run(self._rename, _without_error(again))
+            await self._commit(_without_error(again))
         await self._publish_files(_without_error(items))
         await self._complete(_without_error(items))
 
@@ -275,9 +276,23 @@ class Publisher:
                 item.session.state = State.COMPLETED
                 item.session.completed_at = event.created_at
         deleted = [item for item in items if isinstance(item.error, NotFound)]
-        if deleted:
-            await self._store.run_slow(self._withdraw, deleted)
+        adopted = [item for item in items if isinstance(item.error, Busy)]
+        # The link of an adopted publication is the file that the other process completes; a copy is of no use.
+        copies = [item for item in adopted if cast("Publication", item.publication).copies]
+        if deleted or copies:
+            await self._store.run_slow(self._withdraw, [*deleted, *copies])
         await self._store.run(self._clean_up, [*_without_error(items), *deleted])
+
+    @staticmethod
+    def _withdraw_earlier(items: Sequence[Finalization]) -> None:
+        """Delete the copies of earlier attempts, each of which had a name of its own."""
+        for item in items:
+            if not is_own_name(item.session.stored_as, item.session.pk):
+                continue  # it was to be a link, and may be another file
+            try:
+                cast("Publication", item.publication).withdraw(item.part)
+            except Exception as error:  # of the host's storage: tried again later
+                item.error = error
 
     @staticmethod
     def _withdraw(items: Sequence[Finalization]) -> None:

@@ -102,7 +102,7 @@ class Recovery:
     async def _recover(self, session: UploadSession) -> None:
         """Resume a publication; after a failure the upload is retried, each time after twice as long."""
         try:
-            await self._completions.adopt(session, lambda progress: None)
+            await self._completions.recover(session)
         except Busy:  # another process is publishing it
             logger.debug("Upload %s is published by another process", session.pk)
         except UploadFailed as error:

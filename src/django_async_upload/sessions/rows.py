@@ -20,6 +20,7 @@ from django.utils import timezone
 from .. import conf, signals
 from ..exceptions import (
     BY_CODE,
+    Busy,
     ConnectionRefused,
     KeyReused,
     NotFound,
@@ -31,11 +32,12 @@ from ..models import MAX_ERROR_MESSAGE, CompletionEvent, UploadSession
 from ..stores.base import Checkpoint
 from .holds import HOLD
 from .quotas import Quota
-from .state import ACTIVE, OVER, PUBLISHED, State
+from .state import ACTIVE, OVER, PAST_WRITING, PUBLISHED, State
 from .values import (
     CLAIM,
     MAX_WATCHED,
     AbandonedQuery,
+    Adoption,
     Change,
     Creation,
     Ending,
@@ -148,7 +150,7 @@ def _take_over(
             return session
         if session.state in OVER:
             return error_of(session)
-        if session.state in PUBLISHED | {State.FINALIZING}:
+        if session.state in PAST_WRITING:
             return session
         epoch = session.epoch + 1
         # A checkpoint may have been saved since the SELECT: the part and the offset must be the last ones.
@@ -221,7 +223,9 @@ def error_of(session: UploadSession) -> UploadError:
 
 
 def change(items: Sequence[Change]) -> list[UploadError | None]:
-    """Change states; :class:`TakenOver`, or the error that ended the upload, for a holder with an older epoch."""
+    """Change states; :class:`TakenOver`, or the error that ended the upload, for a holder with an older epoch.
+
+    :class:`Busy` for a process that would publish an upload that another one publishes."""
     refusals = _checked_owners(items)
     quota = Quota(item.growth for item in items if item.growth is not None)
     outcomes = [
@@ -240,7 +244,14 @@ def _change(item: Change, quota: Quota) -> UploadError | None:
     session = UploadSession.objects.filter(pk=item.upload).first()
     if session is not None and (session.epoch, session.state) == (item.epoch, item.to):
         return None  # an earlier COMMIT, whose answer was lost, succeeded
+    if item.to is State.FINALIZING and _is_published_by_another(session, item.epoch):
+        return Busy(retry_after=1.0)  # its result is the answer
     return _outdated(session)
+
+
+def _is_published_by_another(session: UploadSession | None, epoch: int) -> bool:
+    """Whether the row went past writing under a newer epoch."""
+    return session is not None and session.state in PAST_WRITING and session.epoch > epoch
 
 
 def _outdated(session: UploadSession | None) -> UploadError:
@@ -288,6 +299,32 @@ def _find_abandoned(item: AbandonedQuery) -> list[UploadSession]:
     ]
 
 
+def adopt(items: Sequence[Adoption]) -> list[UploadSession | UploadError]:
+    """Take uploads in ``finalizing`` over from processes that do not publish them any more: the epoch rises.
+
+    Returns each as it is now; :class:`Busy` where another process was faster.
+    """
+    return [_adopt(item) for item in items]
+
+
+def _adopt(item: Adoption) -> UploadSession | UploadError:
+    UploadSession.objects.filter(state=State.FINALIZING).transition(
+        [item.upload],
+        State.FINALIZING,
+        holder=item.epoch,
+        epoch=item.epoch + 1,
+        part=item.part,
+        updated_at=item.at,
+    )
+    session = UploadSession.objects.filter(pk=item.upload).first()
+    if session is None:
+        return NotFound()
+    # Changed here, or by an earlier COMMIT, whose answer was lost.
+    if (session.epoch, session.updated_at) == (item.epoch + 1, item.at):
+        return session
+    return error_of(session) if session.state in OVER else Busy(retry_after=1.0)
+
+
 def touch(items: Sequence[uuid.UUID]) -> list[None]:
     """Mark uploads that this process verifies or publishes as active, so that no other process adopts them."""
     past_writing = (State.VERIFYING, State.FINALIZING)
@@ -299,12 +336,20 @@ def touch(items: Sequence[uuid.UUID]) -> list[None]:
 def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadError]:
     """``finalizing`` -> ``completed``, once, with the outbox row in the same transaction.
 
-    The caller has the claim on the event, and delivers it after the commit.
+    The caller has the claim on the event, and delivers it after the commit. :class:`Busy` for a process from which
+    another one has adopted the publication.
     """
     now = timezone.now()
     pks = [session.pk for session in items]
-    changed = UploadSession.objects.transition(
-        pks, State.COMPLETED, part="", completed_at=now, expires_at=None, **error_values(None)
+    values = {"part": "", "completed_at": now, "expires_at": None, **error_values(None)}
+    changed = sum(
+        UploadSession.objects.transition(
+            [session.pk for session in items if session.epoch == epoch],
+            State.COMPLETED,
+            holder=epoch,
+            **values,
+        )
+        for epoch in {session.epoch for session in items}
     )
     delivered = None if signals.upload_completed.has_listeners(UploadSession) else now
     events = {
@@ -322,7 +367,10 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
         return [events[session.pk] for session in items]
     # Some were completed before, by this call or by another process; others have ended.
     known = UploadSession.objects.select_related("completion").in_bulk(pks)
-    found = {pk: _event_or_error(known.get(pk), events[pk]) for pk in events}
+    found = {
+        session.pk: _event_or_error(known.get(session.pk), session.epoch, events[session.pk])
+        for session in items
+    }
     CompletionEvent.objects.bulk_create(
         [event for event in events.values() if event is found[event.session_id]]
     )
@@ -330,12 +378,14 @@ def complete(items: Sequence[UploadSession]) -> list[CompletionEvent | UploadErr
 
 
 def _event_or_error(
-    session: UploadSession | None, new: CompletionEvent
+    session: UploadSession | None, epoch: int, new: CompletionEvent
 ) -> CompletionEvent | UploadError:
     if session is None:
         return NotFound()
-    if session.state not in PUBLISHED:
-        return error_of(session) if session.state in OVER else TakenOver()
+    if session.state not in PAST_WRITING:
+        return _outdated(session)
+    if _is_published_by_another(session, epoch):
+        return Busy(retry_after=1.0)
     return getattr(session, "completion", new)
 
 

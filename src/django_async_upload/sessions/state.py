@@ -50,4 +50,6 @@ SOURCES: Final[dict[State, frozenset[State]]] = {
 ACTIVE: Final = _CHECKED | {State.FINALIZING}
 """Not ended: these uploads count against quotas and have a part."""
 PUBLISHED: Final = frozenset({State.COMPLETED, State.BOUND})
+PAST_WRITING: Final = PUBLISHED | {State.FINALIZING}
+"""No connection takes these over: the result is the answer."""
 OVER: Final = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum, auto
 from typing import Any, Final, NamedTuple
 
+from django.utils import timezone
+
 from ..exceptions import UploadError
 from ..models import UploadSession
 from .owners import Owner
@@ -163,6 +165,19 @@ class HolderQuery(NamedTuple):
 
     upload: uuid.UUID
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A takeover of an upload in ``finalizing`` from a process that does not publish it any more."""
+
+    upload: uuid.UUID
+    epoch: int
+    """Of the row, as it was read."""
+    part: str
+    """The part's name from now on."""
+    at: datetime = field(default_factory=timezone.now)
+    """The row's time, by which a second run, after a COMMIT without an answer, recognizes its work."""
 
 
 @dataclass(frozen=True, slots=True)

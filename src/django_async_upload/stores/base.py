@@ -202,6 +202,17 @@ class Store(abc.ABC):
         :class:`StorageFull`, and :class:`StorageFailed`, also for a name that is not a store's.
         """
 
+    def adopt(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+        """Open a part of which all bytes were received, to continue its publication by another process.
+
+        ``writer.part`` may be another name for the same bytes: then the caller saves it in the row and deletes the
+        old name, by which a process that is stopped could still publish the part. A store without such names
+        opens the part as :meth:`open` does without ``steal``.
+
+        Raises :class:`Busy` where the part is open and cannot get another name, otherwise as :meth:`open`.
+        """
+        return self.open(checkpoint, size=size, steal=False)
+
     @abc.abstractmethod
     def delete(self, part: str) -> None:
         """Delete a part; does nothing where it does not exist. Raises :class:`StorageFailed`."""

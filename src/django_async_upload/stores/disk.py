@@ -18,6 +18,10 @@ from ..notices import notice
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV})
+NO_LINKS: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+)
+"""Errors of link(2) where the file system has no further link for a file."""
 _KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 _PIECE: Final = 1 << 20

@@ -69,6 +69,21 @@ class FileSystemStore(Store):
                 writer.resume_at(position, checkpoint)
         return writer
 
+    def adopt(self, checkpoint: Checkpoint, *, size: int | None = None) -> Writer:
+        if not self.folder.has_name_for(checkpoint.part):
+            raise StorageFailed(reason="not the name of a part")
+        with translated():
+            part = self.folder.rename(checkpoint.part)
+            file = None if part is None else self.folder.find(part)
+            if part is None or file is None:
+                return self.open(checkpoint, size=size, steal=False)
+            with self.folder.closing_on_error(file):
+                writer = FileWriter(self.folder, file, size)
+                writer.resume_at(
+                    _Evidence(checkpoint, size, self.durability).prove(file), checkpoint
+                )
+        return writer
+
     def _take(self, found: PartFile, evidence: _Evidence, *, steal: bool) -> PartFile:
         """Return a file of which this process is the only writer: a copy where another one has the lock."""
         if found.is_locked:

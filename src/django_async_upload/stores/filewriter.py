@@ -177,7 +177,8 @@ class FileWriter(Writer):
 
     def close(self) -> None:
         with self._lock:
-            if self._file.fd >= 0 and self._room > self.received:
+            # Nothing after the last byte of a declared size, since the file may be published and the host's by then.
+            if self._file.fd >= 0 and self._size is not None and self._room > self.received:
                 with suppress(OSError):  # space reserved too much is freed with the part
                     os.ftruncate(self._file.fd, self._file.length)
             self._file.close()

@@ -17,7 +17,8 @@ from . import disk
 from .base import Part
 from .partfile import PartFile
 
-_NAME: Final = re.compile(r"[0-9a-f]{32}")
+_NAME: Final = re.compile(r"([0-9a-f]{32})(?:-([0-9]{1,9}))?")
+"""Random digits, and how often the part got another name."""
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -71,6 +72,38 @@ class Folder:
                 return file
         file.close()
         return None
+
+    def rename(self, part: str) -> str | None:
+        """Give a file its next name beside the old one, and sync it; returns the name.
+
+        The names follow from each other, so that a crash before the old one was deleted leaves nothing for ever, and
+        processes that do this at once make one name. Returns None where the part is missing, or cannot have two names.
+        """
+        match = _NAME.fullmatch(part)
+        assert match is not None
+        number = int(match[2] or 0)
+        older = match[1] if number <= 1 else f"{match[1]}-{number - 1}"
+        name = f"{match[1]}-{number + 1}"
+        if number:
+            self.delete(older)
+        with self.directory() as root:
+            failpoint("part_name.before_link")
+            try:
+                os.link(part, name, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+                failpoint("part_name.after_link")
+            except FileExistsError:
+                named = (os.stat(each, dir_fd=root, follow_symlinks=False) for each in (part, name))
+                if not disk.is_same_file(*named):
+                    return None
+            except OSError as error:
+                if error.errno in disk.NO_LINKS or isinstance(error, FileNotFoundError):
+                    return None
+                raise
+        if self.durability == "fsync":
+            failpoint("part_name.before_sync")
+            self.sync_names()
+            failpoint("part_name.after_sync")
+        return name
 
     def copy(self, source: PartFile, length: int, size: int | None) -> PartFile:
         """Create a file with the first ``length`` bytes of another one.

@@ -338,6 +338,28 @@ class StoreCompliance:
         writer = store.open(checkpoint, size=self.size, steal=False)
         self.assert_holds(writer, self.data[: writer.received])
 
+    @pytest.mark.parametrize("is_open", [False, True])
+    def test_a_part_that_another_process_adopts_is_whole_without_its_old_name(
+        self, store: Store, is_open: bool
+    ) -> None:
+        old, checkpoint = self.begun(store)
+        if not is_open:
+            old.close()
+        size = checkpoint.offset
+        try:
+            adopted = store.adopt(checkpoint, size=size)
+        except Busy:
+            assert is_open  # the store can give it no other name
+            return
+        if adopted.part != checkpoint.part:
+            store.delete(checkpoint.part)
+        self.assert_holds(adopted, self.data[:size])
+        again = adopted.sync()
+        adopted.close()
+        old.close()
+        assert [part.name for part in store.parts()] == [again.part]
+        self.assert_holds(store.adopt(again, size=size), self.data[:size])
+
     @pytest.mark.parametrize("name", EVIL_NAMES)
     def test_a_name_that_no_store_gave_opens_nothing(self, store: Store, name: str) -> None:
         with pytest.raises((StorageFailed, DataLost)):

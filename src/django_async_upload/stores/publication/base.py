@@ -24,8 +24,8 @@ class Finished:
     """The name in the storage; the upload's row contains it before the file exists."""
     progressed: Callable[[int], None]
     """Called with the number of copied bytes, in any thread."""
-    is_begun: bool = False
-    """Whether an earlier attempt, of this or a crashed process, may have created the file."""
+    attempt: int = 0
+    """The epoch of the process that resumed the publication; 0 for the first attempt."""
 
 
 class NameTaken(Exception):

@@ -31,7 +31,9 @@ class CopyPublication(Publication):
     def first_name(self, part: Finished) -> str:
         return own_name(part.name, part.upload)
 
-    next_name = first_name
+    def next_name(self, part: Finished) -> str:
+        """Of this attempt alone: what stopped in an earlier one may still write under the earlier name."""
+        return own_name(part.name, part.upload, part.attempt)
 
     def publish(self, parts: Sequence[Finished]) -> list[str | Exception]:
         results: list[str | Exception] = []
@@ -43,10 +45,6 @@ class CopyPublication(Publication):
         return results
 
     def _save(self, part: Finished) -> str:
-        if part.is_begun and part.storage.exists(part.name):  # complete or not
-            failpoint("copy.before_delete")
-            part.storage.delete(part.name)
-            failpoint("copy.after_delete")
         return save(
             part.storage,
             part.name,
@@ -57,7 +55,10 @@ class CopyPublication(Publication):
         )
 
     def withdraw(self, part: Finished) -> None:
-        part.storage.delete(part.name)
+        if part.storage.exists(part.name):  # complete or not
+            failpoint("copy.before_delete")
+            part.storage.delete(part.name)
+            failpoint("copy.after_delete")
 
 
 def save(

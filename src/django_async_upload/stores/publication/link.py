@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Final, cast
+from typing import cast
 
 from django.core.files.storage import FileSystemStorage, Storage
 from django.core.files.utils import validate_file_name
@@ -17,10 +17,6 @@ from .. import disk
 from ..disk import translate, translated
 from .base import Finished, NameTaken, Publication, Unsuited
 from .names import STORED_NAME_MAX, available_name
-
-_NO_LINKS: Final = frozenset(
-    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
-)
 
 
 class LinkPublication(Publication):
@@ -155,7 +151,7 @@ def link(
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno in _NO_LINKS:
+        if error.errno in disk.NO_LINKS:
             raise Unsuited(errno.errorcode[error.errno]) from error
         raise translate(error) from error
     failpoint("link.after_link")

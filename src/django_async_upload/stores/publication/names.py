@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from copy import copy
 from typing import Final
@@ -45,15 +46,17 @@ def overwrites(storage: Storage) -> bool:
         return False
 
 
-def own_name(name: str, upload: uuid.UUID) -> str:
+def own_name(name: str, upload: uuid.UUID, attempt: int = 0) -> str:
     """Add the id of the upload to ``name``, so that it is unique: ``report_<32 hex digits>.pdf``.
 
-    A name that contains the id already, also in a directory, stays unchanged.
+    A name that contains the id already, also in a directory, stays unchanged. With ``attempt`` it is that attempt's
+    alone: ``report_<32 hex digits>-2.pdf``.
     """
-    if is_own_name(name, upload):
+    if is_own_name(name, upload) and not attempt:
         return name
     directory, base = os.path.split(name)
-    added = f"_{upload.hex}"
+    base = re.sub(f"_{upload.hex}(-[0-9]+)?", "", base)
+    added = f"_{upload.hex}" + (f"-{attempt}" if attempt else "")
     root, extension = os.path.splitext(_shortened(base, NAME_MAX - len(added)))
     excess = max(0, len(name) + len(added) - STORED_NAME_MAX)
     return os.path.join(directory, f"{root[: max(0, len(root) - excess)]}{added}{extension}")
