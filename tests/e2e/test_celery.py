@@ -15,13 +15,30 @@ import pytest
 from ..browser.example import sha256
 from .proxy import ChaosProxy
 from .servers import wait_for
-from .workers import BROKERS, Site, Worker, held_open
+from .workers import BROKERS, Site, Worker, go_on_together, held_open
 
 DOWN_SECONDS = float(os.environ.get("E2E_BROKER_DOWN_SECONDS", "3"))
 """How long a broker is away. With 60, as long as a restart may take, the file needs five minutes."""
 
 WORKER = ("-m", "celery", "--app", "demo", "worker", "--concurrency", "1", "--loglevel", "INFO")
 ALONE = ("--without-gossip", "--without-mingle")
+
+
+HANGING_SECONDS = 8
+"""After which an attempt of the outbox ends whose receiver has not returned."""
+ADDITIONS = {
+    "settings.py": f"""
+ASYNC_UPLOAD["RECEIVER_TIMEOUT"] = {HANGING_SECONDS}
+""",
+    "celery_tasks.py": """
+
+@receiver(upload_completed)
+def note(session, **kwargs):
+    with open(settings.BASE_DIR / "noted", "a") as file:
+        file.write(f"{session.name} ")
+""",
+}
+"""A second receiver, which depends on no broker."""
 
 
 @pytest.fixture(scope="module", params=list(BROKERS))
@@ -32,7 +49,7 @@ def _site(
     folder = tmp_path_factory.mktemp(request.param) / "site"
     with BROKERS[request.param](queue) as (url, proxy):
         env = {"DEMO_BROKER": url, "DEMO_QUEUE": queue, "DEMO_VISIBILITY_TIMEOUT": "5"}
-        with Site(folder, "demo.settings_celery", **env) as site:
+        with Site(folder, "demo.settings_celery", ADDITIONS, **env) as site:
             yield site, proxy
 
 
@@ -50,7 +67,9 @@ def proxy(_site: tuple[Site, ChaosProxy]) -> ChaosProxy:
 def start(site: Site) -> Iterator[Callable[[], Worker]]:
     """``start()``: a worker, which is gone at the end."""
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(Worker(site, *WORKER, *ALONE))
+        yield lambda: stack.enter_context(
+            Worker(site, *WORKER, *ALONE, "--hostname", f"{uuid.uuid4().hex}@%h")
+        )
 
 
 @pytest.fixture
@@ -162,4 +181,49 @@ def test_the_work_of_a_worker_that_is_killed_is_done_by_another_one(
         worker.kill()
         assert files[0].name not in site.summaries()
     start()
+    assert_done_once(site, files, before)
+
+
+def test_two_runs_of_one_task_at_the_same_moment_have_one_effect(
+    site: Site, start: Callable[[], Worker], make: Callable[..., list[Path]]
+) -> None:
+    before = site.total()
+    files = make(0)
+    site.upload(*files)
+    with held_open(site, files[0].name) as fifo:
+        workers = [start()]
+        wait_for(lambda: "received" in workers[0].log(), seconds=60, what="the task")
+        site.hand_on_again(files[0].name)
+        workers.append(start())
+        wait_for(lambda: "received" in workers[1].log(), seconds=60, what="the task again")
+        go_on_together(fifo, workers)
+        wait_for(  # each acknowledges its own
+            lambda: all("succeeded" in each.log() for each in workers), seconds=60, what="both runs"
+        )
+    assert_done_once(site, files, before)
+
+
+def test_a_broker_that_accepts_connections_and_never_answers_delays_only_its_receiver(
+    site: Site,
+    proxy: ChaosProxy,
+    start: Callable[[], Worker],
+    make: Callable[..., list[Path]],
+) -> None:
+    before = site.total()
+    files = make(1000, 1000)
+    noted = site.folder / "noted"
+    proxy.stall()
+    begun = time.monotonic()
+    site.upload(*files)
+    names = {each.name for each in files}
+    wait_for(
+        lambda: len([each for each in site.waiting() if each["error"]]) == len(files),
+        seconds=3 * HANGING_SECONDS,
+        what="the end of both attempts",
+    )
+    assert time.monotonic() - begun > HANGING_SECONDS / 2, "the broker answered"
+    assert names <= set(noted.read_text().split())  # the other receiver was called
+    proxy.flow()
+    start()
+    site.wait_until_handed_on(seconds=120)
     assert_done_once(site, files, before)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -54,6 +54,15 @@ class Worker:
         """The processes that it has started."""
         return psutil.Process(self._process.pid).children(recursive=True)
 
+    def has_open(self, path: Path) -> bool:
+        """Whether one of its processes has the file open."""
+        for each in [psutil.Process(self._process.pid), *self.children()]:
+            for descriptor in Path(f"/proc/{each.pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if descriptor.readlink() == path:
+                        return True
+        return False
+
     def kill(self) -> None:
         """SIGKILL, the whole tree at once."""
         tree = []
@@ -68,8 +77,14 @@ class Worker:
 class Site:
     """The example site with one of its ways to hand work on; ``settings`` names the module."""
 
-    def __init__(self, folder: Path, settings: str, **env: str) -> None:
+    def __init__(
+        self, folder: Path, settings: str, additions: Mapping[str, str] | None = None, **env: str
+    ) -> None:
+        """``additions`` are appended to modules of the site, by their names."""
         copy(folder)
+        for module, text in (additions or {}).items():
+            with (folder / "demo" / module).open("a") as file:
+                file.write(text)
         self.folder = folder
         self.env = {"DJANGO_SETTINGS_MODULE": settings, **env}
         self.manage("migrate", "--verbosity", "0")
@@ -109,6 +124,15 @@ class Site:
         found = self.server.rows("SELECT files, bytes FROM demo_total")
         return (found[0]["files"], found[0]["bytes"]) if found else (0, 0)
 
+    def hand_on_again(self, name: str) -> None:
+        """The receivers get the completion of the uploads of that name once more."""
+        command = "from django_async_upload.engine import outbox;"
+        command += "from django_async_upload.models import UploadSession as S;"
+        command += (
+            f"print(len(outbox.send_again([each.pk for each in S.objects.filter(name={name!r})])))"
+        )
+        assert self.manage("shell", "--command", command).split()[-1] == "1"
+
     def waiting(self) -> list[dict[str, object]]:
         """The completions that the outbox still has to deliver."""
         table = "SELECT attempts, error FROM async_upload_completionevent"
@@ -119,16 +143,25 @@ class Site:
 
 
 @contextlib.contextmanager
-def held_open(site: Site, name: str) -> Iterator[None]:
-    """Whoever opens the finished file of that name waits, until this ends: then the file is as it was."""
+def held_open(site: Site, name: str) -> Iterator[Path]:
+    """Whoever opens the finished file of that name waits, until this ends: then the file is as it was.
+
+    Yields the FIFO in its place, for :func:`go_on_together`.
+    """
     stored = site.server.stored(name)
     aside = stored.with_name("aside")
     stored.rename(aside)
     os.mkfifo(stored)
     try:
-        yield
+        yield stored
     finally:
         aside.replace(stored)
+
+
+def go_on_together(fifo: Path, workers: Sequence[Worker]) -> None:
+    """Workers that wait for a file which is held open read its end at the same moment: an empty file."""
+    with fifo.open("wb"):
+        wait_for(lambda: all(each.has_open(fifo) for each in workers), what="all workers")
 
 
 # Brokers ------------------------------------------------------------------------------------------
