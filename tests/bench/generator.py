@@ -306,7 +306,15 @@ def small_posts(job: Job) -> Job:
 
 def patches(job: Job) -> Job:
     source = map_file(job["source"])
-    seconds, name = requests.patch_file(job["port"], "/files", source, job["step"])
+    step = job["step"] or len(source)
+    path, ticket = job.get("path", "/files"), job.get("ticket")
+    seconds, name = requests.patch_file(job["port"], path, source, step, ticket)
+    return {"seconds": seconds, "stored_as": name}
+
+
+def put(job: Job) -> Job:
+    path, ticket = job.get("path", "/"), job.get("ticket")
+    seconds, name = requests.put_file(job["port"], path, map_file(job["source"]), ticket)
     return {"seconds": seconds, "stored_as": name}
 
 
@@ -331,6 +339,7 @@ JOBS: dict[str, Callable[[Job], Job]] = {
         post,
         small_posts,
         patches,
+        put,
         sink,
     )
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 BOUNDARY = "bench-5f0e4d8c1b7a"
 TIMEOUT = 60.0
@@ -112,10 +113,30 @@ def post_small_files(port: int, source: memoryview, size: int) -> tuple[float, l
     return seconds, [body.decode() for _, _, body in answers]
 
 
-def patch_file(port: int, path: str, source: memoryview, step: int) -> tuple[float, str]:
-    """A tus upload: creation, then one PATCH per ``step`` bytes. Returns seconds and the upload's id."""
+def _bearer(ticket: str | None) -> dict[str, str]:
+    return {} if ticket is None else {"Authorization": f"Bearer {ticket}"}
+
+
+def put_file(
+    port: int, path: str, source: memoryview, ticket: str | None = None
+) -> tuple[float, str]:
+    """One PUT. Returns seconds and the stored name."""
     connection = Connection(port)
-    tus = {"Tus-Resumable": "1.0.0"}
+    head = connection.head("PUT", f"{path}large.bin", len(source), _bearer(ticket))
+    started = time.perf_counter()
+    status, _, body = connection.exchange(head, source)
+    seconds = time.perf_counter() - started
+    _expect(status, 201, body)
+    return seconds, json.loads(body)["stored_as"] if body.startswith(b"{") else "large.bin"
+
+
+def patch_file(
+    port: int, path: str, source: memoryview, step: int, ticket: str | None = None
+) -> tuple[float, str]:
+    """A tus upload: creation, then one PATCH per ``step`` bytes. Returns seconds and the stored name, by a peer the
+    upload's id."""
+    connection = Connection(port)
+    tus = {"Tus-Resumable": "1.0.0", **_bearer(ticket)}
     create = connection.head(
         "POST",
         path,
@@ -142,7 +163,7 @@ def patch_file(port: int, path: str, source: memoryview, step: int) -> tuple[flo
     seconds = time.perf_counter() - started
     if int(headers["upload-offset"]) != len(source):
         raise RuntimeError(f"the upload ended at {headers['upload-offset']}")
-    return seconds, location.rpartition("/")[2]
+    return seconds, unquote(headers.get("upload-stored-as", location.rpartition("/")[2]))
 
 
 def pour(port: int, source: memoryview, host: str | None = None) -> tuple[float, str]:

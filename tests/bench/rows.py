@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,14 +15,25 @@ from django_async_upload.conf import UploadSettings
 
 from .contest import Figures, Measure, compete
 from .loads import MIB, Crowd, Load, Source, random_source, sparse_source
-from .servers import CHECKPOINT, Server, Site, install_tus_node, sink, tus_node, tuspyserver
+from .servers import (
+    CHECKPOINT,
+    Server,
+    Site,
+    install_tus_node,
+    nginx,
+    sink,
+    tus_node,
+    tuspyserver,
+)
 
 KIB = 1024
 GIB = 1024**3
 SMALL_FILE = 1024
-ROWS = ("single", "client", "sha256", "cpu", "telemetry", "tail", "small", "crowd")
+ROWS = ("single", "http", "client", "sha256", "cpu", "telemetry", "tail", "small", "crowd")
 COSTS = {"uvicorn": 0.80, "granian": 1.0}
 """Seconds of processor time that one upload may cost for each GiB, by server."""
+HTTP_COST = 0.9
+"""The same over HTTP, at any server."""
 SMALL_FILES = {"uvicorn": 5, "granian": 4}
 """Times as many small files as POSTs, by server."""
 UPLOADS = (1, 10, 100)
@@ -86,6 +98,8 @@ class Bench:
         wanted = set(self.options.rows)
         if wanted & {"single", "client", "sha256"}:
             yield from self._large_rows()
+        if "http" in wanted:
+            yield from self._http_rows()
         if "cpu" in wanted:
             yield from self._cpu_rows()
         if "telemetry" in wanted:
@@ -208,6 +222,68 @@ class Bench:
             theirs = figures.get(peer) or Figures(broken=self.missing.get(peer, ""))
             if ours and (theirs.values or theirs.broken):
                 yield Row(title, server, durability, target, "MB/s", ours, theirs)
+
+    # The same over HTTP ---------------------------------------------------------------------------
+
+    def _http_rows(self) -> Iterator[Row]:
+        source = random_source(self.directory, "http.bin", self.options.size * MIB, prebuilt=True)
+        packages = self.directory / "npm-http"
+        if problem := install_tus_node(packages):
+            self.missing["@tus/server"] = problem
+        if not shutil.which("nginx"):
+            self.missing["nginx"] = "nginx is not installed"
+        contestants: dict[str, Measure] = {}
+        with ExitStack() as stack:
+            server = self._start(sink(self._folder(), "os"), stack)
+            contestants["sink"] = Load("sink", server, source).rate
+            if "nginx" not in self.missing:
+                server = self._start(nginx(self._folder()), stack)
+                contestants["nginx"] = Load("put", server, source).rate
+            peers = [tuspyserver(self._folder(), "os")]
+            if "@tus/server" not in self.missing:
+                peers.append(tus_node(self._folder(), "os", packages))
+            for peer in peers:
+                server = self._start(peer, stack)
+                contestants[f"{peer.name} one"] = Load("patches", server, source, step=0).rate
+                contestants[f"{peer.name} 8 MiB"] = Load(
+                    "patches", server, source, step=CHECKPOINT
+                ).rate
+            for name in self.options.servers:
+                site = stack.enter_context(self._site(name, "os"))
+                for each, load in (
+                    ("socket", Load("upload", site, source, frames=str(source.frames))),
+                    ("put", Load("put", site, source)),
+                    ("one", Load("patches", site, source, step=0)),
+                    ("8 MiB", Load("patches", site, source, step=CHECKPOINT)),
+                    ("post", Load("post", site, source)),
+                ):
+                    contestants[f"{name} {each}"] = load.rate
+            title = f"one file of {self.options.size} MiB over HTTP"
+            figures = compete(contestants, self.options.repetitions, title)
+        for name in self.options.servers:
+            yield from self._compare_http(name, figures)
+
+    def _compare_http(self, server: str, figures: dict[str, Figures]) -> Iterator[Row]:
+        for title, mine, peer, target in (
+            ("one PATCH / tuspyserver, one PATCH", "one", "tuspyserver one", 1.2),
+            ("one PATCH / Django multipart POST", "one", f"{server} post", 1.7),
+            ("8 MiB PATCHes / tuspyserver's", "8 MiB", "tuspyserver 8 MiB", 1.3),
+            ("8 MiB PATCHes / @tus/server's", "8 MiB", "@tus/server 8 MiB", 2.2),
+            ("one PATCH / the WebSocket", "one", f"{server} socket", None),
+            ("one PATCH / plain socket-to-file sink", "one", "sink", None),
+            ("one PUT / nginx, one PUT", "put", "nginx", None),
+        ):
+            theirs = figures.get(peer) or Figures(
+                broken=self.missing.get(peer.removesuffix(" 8 MiB"), "")
+            )
+            if theirs.values or theirs.broken:
+                ours = figures[f"{server} {mine}"]
+                yield Row(title, server, "os", target, "MB/s", ours, theirs)
+        allowed = Figures(costs=[HTTP_COST / GIB])
+        for kind, name in (("one PATCH", "one"), ("8 MiB PATCHes", "8 MiB")):
+            title = f"processor time, {kind} / what is allowed"
+            mine = figures[f"{server} {name}"]
+            yield Row(title, server, "os", 1.0, "MB/s", mine, allowed, at_most=True, of_costs=True)
 
     # The others -----------------------------------------------------------------------------------
 

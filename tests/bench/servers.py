@@ -171,6 +171,20 @@ def sink(directory: Path, durability: str, *, reserves: bool = False) -> Server:
     return Server(name, command, directory, port, _sync(durability))
 
 
+def nginx(directory: Path) -> Server:
+    """nginx with its WebDAV module, which writes a PUT to a temporary file and renames that."""
+    port = free_port()
+    files = directory / "files"
+    configuration = directory / "nginx.conf"
+    directory.mkdir()
+    configuration.write_text(
+        f"user root; daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/error.log;\n"
+        f"events {{}} http {{ access_log off; client_max_body_size 0; server {{ listen 127.0.0.1:{port};\n"
+        f"root {files}; client_body_temp_path {directory}/temporary; location / {{ dav_methods PUT; }} }} }}\n"
+    )
+    return Server("nginx", ["nginx", "-c", str(configuration)], directory, port, {})
+
+
 def tuspyserver(directory: Path, durability: str) -> Server:
     port = free_port()
     command = uvicorn("tests.bench.peers:tus", port, "--factory")
