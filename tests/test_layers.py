@@ -23,9 +23,9 @@ LAYERS: list[set[str]] = [
     {"models", "sessions", "migrations"},
     {"engine", "binding"},
     {"operations", "endpoints", "consumers", "websocket", "http", "login", "receipts"},
-    {"responses", "middleware", "assets", "widgets", "forms", "templatetags", "progress"},
-    {"routing", "checks", "admin", "admin_widgets", "rest", "health"},
-    {"apps", "asgi", "management"},
+    {"responses", "assets", "widgets", "forms", "templatetags", "progress"},
+    {"routing", "development", "checks", "admin", "admin_widgets", "rest", "health"},
+    {"apps", "asgi", "management", "middleware"},
     {"testing"},
 ]
 BESIDE = {
@@ -40,6 +40,7 @@ BESIDE = {
     "templatetags": {"assets", "widgets", "progress"},
     "progress": {"widgets"},
     "rest": {"receipts"},
+    "development": {"routing"},
 }
 """Neighbours of one layer that may be imported."""
 UPWARD = {("models", "binding.linked")}
@@ -55,6 +56,7 @@ READERS_OF_SETTINGS = {
     "checks",
     "management.commands.upload_doctor",  # ASGI_APPLICATION
     "operations.shared",  # SESSION_...
+    "development",  # ASGI_APPLICATION
 }
 
 MODULES = {
@@ -145,7 +147,7 @@ def test_the_client_needs_neither_django_nor_the_server() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_shells_know_channels_and_http(module: str) -> None:
     shells = {"consumers", "middleware", "responses", "admin", "routing", "testing", "admission"}
-    shells |= {"health", "sessions", "binding", "receipts"}  # a type of a request
+    shells |= {"development", "health", "sessions", "binding", "receipts"}  # a type of a request
     if module.partition(".")[0] not in shells and module != "engine.layer":
         known = [name for name in imports(module) if name.startswith(("channels", "django.http"))]
         assert not known

@@ -16,6 +16,7 @@ from django.http.request import UnreadablePostError
 from django.middleware.csrf import get_token
 from django.utils.cache import add_never_cache_headers
 
+from . import development
 from .binding.linked import CompletedUpload, RefusedUpload, UploadedBytes
 from .binding.places import owner_tag, rendering
 from .models import Taker
@@ -49,6 +50,8 @@ class UploadMiddleware:
     with a form that has no receipts. A view can still read the body itself, or set upload handlers. For async views and
     REST framework's views the middleware reads the form before the view: where such a view sets upload handlers,
     override :meth:`reads`.
+
+    Under ``runserver`` without Daphne it also answers uploads over HTTP: see :mod:`.development`.
     """
 
     sync_capable = True
@@ -68,6 +71,8 @@ class UploadMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self.is_async:
             return self._respond_async(request)
+        if (answer := development.answer(request)) is not None:
+            return answer
         is_done = False
         try:
             with rendering(request):

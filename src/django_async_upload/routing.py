@@ -49,7 +49,7 @@ websocket_urlpatterns = http_urlpatterns = upload_urlpatterns
 
 def upload_application(
     http: Application | None = None, urlpatterns: Sequence[URLPattern] | None = None
-) -> Application:
+) -> UploadApplication:
     """The whole application of a host: uploads by ``urlpatterns``, over WebSockets and HTTP, with sessions; and
     everything else by Django.
 
@@ -66,26 +66,35 @@ def upload_application(
     This does not use Channels' ``AuthMiddlewareStack``, which signs users out when ``SECRET_KEY`` is rotated. The
     consumer finds the user of a session itself.
     """
-    patterns = urlpatterns or upload_urlpatterns
-    uploads = SessionMiddlewareStack(URLRouter([*patterns]))
-    return ProtocolTypeRouter(  # type: ignore[no-any-return]
-        {
-            "http": _first(patterns, uploads, http or page_not_found),
-            "websocket": _first(patterns, uploads, not_found),
-            "lifespan": lifespan,
-        }
-    )
+    return UploadApplication(http or page_not_found, urlpatterns or upload_urlpatterns)
 
 
-def _first(patterns: Sequence[URLPattern], uploads: Application, rest: Application) -> Application:
-    """``uploads`` for the paths that a pattern matches, ``rest`` for all others, with an unchanged scope."""
+class UploadApplication(ProtocolTypeRouter):  # type: ignore[misc]  # Channels is not typed
+    """What :func:`upload_application` returns."""
 
-    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/")
-        found = any(each.pattern.match(path) is not None for each in patterns)
-        await (uploads if found else rest)(scope, receive, send)
+    def __init__(self, http: Application, urlpatterns: Sequence[URLPattern]) -> None:
+        self._patterns = urlpatterns
+        uploads = SessionMiddlewareStack(URLRouter([*urlpatterns]))
+        super().__init__(
+            {
+                "http": self._first(uploads, http),
+                "websocket": self._first(uploads, not_found),
+                "lifespan": lifespan,
+            }
+        )
 
-    return application
+    def takes(self, path: str) -> bool:
+        """Whether a path, without the prefix that a server took off, is an address of uploads."""
+        return any(each.pattern.match(path.lstrip("/")) is not None for each in self._patterns)
+
+    def _first(self, uploads: Application, rest: Application) -> Application:
+        """``uploads`` for the paths that it takes, ``rest`` for all others, with an unchanged scope."""
+
+        async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            await (uploads if self.takes(path) else rest)(scope, receive, send)
+
+        return application
 
 
 async def not_found(scope: dict[str, Any], receive: Any, send: Any) -> None:
