@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from hashlib import sha256
+from http.cookies import SimpleCookie
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -1012,6 +1013,26 @@ async def test_a_ticket_must_come_in_time(
     monkeypatch.setattr(connections, "AUTHENTICATION_SECONDS", 0.05)
     async with UploadCommunicator(application) as client:
         await ends_with(client, BY_CODE["authentication_timeout"])
+
+
+async def test_a_handshake_without_a_cookie_costs_no_query(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Database.call
+    asked: list[Any] = []
+
+    async def watched(self: Database, function: Any, item: Any, **options: Any) -> Any:
+        asked.append(function)
+        return await call(self, function, item, **options)
+
+    monkeypatch.setattr(Database, "call", watched)
+    stranger = connect(cookies=SimpleCookie({"theme": "dark"}))
+    assert not (await stranger.connect()).authenticated
+    assert owners.look_up not in asked
+    await stranger.disconnect()
+    async with connect() as guest:
+        assert guest.hello.authenticated
+    assert owners.look_up in asked
 
 
 async def test_a_ticket_that_came_in_time_is_not_late_because_the_database_is(

@@ -64,8 +64,11 @@ class Login:
 
     async def by_cookie(self, scope: dict[str, Any]) -> None:
         """Authenticate at the handshake; without a login the client may send a ticket. Raises :class:`UploadError`."""
+        session = _session_of(scope)
+        if session is not None and session.session_key is None:
+            return  # without a cookie, as programs come: no query
         try:
-            owner = await self._look_up(_session_of(scope) or scope)
+            owner = await self._look_up(session or scope)
         except ConnectionRefused:
             return
         await self._take_slot(owner)
