@@ -168,10 +168,14 @@ def herd(job: Job) -> Job:
     Each line of input is answered with a line: what the server received since the one before.
     """
     source = map_file(job["source"])
-    herd = [
-        Trickle(Connection(job["port"], job["path"], ticket), source, f"{number}.bin", "")
-        for number, ticket in enumerate(job["tickets"])
-    ]
+    herd: list[Trickle] = []
+    for number, ticket in enumerate(job["tickets"], 1):
+        connection = Connection(job["port"], job["path"], ticket)
+        herd.append(Trickle(connection, source, f"{number}.bin", ""))
+        if number % 100 == 0:  # their pings are answered while the others connect
+            for each in herd:
+                each.read()
+                each.write_all()
     print("idle", flush=True)
     sys.stdin.readline()
     poll = select.epoll()

@@ -16,11 +16,11 @@ from .uploaders import Uploaders
 
 MIB = 1024 * 1024
 UPLOADS = int(os.environ.get("E2E_UPLOADS", "40"))
-TOTAL = 4 * MIB
+TOTAL = 16 * MIB
 """Bytes per second, all uploads together."""
-SECONDS = 30
-"""How long the uploads take without a restart."""
 WINDOW = 8 * MIB
+SIZE = 12 * MIB
+"""Of each file: a restart that lost more than a window would be seen."""
 LONGEST_WAIT = 3.0
 
 
@@ -41,7 +41,7 @@ def test_a_rolling_restart_fails_no_upload_and_no_client_waits_long(
             host.url(balancer.port),
             host.ticket(),
             count=UPLOADS,
-            size=int(rate * SECONDS),
+            size=SIZE,
         ) as uploaders:
             wait_for(lambda: uploaders.have_begun, what="the first bytes of each")
             for server in servers:
