@@ -175,7 +175,7 @@ class CrashSite:
 
     async def die(self, crashes: int = 1) -> None:
         """Wait until that many workers have died of their failpoints."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while self.crashes < crashes:
             self.bury_dead()
             if self.crashes and not self.running:

@@ -1,8 +1,8 @@
-"""Servers and commands forked from a process that has imported the libraries already.
+"""Servers and commands forked from a process that has imported everything already, the tests' site too.
 
-uvicorn with Django takes a second of processor time to start; forked, a fifth of that. Django, the app and the tests'
-site are imported in the child only, since what they are depends on its environment. Each child is what the command
-line would have started, in a session of its own.
+uvicorn with Django takes a second of processor time to start; forked, a few hundredths. A child sets what depends on
+its environment: the settings, and the failpoint. It is then what the command line would have started, in a session of
+its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, reload
 from pathlib import Path
 from typing import Self
 
@@ -50,6 +50,19 @@ LIBRARIES = (
     "psutil",
 )
 """As far as they are installed."""
+SITE = (
+    "django.test.signals",  # caches follow the settings
+    "tests.site.asgi",
+    "tests.site.urls",
+    "django_async_upload.engine.outbox",
+    "django_async_upload.operations.cleanup",
+)
+ENVIRONMENT = {
+    "DJANGO_SETTINGS_MODULE": "tests.site.settings",
+    "E2E_ROOT": "/nowhere",
+    "E2E_GROUPS": "1",
+}
+"""While the site is imported. Its children have another root, and the same of the rest."""
 
 
 @dataclass
@@ -110,8 +123,8 @@ class Forks:
                 each.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
-        self._reader.join(10)
+        self._process.wait(60)
+        self._reader.join(60)
 
     def fork(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> Fork:
         """Start ``uvicorn ARGUMENTS`` or ``django-admin ARGUMENTS``."""
@@ -143,6 +156,9 @@ def main() -> None:
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             import_module(name)
+    os.environ.update(ENVIRONMENT)
+    for name in SITE:
+        import_module(name)
 
     def say(pid: int, status: int | None) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -186,6 +202,8 @@ def become(command: list[str], env: dict[str, str], log: str) -> None:
     for descriptor, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
         os.dup2(source, descriptor)
     os.environ.update(env)
+    set_settings()
+    set_failpoint()
     sys.argv = command
     try:
         if command[0] == "uvicorn":
@@ -198,6 +216,35 @@ def become(command: list[str], env: dict[str, str], log: str) -> None:
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     os._exit(0)
+
+
+def set_settings() -> None:
+    """Have what is imported see the settings of this environment."""
+    settings = import_module("django.conf").settings
+    changed = import_module("django.core.signals").setting_changed
+    connections = import_module("django.db").connections
+    module = reload(import_module("tests.site.settings"))
+    for name in filter(str.isupper, dir(module)):
+        value = getattr(module, name)
+        if getattr(settings, name) != value:
+            setattr(settings, name, value)
+            if name != "DATABASES":  # tests may not change it: it warns
+                changed.send(sender=None, setting=name, value=value, enter=True)
+    connections._settings = None
+    connections.__dict__.pop("settings", None)
+    for alias in settings.DATABASES:
+        with contextlib.suppress(AttributeError):
+            del connections[alias]
+
+
+def set_failpoint() -> None:
+    """Have what is imported pass the failpoint of this environment."""
+    module = import_module("django_async_upload.failpoints")
+    before = module.failpoint
+    reload(module)
+    for each in list(sys.modules.values()):
+        if vars(each).get("failpoint") is before:
+            each.failpoint = module.failpoint  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

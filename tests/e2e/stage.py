@@ -30,6 +30,9 @@ MIB = 1024 * 1024
 UNSENT = 24 * MIB
 """Bytes of a file that a client has not sent when it pauses at 5 MiB: what it may have in flight is 8 MiB, and acks may
 come together."""
+PATIENCE = 600
+"""Seconds for which a client tries again, and that a site may take to come to rest. On a busy machine a worker that is
+killed again and again may get nothing done for minutes."""
 TICKETS = (
     "from django.contrib.auth.models import User; from django_async_upload.tickets import issue_ticket; "
     "print('\\n'.join(issue_ticket(User.objects.get(username='demo'), endpoint=each, max_age=86400) "
@@ -85,7 +88,7 @@ class Stage:
             f"ws://site{PATHS[endpoint]}",
             ticket=self._tickets[endpoint],
             state=False,
-            patience=90,
+            patience=PATIENCE,
             connect=self.site.evidence.witness.connect,
         ) as client:
             yield client
@@ -146,7 +149,7 @@ class Stage:
 
     async def settle(self) -> None:
         """Wait until the workers have done all that they will do by themselves, and purge."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         records, may_rest = self.site.records, {"interrupted", "uploading", "created"}
         while True:
             await self.site.find_port()

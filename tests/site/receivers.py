@@ -12,7 +12,6 @@ from django.dispatch import receiver
 
 from django_async_upload import signals
 
-LOG = settings.ROOT / "signals.jsonl"
 HANG = 10.0
 """Seconds."""
 
@@ -20,7 +19,7 @@ HANG = 10.0
 def write_down(name: str, session: Any, **facts: object) -> None:
     line = json.dumps({"signal": name, "upload": str(session.pk), "name": session.name, **facts})
     # One write of a short line in append mode: whole, also with several processes.
-    handle = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    handle = os.open(settings.ROOT / "signals.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(handle, line.encode() + b"\n")
     finally:
