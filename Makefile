@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
 
-.PHONY: demo test check types docs-js messages bundle dist npm mutants crash bench bench-browser bench-load bench-network matrix clean help
+.PHONY: demo test check types docs-js messages bundle dist npm mutants crash bench bench-browser bench-load bench-network matrix django-suite clean help
 
 help:  ## This list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -114,6 +114,10 @@ crash: $(VENV)/.test  ## Kill servers at every step, and a thousand times at ran
 
 matrix: $(VENV)/.matrix  ## The tests, on every Python and Django that are here.
 	$(BIN)/nox
+
+SUITE_PYTHON ?= 3.12
+django-suite: $(VENV)/.matrix  ## Django's own tests with this app in each of their projects, on 5.2 and 6.1; half an hour.
+	$(BIN)/nox --session django_suite --error-on-missing-interpreters --force-python $(SUITE_PYTHON)
 
 clean:  ## Remove what these commands made, but for uploaded files.
 	rm -rf dist $(VENV) js/node_modules tests/js/node_modules .nox .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Django's own tests, with this app in every project of them: ``make django-suite``."""
