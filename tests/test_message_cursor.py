@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .e2e.proxy import MessageCursor
+from .e2e.cursor import MessageCursor
 
 REQUEST = b"GET /ws/ HTTP/1.1\r\nUpgrade: websocket\r\n\r\n"
 MASK = b"\x01\x02\x03\x04"

@@ -7,64 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Self
+from collections.abc import AsyncIterator
+
+from .forwarder import Forwarder
 
 COMMITTED = b"COMMIT\0"
 """The tag in the CommandComplete that answers a COMMIT."""
 
 
-class PostgresProxy:
-    """Connect to :attr:`port`, without TLS; it forwards to ``upstream``. Use as a context manager."""
+class PostgresProxy(Forwarder):
+    """Connect without TLS."""
 
     def __init__(self, upstream: int) -> None:
-        self.upstream = upstream
-        self.port = 0
+        super().__init__(upstream)
         self.delay = 0.0
         """Seconds from a request to its answer, in addition."""
         self.cut_every = 0
         """Cut every so many answers to a COMMIT; 0: none."""
         self.commits = 0
         self.cuts = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._run(self._listen())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _close(self) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        except OSError:
-            writer.transport.abort()
-            return
-        for work in (self._ask(reader, up_writer), self._answer(up_reader, up_writer, writer)):
-            task = self._loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        upstream = await self._connect(writer)
+        if upstream is not None:
+            up_reader, up_writer = upstream
+            self._track(self._ask(reader, up_writer))
+            self._track(self._answer(up_reader, up_writer, writer))
 
     async def _ask(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

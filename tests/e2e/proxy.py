@@ -1,8 +1,7 @@
 """A TCP proxy that breaks connections on purpose, and keeps count of what the client sent.
 
-It runs on an event loop in a thread of its own. It understands WebSocket framing just far enough to find
-message payloads, so that it can flip a bit in one without breaking the framing, count the file bytes that
-pass, and cut the connection instead of delivering a certain answer.
+It follows WebSocket framing, so that it can flip a bit in a payload without breaking the framing, count the file bytes
+that pass, and cut the connection instead of delivering a certain answer.
 """
 
 from __future__ import annotations
@@ -11,102 +10,17 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from django_async_upload.protocol.frames import HEADER_SIZE, FrameType
 
-T = TypeVar("T")
+from .cursor import MessageCursor, asks_for_websocket
+from .forwarder import Forwarder
+
 PIECE = 64 * 1024
 IN_FLIGHT = 256
 """Pieces that may be under way on a delayed connection."""
-
-
-class MessageCursor:
-    """Follows one direction of a WebSocket connection, byte by byte, from its HTTP head on.
-
-    On a connection that is no WebSocket there are no messages. Browsers send a large message as several frames, and the
-    first of them may be shorter than a header of ours (RFC 6455, section 5.4); control frames may stand between them.
-
-    ``spans(data)`` gives the slices of ``data`` that are payload of messages, and fills :attr:`started`.
-    """
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._in_http = True
-        self._is_websocket = False
-        self._frame = b""
-        self._is_control = False
-        self._left = 0
-        self._mask = b"\0\0\0\0"
-        self._start = b""
-        self._is_final = False
-        self._unreported: int | None = None
-        """Size of the message so far, while less than a header of it has passed."""
-        self.started: list[tuple[bytes, int]] = []
-        """First 16 bytes of a message and the size of the frames they were in; of a further one b"" and its size."""
-
-    def spans(self, data: bytes) -> Iterator[tuple[int, int]]:
-        at = 0
-        while at < len(data):
-            if self._in_http:
-                self._head += data[at : at + 1]
-                at += 1
-                self._in_http = not self._head.endswith(b"\r\n\r\n")
-                self._is_websocket = not self._in_http and asks_for_websocket(self._head)
-            elif not self._is_websocket:
-                return
-            elif self._left == 0:
-                self._frame += data[at : at + 1]
-                at += 1
-                self._read_header()
-            else:
-                end = min(len(data), at + self._left)
-                self._left -= end - at
-                if not self._is_control:
-                    self._note(data[at:end])
-                    yield at, end
-                at = end
-
-    def _read_header(self) -> None:
-        head = self._frame
-        if len(head) < 2:
-            return
-        masked, short = head[1] & 0x80, head[1] & 0x7F
-        extra = {126: 2, 127: 8}.get(short, 0)
-        if len(head) < 2 + extra + (4 if masked else 0):
-            return
-        size = int.from_bytes(head[2 : 2 + extra], "big") if extra else short
-        opcode = head[0] & 0x0F
-        self._frame, self._left = b"", size
-        self._is_control = opcode >= 8
-        self._mask = head[2 + extra :] if masked else b"\0\0\0\0"
-        if self._is_control:
-            return
-        self._is_final = bool(head[0] & 0x80)
-        if opcode:
-            self._start, self._unreported = b"", size
-        elif self._unreported is None:
-            self.started.append((b"", size))
-        else:
-            self._unreported += size
-
-    def _note(self, piece: bytes) -> None:
-        if self._unreported is None:
-            return
-        wanted = piece[: HEADER_SIZE - len(self._start)]
-        self._start += bytes(byte ^ self._mask[at % 4] for at, byte in enumerate(wanted))
-        self._mask = self._mask[len(wanted) % 4 :] + self._mask[: len(wanted) % 4]
-        if len(self._start) == HEADER_SIZE or (self._is_final and self._left == 0):
-            self.started.append((self._start, self._unreported))
-            self._unreported = None
-
-
-def asks_for_websocket(head: bytes) -> bool:
-    """Of a request, or of the answer that agrees."""
-    return b"\nupgrade: websocket" in head.lower()
 
 
 @dataclass
@@ -137,12 +51,11 @@ class _Link:
             writer.transport.abort()
 
 
-class ChaosProxy:
+class ChaosProxy(Forwarder):
     """Connect to :attr:`port`; it forwards to ``upstream``. Use as a context manager."""
 
     def __init__(self, upstream: int) -> None:
-        self.upstream = upstream
-        self.port = 0
+        super().__init__(upstream)
         self.connections = 0
         self.bytes_up = 0
         self.bytes_down = 0
@@ -163,22 +76,6 @@ class ChaosProxy:
         self._lose: set[FrameType] = set()
         self._payload_up = 0
         self._links: dict[int, _Link] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._errors: list[BaseException] = []
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-
-    def __enter__(self) -> ChaosProxy:
-        self._thread.start()
-        self._run(self._listen())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-        assert not self._errors, self._errors
 
     # What a test may do ---------------------------------------------------------------------------
 
@@ -239,22 +136,15 @@ class ChaosProxy:
 
     # The proxy itself -----------------------------------------------------------------------------
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
-
     async def _listen(self) -> None:
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await super()._listen()
 
     async def _close(self) -> None:
-        self._server.close()
         self._flowing.set()
         await self._cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super()._close()
 
     async def _set_flowing(self, flowing: bool) -> None:
         (self._flowing.set if flowing else self._flowing.clear)()
@@ -282,11 +172,10 @@ class ChaosProxy:
         if self._refusing:
             writer.transport.abort()
             return
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        except OSError:
-            writer.transport.abort()
+        upstream = await self._connect(writer)
+        if upstream is None:
             return
+        up_reader, up_writer = upstream
         link = self._links[number] = _Link(number, writer, up_writer)
         link.tasks = [
             self._track(self._pump_up(link, reader)),
@@ -362,19 +251,6 @@ class ChaosProxy:
             except OSError:
                 data = b""
             await pieces.put((self._loop.time() + self.delay, data))
-
-    def _track(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and isinstance(task.exception(), OSError):
-            return  # the other side was gone already
-        if not task.cancelled() and (error := task.exception()):
-            self._errors.append(error)
 
     def _finish(self, link: _Link, other: asyncio.StreamWriter) -> None:
         """One side is gone: let what was written to the other leave, then close it too."""
