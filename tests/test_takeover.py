@@ -33,12 +33,12 @@ from django_async_upload.models import CompletionEvent, UploadSession
 from django_async_upload.sessions.owners import Owner
 from django_async_upload.sessions.state import State
 from django_async_upload.sessions.values import Progress, UploadAccess
-from django_async_upload.stores.folder import Folder
 
 from .fixtures import KIB, MIB, row
 from .test_service import Host, RecordingListener, attached, begun, feed, host, write
+from .two_workers import attach_and_leave, cancel_elsewhere, copied, holding, other
 
-__all__ = ["host"]
+__all__ = ["copied", "host", "other"]
 pytest_plugins = ["tests.fixtures"]
 
 
@@ -46,62 +46,6 @@ pytest_plugins = ["tests.fixtures"]
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks at the rows that come more often than once a second."""
     monkeypatch.setattr(hints_module, "LOOK_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def other(uploads: UploadService) -> AsyncIterator[UploadService]:
-    """The service of another worker."""
-    other = UploadService()
-    yield other
-    await other.close()
-    assert not other.budget.accounts
-    assert not other.active
-
-
-@pytest.fixture
-def copied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The parts of which a holder made a copy."""
-    copied: list[str] = []
-    copy = Folder.copy
-
-    def recorded(folder: Folder, source: Any, *args: Any) -> Any:
-        copied.append(source.name)
-        return copy(folder, source, *args)
-
-    monkeypatch.setattr(Folder, "copy", recorded)
-    return copied
-
-
-@asynccontextmanager
-async def holding(
-    uploads: UploadService, owner: Owner, data: bytes, sent: int, **fields: Any
-) -> AsyncIterator[tuple[ActiveUpload, asyncio.Task[None]]]:
-    """An upload with ``sent`` bytes whose client sends no more, and the task that holds it, as an attachment does."""
-    held: asyncio.Future[ActiveUpload] = asyncio.get_running_loop().create_future()
-
-    async def hold() -> None:
-        async with begun(uploads, owner, data, **fields) as upload:
-            await upload.reserve()
-            feed(upload, data[:sent])
-            held.set_result(upload)
-            try:
-                await upload.write()
-            except UploadError:
-                await upload.interrupt()
-                raise
-
-    holder = asyncio.create_task(hold())
-    await asyncio.wait({holder, held}, return_when=asyncio.FIRST_COMPLETED)
-    upload = await held
-    while upload.flow.received < sent:
-        await asyncio.sleep(0.001)
-    try:
-        yield upload, holder
-    finally:
-        upload.release()
-        await asyncio.wait({holder}, timeout=10)
-        assert holder.done()
-        holder.exception()
 
 
 async def test_a_holder_at_another_worker_closes_its_part_and_the_new_one_continues_in_it(
@@ -175,14 +119,6 @@ async def test_the_wait_for_a_holder_takes_no_thread(
         assert isinstance(outcome, Attached)
 
 
-async def attach_and_leave(uploads: UploadService, owner: Owner, pk: uuid.UUID) -> object:
-    upload = ActiveUpload(uploads, RecordingListener(), "user:1")
-    try:
-        return await uploads.attach(upload, UploadAccess(pk, owner, "default"))
-    finally:
-        await uploads.leave(upload)
-
-
 async def test_of_a_holder_that_does_not_run_the_bytes_are_copied(
     uploads: UploadService,
     other: UploadService,
@@ -254,11 +190,7 @@ async def test_an_upload_that_the_host_ends_stops_its_holder_at_another_worker(
 async def test_a_cancel_at_one_worker_stops_the_holder_at_another(
     uploads: UploadService, other: UploadService, owner: Owner
 ) -> None:
-    async with holding(uploads, owner, b"data" * 5000, 4) as (upload, holder):
-        await other.cancel(UploadAccess(upload.session.pk, owner, "default"))
-        with pytest.raises(UploadOver):
-            await asyncio.wait_for(holder, 10)
-        assert not uploads.active
+    await cancel_elsewhere(uploads, other, owner, seconds=10)
 
 
 async def test_a_deleted_row_stops_its_holder(uploads: UploadService, owner: Owner) -> None:

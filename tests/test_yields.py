@@ -33,9 +33,9 @@ from django_async_upload.sessions.values import UploadAccess
 from .e2e.redis import Redis, running_redis
 from .fixtures import KIB, MIB, row
 from .test_service import Host, RecordingListener, attached, begun, host, interrupted, write
-from .test_takeover import attach_and_leave, copied, holding
+from .two_workers import attach_and_leave, cancel_elsewhere, copied, holding, other
 
-__all__ = ["copied", "host"]
+__all__ = ["copied", "host", "other"]
 pytest_plugins = ["tests.fixtures"]
 
 
@@ -57,16 +57,11 @@ def redis(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     channel_layers.backends.clear()
 
 
-@pytest.fixture
-async def other(uploads: UploadService) -> AsyncIterator[UploadService]:
-    """The service of another worker; both have joined the bus."""
-    other = UploadService()
+@pytest.fixture(autouse=True)
+async def _joined(redis: Redis, uploads: UploadService, other: UploadService) -> None:
+    """Both services have joined the bus."""
     assert await uploads.bus.joined()
     assert await other.bus.joined()
-    yield other
-    await other.close()
-    assert not other.budget.accounts
-    assert not other.active
 
 
 async def test_a_holder_saves_its_upload_and_the_new_one_reads_nothing_again(
@@ -200,10 +195,7 @@ async def test_an_upload_that_the_host_ends_at_one_worker_stops_its_holder_at_an
 async def test_a_cancel_at_one_worker_stops_the_holder_at_another_at_once(
     uploads: UploadService, other: UploadService, owner: Owner
 ) -> None:
-    async with holding(uploads, owner, b"data" * 5000, 4) as (upload, holder):
-        await other.cancel(UploadAccess(upload.session.pk, owner, "default"))
-        with pytest.raises(UploadOver):
-            await asyncio.wait_for(holder, 1)
+    await cancel_elsewhere(uploads, other, owner, seconds=1)
 
 
 @pytest.mark.parametrize("trouble", ["kill", "stop"])
