@@ -11,7 +11,9 @@ import json
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,8 @@ MIB = KIB * KIB
 IS_LONG = os.environ.get("E2E_LONG") == "1"
 FAILS_FOR = 60.0 if IS_LONG else 3.0
 """Seconds that a service is away."""
+HELD = 13.0
+"""Seconds for which pages keep database connections: longer than a call waits for one."""
 REST = 60.0
 """Seconds after which every upload is complete, once the service is back: clients wait for at most 30 between tries."""
 MOST_RECORDS = 10
@@ -240,6 +244,30 @@ def take_all(server: PostgresServer, database: str, taken: contextlib.ExitStack)
             while True:
                 taken.enter_context(server.connect("postgres", "site"))
         server.terminate(database)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pool_of_few_connections_is_shared_with_the_site(
+    hosts: Callable[..., Host], server: PostgresServer, database: str, size: int
+) -> None:
+    """Pages and uploads take turns, also while pages keep all connections for longer than a call waits."""
+    pool = {"min_size": 1, "max_size": size}
+    host = hosts(extra=on(server.setting(database, pool=pool)))
+    with Load(host) as load, host.connect(load.ticket()) as refused:
+        for _ in range(10):
+            assert host.get("/ticket/", user="demo")
+        with failing(load, host), ThreadPoolExecutor(size) as pages:
+            held = [pages.submit(host.get, "/hold/", seconds=HELD) for _ in range(size)]
+            if size == 1:
+                time.sleep(0.5)  # for the page's query
+                stream = refused.next_stream()
+                refused.send(messages.Query(str(uuid.uuid4())), stream)
+                error = refused.error(timeout=HELD)
+                assert (error.code, error.retryable) == ("database_unavailable", True)
+            for each in held:
+                each.result()
+        print(f"complete {load.finish(REST):.1f} s later")
+    assert_not_flooded(host)
 
 
 def test_the_staging_disk_is_full(hosts: Callable[..., Host], tmp_path: Path) -> None:

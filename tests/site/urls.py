@@ -10,6 +10,7 @@ urlpatterns = [
     path("ticket/", views.ticket),
     path("login/", views.sign_in),
     path("logout/", views.sign_out),
+    path("hold/", views.hold_connection),
     path("drain/", views.drain_all),
     path("undrain/", views.undrain_all),
     path("uploads/", views.uploads),

@@ -1,5 +1,7 @@
 """The host's pages: what a test asks for over HTTP."""
 
+import time
+
 from django.contrib.auth import get_user_model, login
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import transaction
@@ -19,6 +21,14 @@ COLUMNS = ("id", "key", "name", "state", "durable", "size", "stored_as", "error"
 
 
 def up(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({})
+
+
+def hold_connection(request: HttpRequest) -> JsonResponse:
+    """Keep a database connection for some seconds, as a slow page does."""
+    with transaction.atomic():
+        USERS.count()
+        time.sleep(float(request.GET["seconds"]))
     return JsonResponse({})
 
 

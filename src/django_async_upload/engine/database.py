@@ -224,6 +224,12 @@ class Database:
     def _run_group(self, lane: _Lane, group: list[_Call]) -> Sequence[list[Any] | Exception]:
         self._care(lane)
         try:
+            return self._run_together(group)
+        finally:
+            _return_to_pools()
+
+    def _run_together(self, group: list[_Call]) -> Sequence[list[Any] | Exception]:
+        try:
             return self._transact(group)
         except (OperationalError, InterfaceError) as error:
             # The error concerns all calls, or an unknown one, and each alone would wait as long.
@@ -306,6 +312,15 @@ class Database:
         for lane in (self._lane, self._slow_lane):
             if (thread := lane.retire_thread()) is not None and not thread.join(CLOSE_SECONDS):
                 logger.warning("A database call did not end within %.0f s", CLOSE_SECONDS)
+
+
+def _return_to_pools() -> None:
+    """Give the database connections of this thread back where Django has a pool, which may be as small as one."""
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict.get("OPTIONS", {}).get("pool"):
+            # Drivers may raise when they close a broken connection; Django has dropped it even so.
+            with suppress(Exception):
+                connection.close()
 
 
 def _name(function: Callable[..., Any]) -> str:
