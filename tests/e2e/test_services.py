@@ -23,7 +23,7 @@ from django_async_upload.protocol import messages
 from .clock import Clock
 from .disks import small_disk
 from .hosts import Host, prepare
-from .load import KIB, Load, log_records
+from .load import KIB, SLOW, Load, log_records
 from .postgres import PostgresServer
 from .postgres_proxy import PostgresProxy
 from .raw import finish
@@ -191,7 +191,8 @@ def test_postgresql_answers_200_ms_late(
 ) -> None:
     with PostgresProxy(server.port) as proxy:
         host = hosts(extra=on(server.setting(database, proxy.port)))
-        with Load(host) as load:
+        # More than clients send in both measurements, and before.
+        with Load(host, size=6 * MIB + int(3 * FAILS_FOR * SLOW)) as load:
             speed, small = load.measure(FAILS_FOR)
             proxy.delay = 0.2
             late_speed, late_small = load.measure(FAILS_FOR)
