@@ -175,6 +175,9 @@ async def test_close_ends_the_thread_and_its_connection(database: Database) -> N
 class Outage:
     """Calls fail as those to a database that is away do, until it is over."""
 
+    __name__ = "outage"
+    """A function's, for its failpoints."""
+
     def __init__(self) -> None:
         self.is_over = False
         self.attempts = 0

@@ -118,6 +118,37 @@ def test_an_old_epoch_changes_nothing(owner: Owner, target: State, is_there: boo
     assert (session.state, session.epoch, session.durable) == (source, 3, 0)
 
 
+def checkpoint_of(session: UploadSession, offset: int, epoch: int = 1) -> Change:
+    values = rows.checkpoint_values(Checkpoint(f"p{offset}", offset, offset + 1, "t"))
+    return Change(session.pk, epoch, State.UPLOADING, values)
+
+
+def test_checkpoints_of_many_uploads_are_one_statement(owner: Owner) -> None:
+    sessions = [saved(owner, state=State.UPLOADING, epoch=1 + number % 3) for number in range(100)]
+    changes = [checkpoint_of(each, number, each.epoch) for number, each in enumerate(sessions)]
+    with CaptureQueriesContext(connection) as queries:
+        assert rows.change(changes) == [None] * len(changes)
+    assert len(queries) == 1
+    for number, session in enumerate(sessions):
+        session.refresh_from_db()
+        assert session.checkpoint == Checkpoint(f"p{number}", number, number + 1, "t")
+        assert session.expires_at == changes[number].values["expires_at"]
+
+
+def test_among_many_checkpoints_an_outdated_holder_is_told_and_the_others_are_saved(
+    owner: Owner,
+) -> None:
+    sessions = [saved(owner, state=State.UPLOADING) for _ in range(5)]
+    UploadSession.objects.filter(pk=sessions[2].pk).update(epoch=2)
+    outcomes = rows.change([checkpoint_of(each, 7) for each in sessions])
+    assert [type(each) for each in outcomes] == [
+        TakenOver if number == 2 else type(None) for number in range(5)
+    ]
+    for session in sessions:
+        session.refresh_from_db()
+    assert [each.durable for each in sessions] == [7, 7, 0, 7, 7]
+
+
 def test_a_change_of_a_row_that_is_gone(owner: Owner) -> None:
     (outcome,) = rows.change([Change(uuid.uuid4(), 1, State.UPLOADING)])
     assert isinstance(outcome, NotFound)
