@@ -494,7 +494,8 @@ async def run(wanted: argparse.Namespace) -> int:
         nonlocal done, failed, kills
         root = Path(tempfile.mkdtemp(prefix="crash-"))
         try:
-            kills += await work(root / "site") or 0
+            killed = await work(root / "site") or 0
+            kills += killed  # not before the await: others add meanwhile
         except Exception as error:
             failed += 1
             print(f"--- {name}", *traceback.format_exception(error), sep="\n", flush=True)
