@@ -87,6 +87,11 @@ class ChaosProxy(Forwarder):
         """Reset everything once ``size`` more bytes have come from the client."""
         self._cut_at = self.bytes_up + size
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether the bytes of :meth:`cut_after` have not come yet."""
+        return self._cut_at is not None
+
     def half_open(self) -> None:
         """The client sees a reset; the server still believes that the connection is open."""
         self._run(self._half_open())

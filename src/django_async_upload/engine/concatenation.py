@@ -12,6 +12,7 @@ from typing import Final
 
 from ..exceptions import Busy, Joined, NotFound, PartsRefused
 from ..models import UploadSession
+from ..sessions import rows
 from ..sessions.owners import Owner
 from ..sessions.state import ACTIVE, State
 from ..sessions.values import NewUpload, UploadAccess
@@ -30,8 +31,11 @@ class Concatenation:
     begun by its key, and continues it. They are deleted by :meth:`join`, once the upload is published.
     """
 
-    def __init__(self, service: UploadService, sessions: Sequence[UploadSession]) -> None:
+    def __init__(
+        self, service: UploadService, sessions: Sequence[UploadSession], owner: Owner
+    ) -> None:
         self._service = service
+        self._owner = owner
         self._sessions = sessions
         self._ends = list(accumulate(session.size or 0 for session in sessions))
         self.size = self._ends[-1]
@@ -66,7 +70,7 @@ class Concatenation:
             sessions.append(session)
         if not sessions:
             raise PartsRefused(reason="none is named")
-        concatenation = cls(service, sessions)
+        concatenation = cls(service, sessions, owner)
         for session in sessions:
             await concatenation._check(session, owner, endpoint)
         return concatenation
@@ -114,7 +118,7 @@ class Concatenation:
             offset = end
 
     async def _open(self, session: UploadSession) -> Writer:
-        """Open a part. One that a request has open, which can write nothing more to it, is asked to yield."""
+        """Open a part. A request that has it open, and can write nothing more to it, loses it as to a newer one."""
         service = self._service
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LOCK_SECONDS
@@ -128,6 +132,9 @@ class Concatenation:
                 if loop.time() >= deadline:
                     raise
             await service.hints.ask_to_yield(session.pk, session.epoch)
+            # In a process that no message reaches, it finds that its epoch is outdated.
+            access = UploadAccess(session.pk, self._owner, session.endpoint)
+            session = await service.database.call(rows.take_over, access, owner=session.owner_key)
 
     async def join(self, final: UploadSession) -> None:
         """Delete the parts, whose bytes are in the published upload ``final`` now. Their rows say so."""
