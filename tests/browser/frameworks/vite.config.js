@@ -1,7 +1,7 @@
 import vue from "@vitejs/plugin-vue";
 import { defineConfig } from "vite";
 
-const pages = ["client", "react", "vue", "uppy"];
+const pages = ["client", "react", "vue", "uppy", "tus"];
 
 export default defineConfig(({ isSsrBuild }) => ({
   base: "/apps/",
