@@ -141,7 +141,7 @@ def test_the_protocol_needs_the_standard_library_only(layer: str) -> None:
 
 
 def test_the_client_needs_neither_django_nor_the_server() -> None:
-    assert third_parties("client") == {"crc32c", "rich", "websockets"}
+    assert third_parties("client") == {"crc32c", "h11", "http_sf", "rich", "websockets"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -126,7 +126,7 @@ def test_a_ticket_may_stand_in_a_file(
     [
         (["put"], "FILE"),
         (["put", "/", "--url", "ws://x/"], "/ is a directory"),
-        (["put", "x", "--url", "http://x/"], "not a ws:// or wss:// URL"),
+        (["put", "x", "--url", "ftp://x/"], "not a ws:// or wss:// URL"),
         (["put", "x", "--url", "ws://x/", "--metadata", "x"], "KEY=VALUE"),
         (["put", "x", "--url", "ws://x/", "--taker", "me"], "receiver"),
         (["put", "x", "--url", "ws://x/", "--jobs", "0"], "1 or more"),

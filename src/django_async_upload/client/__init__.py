@@ -30,7 +30,8 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "websockets":
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("websockets", "h11"):
             raise
-        message = f"{name} needs websockets: pip install 'django-resumable-upload[client]'"
+        message = f"{name} needs {missing}: pip install 'django-resumable-upload[client]'"
         raise ModuleNotFoundError(message, name=error.name) from error

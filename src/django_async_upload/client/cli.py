@@ -181,6 +181,7 @@ class _Commands:
             state=False if options.no_state else options.state or True,
             patience=options.patience,
             jobs=options.jobs,
+            http=options.http,
         )
 
     async def _all(self, uploads: list[Coroutine[Any, Any, bool]]) -> int:
@@ -270,6 +271,12 @@ def _parser() -> argparse.ArgumentParser:
     state = common.add_mutually_exclusive_group()
     state.add_argument("--state", metavar="FILE", help="where unfinished uploads are remembered")
     state.add_argument("--no-state", action="store_true", help="remember nothing")
+    common.add_argument(
+        "--http",
+        action="store_true",
+        default=None,
+        help="over HTTP (default: where a WebSocket is refused)",
+    )
     common.add_argument("--json", action="store_true", help="one JSON object per file on stdout")
     common.add_argument(
         "--patience",

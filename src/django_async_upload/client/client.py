@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final, Self
 from ..exceptions import (
     AuthenticationRequired,
     ConnectionLost,
+    ConnectionRefused,
     TicketExpired,
     UploadError,
     UploadOver,
@@ -23,6 +24,7 @@ from ..protocol.messages import Message
 from .backoff import Backoff
 from .connection import ClientConnection
 from .conversation import Progress
+from .draft import Draft, websocket_url
 from .source import Cut, Path
 from .state import StateFile
 from .transport import Connect, Target, connect
@@ -37,6 +39,8 @@ Ticket = str | Callable[[], str | Awaitable[str]]
 TICKET_VARIABLE: Final = "ASYNC_UPLOAD_TICKET"
 
 _OPEN_FILES: Final = 128
+_BUSY: Final = frozenset({429, 503})
+"""Statuses of a handshake that say: later. They are no reason to upload over HTTP."""
 _CLOSE_SECONDS: Final = 3.0
 _STALL_SECONDS: Final = 60.0
 """Seconds after which the client reconnects, if the server owes messages on streams and sends none."""
@@ -45,8 +49,9 @@ _STALL_SECONDS: Final = 60.0
 class UploadClient:
     """A client of one endpoint. Use it as ``async with UploadClient(url, ...) as client``.
 
-    ``url`` is the endpoint's, ``ws://`` or ``wss://``. ``ticket`` is a ticket, or a function
-    (sync or async) that returns a new one whenever the client connects or a ticket expires.
+    ``url`` is the endpoint's, ``ws://`` or ``wss://``; with ``http://`` or ``https://``, or with ``http``, uploads go
+    over HTTP. ``http`` None: where a WebSocket is refused. ``ticket`` is a ticket, or a function (sync or async) that
+    returns a new one whenever the client connects or a ticket expires.
     Without a ticket and a cookie the client uses the environment variable ``ASYNC_UPLOAD_TICKET``.
     ``cookie`` is a Cookie header, ``sessionid=...``.
 
@@ -66,6 +71,7 @@ class UploadClient:
         patience: float = 300.0,
         jobs: int = 4,
         ssl: tls.SSLContext | None = None,
+        http: bool | None = None,
         connect: Connect = connect,
     ) -> None:
         if ticket is None and cookie is None:
@@ -73,12 +79,14 @@ class UploadClient:
         headers = {} if cookie is None else {"Cookie": cookie}
         if any("\r" in value or "\n" in value for value in headers.values()):
             raise ValueError("A cookie has no line breaks.")
-        self.url = url
+        is_http = url.partition("://")[0] in ("http", "https")
+        self.url = websocket_url(url)  # the same upload, whichever way it takes
+        self._http = True if is_http else http
         self.patience = patience
         self.keys: set[str] = set()
         self.can_renew = callable(ticket)
         self._ticket = ticket
-        self._target = Target(url, headers, ssl)
+        self._target = Target(self.url, headers, ssl)
         self._connect_wire = connect
         self._state_path: Path | bool = state
         self._jobs = jobs
@@ -91,7 +99,8 @@ class UploadClient:
         self._open = asyncio.Semaphore(_OPEN_FILES)
         self._backoff = Backoff(self.patience)
         self._connection: ClientConnection | None = None
-        self._connecting: asyncio.Task[ClientConnection] | None = None
+        self._draft: Draft | None = None
+        self._connecting: asyncio.Task[ClientConnection | Draft] | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._tickets = asyncio.Lock()
@@ -115,6 +124,8 @@ class UploadClient:
             self._connection.close()
             await asyncio.wait({self._connection.lost}, timeout=_CLOSE_SECONDS)
             self._connection.abort()
+        if self._draft is not None:
+            self._draft.close()
         self.worker.stop()
         if self.state is not None:
             await self.state.flush()
@@ -170,7 +181,9 @@ class UploadClient:
 
     async def status(self, upload: str) -> messages.Status:
         """Query the server for the state of an upload. Raises :class:`NotFound` among others."""
-        answer = await self._request(lambda c: c.protocol.send_query(upload))
+        answer = await self._request(
+            lambda c: c.protocol.send_query(upload), lambda draft: draft.status(upload)
+        )
         assert isinstance(answer, messages.Status)
         return answer
 
@@ -188,12 +201,14 @@ class UploadClient:
         program does not take in time it gets the newest.
 
         Raises :class:`NotFound` for an upload that does not exist or may not be watched, :class:`PermissionRefused`
-        where ``everyone`` is not allowed, and the error that no retry can help.
+        where ``everyone`` is not allowed, :class:`ConnectionRefused` over HTTP, and the error that no retry can help.
         """
         scope = "all" if everyone else "uploads" if uploads else "own"
         watcher, backoff = Watcher(scope, uploads), Backoff(self.patience)
         while not watcher.is_over:
             connection = await self.connected()
+            if isinstance(connection, Draft):
+                raise ConnectionRefused("Uploads can be watched over a WebSocket only.")
             try:
                 while not watcher.is_over:
                     await watcher.run(connection)
@@ -214,7 +229,10 @@ class UploadClient:
 
         Raises :class:`UploadOver` where it has completed, or is taken.
         """
-        answer = await self._request(lambda c: c.protocol.send_cancel_of(upload, finished=finished))
+        answer = await self._request(
+            lambda c: c.protocol.send_cancel_of(upload, finished=finished),
+            lambda draft: draft.cancel_of(upload, finished=finished),
+        )
         if isinstance(answer, messages.Completed):
             raise UploadOver(state="completed")
         if self.state is not None:
@@ -238,8 +256,10 @@ class UploadClient:
         """Whether this program can make the same attempt succeed later."""
         return error.retryable and (self.can_renew or not needs_login(error))
 
-    async def connected(self) -> ClientConnection:
-        """The open connection; connects if needed. Raises an error that no retry can help."""
+    async def connected(self) -> ClientConnection | Draft:
+        """The open connection, or requests over HTTP; connects if needed. Raises an error that no retry can help."""
+        if self._draft is not None:
+            return self._draft
         if self._connection is not None and self._connection.usable:
             return self._connection
         if self._connecting is None:
@@ -248,19 +268,21 @@ class UploadClient:
         return await asyncio.shield(self._connecting)
 
     async def renew(self, error: UploadError, used: str | None) -> None:
-        """Send AUTH with a new ticket, if ``used``, which the server refused with ``error``, is still the newest.
+        """Use a new ticket, if ``used``, which the server refused with ``error``, is still the newest.
 
         Raises ``error`` where there is no other ticket.
         """
         async with self._tickets:
             connection = self._connection
-            if connection is None or not connection.usable or self.ticket != used:
+            is_open = connection is not None and connection.usable
+            if not (is_open or self._draft) or self.ticket != used:
                 return
             ticket = await self._fresh_ticket()
             if ticket == used:
                 raise error
             self.ticket = ticket
-            connection.authenticate(ticket)
+            if connection is not None and is_open:
+                connection.authenticate(ticket)
 
     # ----------------------------------------------------------------------------------------------
 
@@ -269,12 +291,14 @@ class UploadClient:
             return StateFile() if self._state_path else None
         return StateFile(self._state_path)
 
-    def _connect_ended(self, connecting: asyncio.Task[ClientConnection]) -> None:
+    def _connect_ended(self, connecting: asyncio.Task[ClientConnection | Draft]) -> None:
         self._connecting = None
         if not connecting.cancelled():
             connecting.exception()  # retrieved: callers that wait get it
 
-    async def _connect(self) -> ClientConnection:
+    async def _connect(self) -> ClientConnection | Draft:
+        if self._http:
+            return await self._over_http()
         previous = self._connection
         refusal: UploadError | None = None
         if previous is not None:
@@ -294,6 +318,9 @@ class UploadClient:
                 )
                 self._authenticate(connection, ticket)
             except UploadError as error:
+                if self._http is None and await self._reaches_http(error):
+                    logger.info("%s Uploading over HTTP.", error)
+                    return await self._over_http()
                 if error is refusal or not self.may_retry(error):
                     raise
                 refusal = error
@@ -303,6 +330,28 @@ class UploadClient:
             else:
                 self._connection = connection
                 return connection
+
+    async def _over_http(self) -> Draft:
+        self.ticket = await self._fresh_ticket()
+        self._draft = self._make_draft()
+        return self._draft
+
+    def _make_draft(self) -> Draft:
+        return Draft(self._target, lambda: self.ticket, min(_STALL_SECONDS, self.patience))
+
+    async def _reaches_http(self, error: UploadError) -> bool:
+        """Whether uploads get through over HTTP where a WebSocket does not."""
+        status = error.facts.get("status")
+        is_refused = isinstance(error, ConnectionRefused) and status is not None
+        # Later, a lost connection is more likely a network that is gone.
+        is_lost = isinstance(error, ConnectionLost) and self._connection is None
+        if not (is_refused or is_lost) or status in _BUSY:
+            return False
+        draft = self._make_draft()
+        try:
+            return await draft.is_spoken()
+        finally:
+            draft.close()
 
     def _authenticate(self, connection: ClientConnection, ticket: str | None) -> None:
         """Send AUTH as the first frame. Raises :class:`AuthenticationRequired` without a ticket or login."""
@@ -338,17 +387,25 @@ class UploadClient:
                 self.ticket = await self._fresh_ticket()
                 self._connection.authenticate(self.ticket)
 
-    async def _request(self, send: Callable[[ClientConnection], tuple[int, bytes]]) -> Message:
-        """Send a request on a new stream and return the answer; retried when the connection is lost."""
+    async def _request(
+        self,
+        send: Callable[[ClientConnection], tuple[int, bytes]],
+        ask: Callable[[Draft], Awaitable[Message]],
+    ) -> Message:
+        """Send a request on a new stream, or over HTTP, and return the answer; retried when the connection is lost."""
         backoff = Backoff(self.patience)
         while True:
-            connection = await self.connected()
+            door, ticket = await self.connected(), self.ticket
             try:
-                return await _Request().run(connection, lambda: send(connection))  # noqa: B023  (awaited in this round)
+                if isinstance(door, Draft):
+                    return await ask(door)
+                return await _Request().run(door, lambda: send(door))  # noqa: B023  (awaited in this round)
             except UploadError as error:
-                if not error.retryable:
+                if not self.may_retry(error):
                     raise
                 await asyncio.sleep(backoff.delay(error))
+                if isinstance(door, Draft) and needs_login(error):
+                    await self.renew(error, ticket)
 
 
 def needs_login(error: UploadError | None) -> bool:

@@ -149,6 +149,22 @@ class Source(abc.ABC):
             self.check_unchanged()
         return cut
 
+    def block(self, start: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``start`` on, at least one of those that there are below :attr:`end`.
+
+        Raises :class:`FileChanged`, :class:`DataLost` and :class:`OSError`.
+        """
+        crc = self.crc_at(start)
+        payload = bytes(self._read(start, size))
+        if not payload:
+            raise FileChanged("The file became shorter while it was being sent.")
+        self._hash(start, payload)
+        end = start + len(payload)
+        self._mark(end, crc32c(payload, crc))
+        if end == self.size:
+            self.check_unchanged()
+        return payload
+
     def crc_at(self, offset: int) -> int:
         """CRC-32C of the first ``offset`` bytes. Reads from the nearest kept CRC below on.
 

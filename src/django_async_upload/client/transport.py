@@ -46,7 +46,8 @@ _HIGH_WATER: Final = 512 * 1024
 _JOINED: Final = 64 * 1024
 """Bytes up to which buffers are joined into one write; larger ones are not copied again."""
 _CLOSE_TIMEOUT: Final = 2.0
-_TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses after which another attempt may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ class WebSocketWire(Wire, asyncio.Protocol):
         match error:
             case InvalidStatus(response=response):
                 status = response.status_code
-                if status in _TRY_AGAIN:
+                if status in TRY_AGAIN:
                     return ConnectionLost(f"The server answered HTTP {status}.", status=status)
                 if status == 403:
                     return ConnectionRefused(

@@ -29,6 +29,8 @@ from ..protocol import messages
 from .backoff import Backoff
 from .connection import ClientConnection
 from .conversation import Conversation, Progress
+from .draft import Draft
+from .slices import HttpConversation
 from .source import FileSource, Path, Source, open_source
 from .state import Entry, StateFile
 from .worker import Worker
@@ -83,7 +85,7 @@ class ClientServices(Protocol):
     ticket: str | None
     """The ticket that was sent last."""
 
-    async def connected(self) -> ClientConnection: ...
+    async def connected(self) -> ClientConnection | Draft: ...
 
     def may_retry(self, error: UploadError) -> bool: ...
 
@@ -109,7 +111,9 @@ class Upload:
         self._client = client
         self._job = job
         self._loop = asyncio.get_running_loop()
-        self._conversation: Conversation | None = None
+        self._conversation: Conversation | HttpConversation | None = None
+        self._path: str | None = None
+        """The upload's path over HTTP."""
         self._entry: Entry | None = None
         self._backoff = Backoff(client.patience)
         self._abandoned = False
@@ -152,6 +156,7 @@ class Upload:
         """Send no more data until :meth:`resume`. Data in flight still arrives."""
         self.paused = True
         self._unpaused.clear()
+        self._wake()
 
     def resume(self) -> None:
         self.paused = False
@@ -340,30 +345,51 @@ class Upload:
     ) -> messages.Completed:
         """Send the upload on one connection after the other until it ends."""
         while True:
-            connection = await self._client.connected()
+            door = await self._client.connected()
             ticket = self._client.ticket
-            conversation = Conversation(
-                connection, self, source, create, self._client.worker, pipelined=fresh
-            )
+            conversation = self._converse(door, source, create, fresh)
             self._conversation = conversation
             fresh = False
             try:
                 return await conversation.run()
             except UploadError as error:
-                await self._wait_to_retry(error, connection, ticket)
+                await self._wait_to_retry(error, door, ticket)
                 # While paused it needs no stream; a server may close idle ones.
                 await self._unpaused.wait()
             finally:
                 self._conversation = None
                 self._sent += conversation.bytes_sent
+                if isinstance(conversation, HttpConversation):
+                    self._path = conversation.path
+
+    def _converse(
+        self,
+        door: ClientConnection | Draft,
+        source: Source,
+        create: messages.Create,
+        fresh: bool,
+    ) -> Conversation | HttpConversation:
+        worker = self._client.worker
+        if isinstance(door, ClientConnection):
+            return Conversation(door, self, source, create, worker, pipelined=fresh)
+        return HttpConversation(
+            door,
+            self,
+            source,
+            create,
+            worker,
+            fresh=fresh,
+            path=self._path,
+            patience=self._client.patience,
+        )
 
     async def _wait_to_retry(
-        self, error: UploadError, connection: ClientConnection, ticket: str | None
+        self, error: UploadError, door: ClientConnection | Draft, ticket: str | None
     ) -> None:
         """Wait before a retry. Raises ``error`` where a retry cannot succeed, or patience is exceeded."""
         if not self._client.may_retry(error):
             raise error
-        if connection.error is not None or isinstance(error, Draining):
+        if isinstance(door, ClientConnection) and (door.error or isinstance(error, Draining)):
             return  # the client waits before it connects
         delay = self._backoff.delay(error)
         logger.info("%s: %s Retrying in %.1f s.", self._job.what, error, delay)
