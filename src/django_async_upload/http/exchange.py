@@ -256,8 +256,8 @@ class Exchange:
                 raise WrongOffset(offset=0, expected=turn.standing.offset)
             try:
                 return await self._write(turn, body, create, create.completes)
-            except CutOff:
-                if not create.has_key:
+            except (CutOff, UploadError):
+                if not create.has_key:  # the client is not told where it could go on
                     turn.cancel()
                 raise
 

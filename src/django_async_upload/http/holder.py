@@ -22,11 +22,12 @@ from ..exceptions import (
     InternalError,
     StorageFailed,
     TakenOver,
+    TooManyConnections,
     UploadError,
     UploadInterrupted,
     UploadOver,
 )
-from ..models import UploadSession
+from ..models import Slot, UploadSession
 from ..sessions.values import Facts, NewUpload, Progress, Proof, UploadAccess
 from ..stores.base import Piece
 from .body import Body
@@ -93,9 +94,7 @@ class Holder:
         slot = None
         try:
             try:
-                slot = await self._service.slots.take(
-                    self.hooks.owner.key, network_of(self.hooks.address)
-                )
+                slot = await self._take_slot()
             except BaseException:
                 work.close()
                 raise
@@ -114,6 +113,26 @@ class Holder:
         if self._error is not None and session is not None:
             await self._service.note(session, self._error)
 
+    async def _take_slot(self) -> Slot:
+        """Take a slot, if need be from an upload of the owner that only waits for its next request.
+
+        Raises :class:`TooManyConnections`.
+        """
+        owner, address = self.hooks.owner.key, network_of(self.hooks.address)
+        while True:
+            try:
+                return await self._service.slots.take(owner, address)
+            except TooManyConnections:
+                waiting = (
+                    each
+                    for each in self._registry.values()
+                    if each._timer is not None and each.hooks.owner.key == owner
+                )
+                if (holder := next(waiting, None)) is None:
+                    raise
+                holder._release()
+                await holder.over()
+
     def _register(self, upload: uuid.UUID) -> None:
         self._registry[upload] = self
 
@@ -121,8 +140,7 @@ class Holder:
         self._is_over = True
         drain.connections.discard(self)
         self.forget()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_waiting()
         if self._turn is not None:
             self._turn.stop(self._error or UploadInterrupted())
         self._tell()
@@ -164,6 +182,11 @@ class Holder:
 
     def progressed(self, progress: Progress) -> None:
         """HTTP has no way to say so before the answer."""
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _tell(self) -> None:
         self._news.set()
@@ -214,9 +237,7 @@ class Holder:
             raise self._error or UploadInterrupted()
         turn = Turn(self)
         older, self._turn = self._turn, turn
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_waiting()
         if older is not None:
             older.stop(TakenOver())
         await turn.settle()
@@ -233,6 +254,7 @@ class Holder:
             self._timer = loop.call_later(LINGER_SECONDS, self._release)
 
     def _release(self) -> None:
+        self._stop_waiting()
         self.forget()  # the next request attaches the upload again
         self.upload.release()
 
