@@ -355,12 +355,7 @@ def test_a_crash_during_the_concatenation_costs_nothing(
     host = hosts(extra={"ASYNC_UPLOAD_FAILPOINT": failpoint})
     program = Program(packages, tmp_path / "crashed", host)
     process = program.begin(source, parallelUploads=2, retryDelays=[200] * 50)
-    wait_for(
-        lambda: not host.server.is_running or process.poll() is not None,
-        seconds=60,
-        what=f"the crash at {failpoint}",
-    )
-    assert process.poll() is None, program.end(process)
+    wait_for(lambda: not host.server.is_running, seconds=60, what=f"the crash at {failpoint}")
     del host.server.env["ASYNC_UPLOAD_FAILPOINT"]
     host.server.restart()
     found = program.end(process)
