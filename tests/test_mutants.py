@@ -90,6 +90,10 @@ def test_a_list_that_does_not_fit_the_source_is_said_to_be_so(
     assert "DOES NOT APPLY  exceptions.py: it is gone" in capsys.readouterr().out
 
 
+def test_each_mutant_applies_to_the_source_as_it_is() -> None:
+    assert not list(filter(None, map(command.why_stale, read_lists())))
+
+
 def test_there_are_many_mutants_and_no_two_are_the_same() -> None:
     mutants = list(read_lists())
     assert len(mutants) >= 80
