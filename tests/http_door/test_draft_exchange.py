@@ -16,7 +16,7 @@ from django_async_upload.models import UploadSession
 from django_async_upload.routing import upload_application
 from django_async_upload.tickets import issue_ticket
 from tests.http_door.calls import Answer, Call, call
-from tests.http_door.test_exchange import django
+from tests.http_door.test_exchange import rest_of_the_site
 
 pytest_plugins = ["tests.fixtures"]
 
@@ -29,7 +29,7 @@ class Client:
     """A client of one interop version, that has signed in."""
 
     def __init__(self, ticket: str, version: int) -> None:
-        self._site = upload_application(django)
+        self._site = upload_application(rest_of_the_site)
         self._version = version
         self.headers = {
             "authorization": f"Bearer {ticket}",
@@ -268,7 +268,7 @@ async def test_nobody_else_learns_of_an_upload(
 
 async def test_options_tell_the_limits_to_anybody(uploads: UploadService, settings: Any) -> None:
     settings.ASYNC_UPLOAD = {**settings.ASYNC_UPLOAD, "MAX_SIZE": 5_000_000}
-    answer = await call(upload_application(django), "OPTIONS")
+    answer = await call(upload_application(rest_of_the_site), "OPTIONS")
     assert answer.status == 204
     assert "max-size=5000000" in answer.headers["upload-limit"]
     assert "PATCH" in answer.headers["allow"]

@@ -14,7 +14,6 @@ from django_async_upload.consumers import UploadConsumer
 from django_async_upload.engine import drain
 from django_async_upload.engine.service import UploadService
 from django_async_upload.http import exchange, holder
-from django_async_upload.http.plain import Plain
 from django_async_upload.models import UploadSession
 from django_async_upload.protocol import messages as m
 from django_async_upload.routing import upload_application, upload_path
@@ -37,7 +36,7 @@ async def rest_of_the_site(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def language(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "LANGUAGES", (Spoken(), Plain()))
+    monkeypatch.setattr(exchange, "Tus", lambda size: Spoken())  # the first that is asked
 
 
 @pytest.fixture

@@ -298,13 +298,13 @@ class Exchange:
         if holder is None:
             session = await self._find(append.upload)
             if session.state in PUBLISHED:
-                return self._replayed(append, Standing(session, session.size or 0))
+                return self._replayed(request, append, Standing(session, session.size or 0))
             holder = self._attached(append.upload)
         self._standing = standing = await holder.prepared()
         if standing.is_published:
-            return self._replayed(append, standing)
+            return self._replayed(request, append, standing)
         if holder.is_finishing:
-            return self._replayed(append, await self._end_of(holder))
+            return self._replayed(request, append, await self._end_of(holder))
         with await holder.turn() as turn:
             self._standing = standing = turn.standing
             if append.offset != standing.offset:
@@ -316,10 +316,10 @@ class Exchange:
             finally:
                 self._standing = turn.standing
 
-    def _replayed(self, append: Append, standing: Standing) -> Standing:
+    def _replayed(self, request: Request, append: Append, standing: Standing) -> Standing:
         """The end of a published upload, for a client that has lost the answer. Raises :class:`UploadOver`."""
         self._standing = standing
-        if append.completes is False or append.offset != standing.offset:
+        if append.completes is False or append.offset != standing.offset or request.length:
             raise UploadOver(state=standing.session.state)
         return standing
 
