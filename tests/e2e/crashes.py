@@ -311,7 +311,7 @@ SCENARIOS = [
     Scenario(
         left, ("part.before_unlink",), before=("publish.after_files", "rows.adopt.after_commit")
     ),
-    Scenario(left, commits("outbox.claim_due"), before=("deliver.before_signal",)),
+    Scenario(left, commits("outbox.claim_due"), before=("deliver.before_signal",), workers=1),
     Scenario(
         left_to_copy,
         (

@@ -135,7 +135,13 @@ class CrashSite:
             await asyncio.sleep(0.01)
 
     async def find_port(self) -> int:
-        """The port of the :attr:`first` worker, or another one that runs. Where all are dead, one is started again."""
+        """The port of the :attr:`first` worker, or another one that runs. Where all are dead, one is started again.
+
+        If the caller is cancelled, a start goes on: nobody would know of a worker that was forked meanwhile.
+        """
+        return await asyncio.shield(asyncio.create_task(self._find_port()))
+
+    async def _find_port(self) -> int:
         async with self._turn:
             if self.running:
                 self.bury_dead()
