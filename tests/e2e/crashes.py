@@ -293,7 +293,7 @@ SCENARIOS = [
     Scenario(
         left,
         (
-            *commits("rows.find_abandoned", "rows.adopt"),
+            *commits("rows.adopt"),
             "part_name.before_link",
             "part_name.after_link",
             "part_name.before_sync",
@@ -311,6 +311,8 @@ SCENARIOS = [
     Scenario(
         left, ("part.before_unlink",), before=("publish.after_files", "rows.adopt.after_commit")
     ),
+    # A second worker would look, and die, before there is anything to find.
+    Scenario(left, commits("rows.find_abandoned"), before=("publish.after_files",), workers=1),
     Scenario(left, commits("outbox.claim_due"), before=("deliver.before_signal",), workers=1),
     Scenario(
         left_to_copy,
