@@ -8,6 +8,10 @@ UploadError
 │   ├── UnknownStream            unknown_stream
 │   ├── FlowControlViolation     flow_control
 │   ├── TooManyStreams           too_many_streams
+│   ├── MalformedRequest         malformed_request      (these four: an HTTP request fails)
+│   ├── VersionUnsupported       version_unsupported
+│   ├── MethodRefused            method_refused
+│   ├── MediaTypeRefused         media_type_refused
 │   └── SubprotocolRequired      subprotocol_required
 ├── ConnectionRefused            the connection is closed
 │   ├── AuthenticationRequired   authentication_required (retryable: after signing in again)
@@ -16,6 +20,7 @@ UploadError
 │   ├── TicketExpired            ticket_expired          (retryable: with a new ticket)
 │   ├── TooManyConnections       too_many_connections    (retryable)
 │   ├── IdleTimeout              idle_timeout            (retryable)
+│   ├── OriginRefused            origin_refused
 │   └── Draining                 draining                (retryable)
 ├── UploadRefused                a rule of the host refuses the upload; nothing is kept
 │   ├── PermissionRefused        permission_denied
@@ -30,6 +35,7 @@ UploadError
 ├── UploadInterrupted            this connection has lost the upload, which can be resumed
 │   ├── TakenOver                taken_over
 │   ├── WrongOffset              wrong_offset            (retryable)
+│   ├── ContentMismatch          content_mismatch        (retryable)
 │   ├── SizeMismatch             size_mismatch           (retryable)
 │   ├── Busy                     busy                    (retryable)
 │   ├── TooSlow                  too_slow                (retryable)
@@ -158,17 +164,17 @@ class MalformedRequest(ProtocolViolation):
     template = "The request is not valid: {reason}."
 
 
-class VersionUnsupported(MalformedRequest):
+class VersionUnsupported(ProtocolViolation):
     code = "version_unsupported"
     template = "This version of the protocol is not supported: {version}."
 
 
-class MethodRefused(MalformedRequest):
+class MethodRefused(ProtocolViolation):
     code = "method_refused"
     template = "{method} is not possible here."
 
 
-class MediaTypeRefused(MalformedRequest):
+class MediaTypeRefused(ProtocolViolation):
     code = "media_type_refused"
     template = "The Content-Type has to be {expected}."
 

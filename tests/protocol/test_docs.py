@@ -22,6 +22,7 @@ from django_async_upload.exceptions import (
     ProtocolViolation,
     UploadError,
 )
+from django_async_upload.http.problems import status_of
 from django_async_upload.protocol import frames
 from django_async_upload.protocol import messages as m
 from django_async_upload.protocol.client import RECEIVES
@@ -56,6 +57,9 @@ def test_an_error_is_documented_as_it_is(code: str) -> None:
     assert name == f"`{cls.__name__}`"
     assert retry.partition(",")[0] == ("yes" if cls.retryable else "no")
     assert when
+    if statuses := re.findall(r"request (\d+)", where):  # it is of HTTP only
+        assert statuses == [str(status_of(cls()))]
+        return
     closes = re.findall(r"connection (\d+)", where)
     nearest = next(CLOSE_CODES[each] for each in cls.__mro__ if each in CLOSE_CODES)
     if issubclass(cls, ProtocolViolation | ConnectionRefused):

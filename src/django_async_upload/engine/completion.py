@@ -229,6 +229,9 @@ class Completions:
                 await runtime.store.run(runtime.store.delete, former.part)
             item = Finalization(session, writer, digests=session.digests, report=report)
             event = await self._publisher.resume_one(item)
+        except UploadError as error:
+            await self._endings.note(session, error)  # by its new epoch, which no caller knows
+            raise
         finally:
             await runtime.store.run(writer.close)
         runtime.outbox.deliver(event)
