@@ -62,6 +62,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def streams(kind: str) -> None:
+    """The server passes the body of a request on as it comes."""
+    if kind == "daphne":
+        pytest.skip("Daphne receives a body as a whole before it calls the application")
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")

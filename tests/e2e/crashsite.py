@@ -146,7 +146,11 @@ class CrashSite:
             if self.running:
                 self.bury_dead()
             while not self.running:
-                await self.restart(next(each for each in self.workers if not each.is_stopped))
+                dead = [each for each in self.workers if not each.is_stopped]
+                if dead:
+                    await self.restart(dead[0])
+                else:  # all that are left are stopped, and will be woken
+                    await asyncio.sleep(0.05)
             first = self.workers[self.first]
             return (first if first.is_running else self.running[0]).port
 

@@ -130,6 +130,7 @@ def test_a_body_of_unknown_length_arrives(host: Host) -> None:
     assert host.path(end.json["stored_as"]).read_bytes() == b"".join(pieces)
 
 
+@pytest.mark.usefixtures("streams")
 def test_a_connection_that_breaks_costs_what_was_under_way(host: Host) -> None:
     data = os.urandom(8 * MIB)
     path = Requests(host).create().headers["Location"]
@@ -146,6 +147,7 @@ def test_a_connection_that_breaks_costs_what_was_under_way(host: Host) -> None:
     assert host.path(end.json["stored_as"]).read_bytes() == data
 
 
+@pytest.mark.usefixtures("streams")
 def test_a_request_that_hangs_locks_nobody_out(host: Host) -> None:
     data = os.urandom(2 * MIB)
     client = Requests(host)

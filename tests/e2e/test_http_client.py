@@ -82,6 +82,7 @@ def test_a_refused_websocket_is_not_needed(host: Host, tmp_path: Path) -> None:
     assert host.path(result["stored_as"]).read_bytes() == data
 
 
+@pytest.mark.usefixtures("streams")
 def test_a_broken_connection_is_resumed(host: Host, tmp_path: Path) -> None:
     data = write(tmp_path / "film.mov", 24 * MIB)
     with host.proxy() as proxy:

@@ -65,9 +65,7 @@ Open = Callable[[], Wire]
 
 
 @pytest.fixture
-def host(hosts: Callable[..., Host], kind: str) -> Host:
-    if kind == "daphne":
-        pytest.skip("Daphne receives a body as a whole before it calls the application")
+def host(hosts: Callable[..., Host], streams: None) -> Host:
     return hosts(IDLE_TIMEOUT=IDLE_SECONDS, MIN_RATE=1000)
 
 
