@@ -135,19 +135,28 @@ def test_deployment_w011_and_w012(settings: Any) -> None:
     ],
 )
 def test_the_database_w013_and_w014(
-    transactional_db: None, settings: Any, durability: str, pragmas: list[str], expected: set[str]
+    transactional_db: None,
+    settings: Any,
+    tmp_path: Path,
+    durability: str,
+    pragmas: list[str],
+    expected: set[str],
 ) -> None:
     settings.ASYNC_UPLOAD = {"DURABILITY": durability}
-    with connections["default"].cursor() as cursor:
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
+    database = connections["default"]
+    name = database.settings_dict["NAME"]
+    database.close()
+    # Of its own: SQLite refuses a new journal mode while a thread of an earlier test has the database open.
+    database.settings_dict["NAME"] = str(tmp_path / "own.sqlite3")
     try:
+        with database.cursor() as cursor:
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
         assert ids(checks.check_database, databases=["default"]) == expected
         assert ids(checks.check_database, databases=[]) == set()
     finally:
-        with connections["default"].cursor() as cursor:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        connections["default"].close()
+        database.close()
+        database.settings_dict["NAME"] = name
 
 
 @pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's settings")
