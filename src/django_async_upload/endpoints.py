@@ -147,7 +147,7 @@ class Endpoint:
 
     @property
     def announced_size(self) -> int | None:
-        """The largest file in bytes, as it is told to anybody; None for no limit."""
+        """The largest file by settings and class, bytes, which OPTIONS names; None: no limit."""
         size: int | None = self._setting("max_size")
         return size
 

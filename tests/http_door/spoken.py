@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Final
 
 from django_async_upload.exceptions import UploadError
 from django_async_upload.http.problems import problem
@@ -13,7 +14,6 @@ from django_async_upload.http.requests import (
     Create,
     Look,
     Offset,
-    Options,
     Question,
     Request,
 )
@@ -22,6 +22,8 @@ from django_async_upload.sessions.values import NewUpload
 
 
 class Spoken:
+    abilities: Final[dict[str, str]] = {}
+
     def speaks(self, request: Request) -> bool:
         return "x-ask" in request.headers
 
@@ -53,7 +55,7 @@ class Spoken:
                 return Look(upload)
             case "cancel":
                 return Cancel(upload)
-        return Options()
+        raise AssertionError(headers["x-ask"])
 
     def answer(self, request: Request, question: Question, standing: Standing | None) -> Response:
         if standing is None:

@@ -35,7 +35,6 @@ from django_async_upload.http.requests import (
     Checksum,
     Create,
     Offset,
-    Options,
     Request,
 )
 from django_async_upload.http.responses import Standing
@@ -493,8 +492,7 @@ def test_a_cancellation_has_nothing_to_tell() -> None:
 
 @pytest.mark.parametrize(("max_size", "limits"), [(1000, "max-size=1000"), (None, "min-size=0")])
 def test_options_tell_the_limits(max_size: int | None, limits: str) -> None:
-    response = Draft(max_size).answer(request("OPTIONS"), Options(), None)
-    assert response.headers["Upload-Limit"] == limits
+    assert Draft(max_size).abilities == {"Upload-Limit": limits}
 
 
 # Refusals -----------------------------------------------------------------------------------------

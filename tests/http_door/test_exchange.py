@@ -418,6 +418,43 @@ async def test_pages_of_trusted_origins_may_upload_and_read_the_answer(
     assert answer.headers["vary"] == "Origin"
 
 
+async def test_options_tell_anybody_what_the_server_can_do(
+    uploads: UploadService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the languages of the door
+    site = upload_application(rest_of_the_site)
+    answer = await call(site, "OPTIONS", tus_resumable="9.9.9")
+    assert answer.status == 204
+    assert answer.headers["tus-version"] == "1.0.0"
+    assert "max-size=" in answer.headers["upload-limit"]
+    assert "PATCH" in answer.headers["allow"]
+
+
+async def test_a_drain_does_not_wait_for_a_publication_that_hangs(
+    uploads: UploadService, bearer: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = asyncio.Event()
+
+    class Inspecting(UploadConsumer):
+        async def inspect(self, session: Any, file: Any) -> None:
+            await released.wait()
+
+    monkeypatch.setattr(drain, "CLOSING_SECONDS", 0.1)
+    site = upload_application(rest_of_the_site, [upload_path(consumer=Inspecting)])
+    headers = {"content-length": "20000", **bearer}
+    request = Call(site, "PUT", "/ws/uploads/a.bin", headers)
+    await request.send(b"x" * 20_000, more=False)
+    async with asyncio.timeout(5):
+        while (session := await UploadSession.objects.afirst()) is None or (
+            session.state != "verifying"
+        ):
+            await asyncio.sleep(0.01)
+        await drain.drain()
+    drain.undrain()
+    released.set()
+    assert (await request.answer()).json["state"] == "completed"
+
+
 async def test_another_owners_upload_does_not_exist(
     site: Any, bearer: dict[str, str], bob: Any
 ) -> None:

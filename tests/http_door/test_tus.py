@@ -44,7 +44,6 @@ from django_async_upload.http.requests import (
     Create,
     Look,
     Offset,
-    Options,
     Question,
     Request,
 )
@@ -141,10 +140,8 @@ def test_another_version_is_refused_with_the_one_that_is_spoken(version: str | N
     assert problem["tusd"] == "ERR_UNSUPPORTED_VERSION"
 
 
-def test_options_answer_whatever_version_they_name() -> None:
-    asked = request("OPTIONS", tus_resumable="9.9.9")
-    assert TUS.read(asked) == Options()
-    headers = answer(asked).headers
+def test_options_tell_versions_extensions_and_limits() -> None:
+    headers = TUS.abilities
     assert headers["Tus-Version"] == "1.0.0"
     assert headers["Tus-Max-Size"] == "1073741824"
     assert set(headers["Tus-Extension"].split(",")) == {
@@ -157,7 +154,7 @@ def test_options_answer_whatever_version_they_name() -> None:
         "concatenation",
     }
     assert headers["Tus-Checksum-Algorithm"].split(",")[0] == "sha1"  # every server has it
-    assert "Tus-Max-Size" not in Tus(None).answer(asked, Options(), None).headers
+    assert "Tus-Max-Size" not in Tus(None).abilities
 
 
 @pytest.mark.parametrize(

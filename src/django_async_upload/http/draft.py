@@ -35,7 +35,7 @@ from ..sessions.values import NewUpload
 from . import fields
 from .metadata import parse_metadata
 from .problems import problem
-from .requests import Append, Cancel, Checksum, Create, Offset, Options, Question, Request
+from .requests import Append, Cancel, Checksum, Create, Offset, Question, Request
 from .responses import Response, Standing, json_response
 
 INTEROP: Final = "upload-draft-interop-version"
@@ -111,13 +111,17 @@ class Draft:
     def __init__(self, max_size: int | None) -> None:
         self._max_size = max_size
 
+    @property
+    def abilities(self) -> dict[str, str]:
+        return {"Upload-Limit": self._limits(LATEST, None)}
+
     def speaks(self, request: Request) -> bool:
         headers = request.headers
         return (
             "upload-complete" in headers
             or "upload-incomplete" in headers
             or INTEROP in headers
-            or _media_type(request) == PARTIAL
+            or request.media_type == PARTIAL
             # A client of the RFC will send nothing by which to know it.
             or (request.method == "HEAD" and request.upload is not None)
         )
@@ -133,10 +137,7 @@ class Draft:
 
     def answer(self, request: Request, question: Question, standing: Standing | None) -> Response:
         if standing is None:
-            response = Response(204)
-            if isinstance(question, Options):
-                response.headers["Upload-Limit"] = self._limits(LATEST, None)
-            return response
+            return Response(204)
         version = _version_of(request)
         match question:
             case Append() if not standing.is_published:
@@ -208,7 +209,7 @@ def _create(request: Request, version: Version) -> Create:
     texts = parse_metadata(request.headers.get("upload-metadata", ""))
     name = _file_name(request) or texts.pop("filename", "") or request.segment or "upload"
     content_type = request.headers.get("content-type", "")
-    if _media_type(request) == PARTIAL or not content_type:
+    if request.media_type == PARTIAL or not content_type:
         content_type = texts.pop("filetype", "")
     digests = _file_digests(request)
     wanted = fields.dictionary(request.headers, "want-repr-digest") or {}
@@ -233,7 +234,7 @@ def _create(request: Request, version: Version) -> Create:
 def _append(request: Request, version: Version) -> Append:
     """Section "Upload Append"."""
     assert request.upload is not None
-    if version.partial and _media_type(request) != PARTIAL:
+    if version.partial and request.media_type != PARTIAL:
         raise MediaTypeRefused(expected=PARTIAL)
     offset = fields.number(request.headers, "upload-offset")
     if offset is None:
@@ -287,10 +288,6 @@ def _version_of(request: Request) -> Version:
     if number < min(VERSIONS):
         raise VersionUnsupported(version=number)
     return VERSIONS.get(number, LATEST)
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _check_bare(request: Request, version: Version) -> None:

@@ -40,17 +40,17 @@ from ..sessions.state import ACTIVE, PUBLISHED, State
 from ..sessions.values import Facts, UploadAccess
 from ..stores.base import Piece
 from .body import Body, CutOff
+from .cors import cors_headers, is_preflight
 from .draft import Draft
 from .holder import Holder, Turn, holder_of
 from .languages import Language
 from .plain import Plain
-from .requests import Append, Cancel, Checksum, Create, Look, Offset, Options, Question, Request
+from .requests import Append, Cancel, Checksum, Create, Look, Offset, Question, Request
 from .responses import Response, Standing
 from .tus import Tus
 
 METHODS: Final = "OPTIONS, HEAD, GET, POST, PUT, PATCH, DELETE"
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
-PREFLIGHT_SECONDS: Final = 86_400
 PATIENCE_SECONDS: Final = 5.0
 """The longest delay of a request whose owner sends too many."""
 FINISHING_SECONDS: Final = 30.0
@@ -100,7 +100,7 @@ class Exchange:
             language = next(each for each in self._languages if each.speaks(request))
             self._check_origin()
             if request.method == "OPTIONS":
-                return Response(204) if self._is_preflight else self._options(request)
+                return Response(204, {} if is_preflight(request) else self._abilities())
             question = language.read(request)
             standing = await self._answer(request, question)
             return language.answer(request, question, standing)
@@ -112,11 +112,11 @@ class Exchange:
             logger.exception("A request over HTTP failed")
             return self._refuse(language, request, question, InternalError())
 
-    def _options(self, request: Request) -> Response:
-        response = Response(204, {"Allow": METHODS})
+    def _abilities(self) -> dict[str, str]:
+        headers = {"Allow": METHODS}
         for language in self._languages:
-            response.headers |= language.answer(request, Options(), None).headers
-        return response
+            headers |= language.abilities
+        return headers
 
     def _refuse(
         self, language: Language, request: Request, question: Question | None, error: UploadError
@@ -193,34 +193,6 @@ class Exchange:
         if not origin_is_trusted(self._scope):
             log_origin(self._scope, self.hooks.endpoint, self.hooks.address)
             raise OriginRefused(origin=", ".join(origins(self._scope)))
-
-    @property
-    def _is_preflight(self) -> bool:
-        return self._scope["method"] == "OPTIONS" and any(
-            name == b"access-control-request-method" for name, _ in self._scope["headers"]
-        )
-
-    def _cors(self, response: Response) -> dict[str, str]:
-        """Headers that let pages of trusted origins read the answer (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
-        sent = origins(self._scope)
-        headers = {"Vary": "Origin"}
-        if not sent or not origin_is_trusted(self._scope):
-            return headers
-        headers["Access-Control-Allow-Origin"] = sent[0]
-        headers["Access-Control-Allow-Credentials"] = "true"
-        if self._is_preflight:
-            asked = {
-                name.decode("latin-1"): value.decode("latin-1")
-                for name, value in self._scope["headers"]
-            }
-            headers["Access-Control-Allow-Methods"] = "HEAD, GET, POST, PUT, PATCH, DELETE"
-            headers["Access-Control-Allow-Headers"] = asked.get(
-                "access-control-request-headers", ""
-            )
-            headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)
-        else:
-            headers["Access-Control-Expose-Headers"] = ", ".join(response.headers)
-        return headers
 
     # What is asked ------------------------------------------------------------------------------
 
@@ -407,7 +379,7 @@ class Exchange:
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
             **response.headers,
-            **self._cors(response),
+            **cors_headers(self._scope, request, response),
         }
         if response.status == 204 or request.method == "HEAD":
             del headers["Content-Length"]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 from weakref import WeakKeyDictionary
@@ -150,7 +151,9 @@ class Holder:
         if self._turn is not None:
             self._turn.stop(Draining(retry_after=retry_after))
         self._release()
-        await self.over()
+        with suppress(TimeoutError):  # one that is checked or published goes on
+            async with asyncio.timeout(drain.CLOSING_SECONDS):
+                await self.over()
 
     # From the attachment (as its door) ----------------------------------------------------------
 

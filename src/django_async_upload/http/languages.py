@@ -15,6 +15,10 @@ class Language(Protocol):
     OPTIONS have no language: the answer has the headers of all.
     """
 
+    @property
+    def abilities(self) -> dict[str, str]:
+        """Headers that tell in an answer to OPTIONS what the server can do."""
+
     def speaks(self, request: Request) -> bool:
         """Whether the request is in this language."""
 
@@ -22,7 +26,7 @@ class Language(Protocol):
         """What the request asks for. Raises :class:`MalformedRequest` and other :class:`UploadError`."""
 
     def answer(self, request: Request, question: Question, standing: Standing | None) -> Response:
-        """The answer to a request that succeeded. ``standing`` is None for OPTIONS, and after a cancellation."""
+        """The answer to a request that succeeded. ``standing`` is None after a cancellation."""
 
     def refuse(
         self,

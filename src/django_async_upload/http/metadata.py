@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from ..exceptions import MetadataInvalid
@@ -27,3 +28,12 @@ def parse_metadata(header: str) -> dict[str, str]:
         except ValueError as error:  # of base64, or of UTF-8
             raise MetadataInvalid(reason=f"the value of {key!r} in Upload-Metadata") from error
     return texts
+
+
+def write_metadata(texts: Mapping[str, str]) -> str:
+    """The header for these texts, without those whose keys it cannot have."""
+    return ",".join(
+        f"{key} {base64.b64encode(text.encode()).decode()}".strip()
+        for key, text in texts.items()
+        if _KEY.fullmatch(key)
+    )

@@ -19,6 +19,8 @@ FORMS: Final = ("multipart/form-data", "application/x-www-form-urlencoded")
 class Plain:
     """``curl -T film.mov -H "Authorization: Bearer $TICKET" https://site.example/ws/uploads/film.mov``"""
 
+    abilities: Final[dict[str, str]] = {}
+
     def speaks(self, request: Request) -> bool:
         return True
 
@@ -55,14 +57,12 @@ class Plain:
 
 
 def _create(request: Request) -> Create:
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() in FORMS:
-        # curl -d sends a form; what it holds is no file by itself.
-        content_type = ""
+    # curl -d sends a form; what it holds is no file by itself.
+    is_form = request.media_type in FORMS
     new = NewUpload(
         key=secrets.token_hex(16),
         name=request.segment or "upload",
         size=request.length,
-        content_type=content_type,
+        content_type="" if is_form else request.headers.get("content-type", ""),
     )
     return Create(new, completes=True)

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 from ..admission import own_origin
 from ..exceptions import MalformedRequest
@@ -33,7 +33,6 @@ class Request:
     """What follows the address of the endpoint: an upload's id, the name of a new file, or nothing."""
     headers: Mapping[str, str]
     """By name in lower case; a header that was sent several times is joined by ", " (RFC 9110, section 5.3)."""
-    query: Mapping[str, str] = field(default_factory=dict)
     origin: str = ""
     """Scheme and host by which the client reached the server, "" for a page's request."""
 
@@ -45,10 +44,9 @@ class Request:
             name = raw.decode("latin-1").lower()
             text = value.decode("latin-1").strip()
             headers[name] = f"{headers[name]}, {text}" if name in headers else text
-        query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
         method = headers.get("x-http-method-override", scope["method"])
         origin = "" if "origin" in headers else own_origin(scope) or ""
-        return cls(method, scope["path"], segment, headers, query, origin)
+        return cls(method, scope["path"], segment, headers, origin)
 
     @property
     def upload(self) -> uuid.UUID | None:
@@ -63,6 +61,11 @@ class Request:
     def length(self) -> int | None:
         """Bytes of the body; None where it is sent in chunks."""
         return None if "transfer-encoding" in self.headers else self.number("content-length")
+
+    @property
+    def media_type(self) -> str:
+        """The Content-Type in lower case, without parameters; "" where there is none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def number(self, name: str) -> int | None:
         """A header that is a number of at most 18 digits, None where it was not sent.
@@ -144,9 +147,4 @@ class Cancel:
     upload: uuid.UUID
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the endpoint can do. Answered to anybody."""
-
-
-Question = Create | Append | Offset | Look | Cancel | Options
+Question = Create | Append | Offset | Look | Cancel

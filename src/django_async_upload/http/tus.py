@@ -6,10 +6,9 @@ Extensions: creation, creation-with-upload, creation-defer-length, expiration, c
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import uuid
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -41,7 +40,7 @@ from ..exceptions import (
 )
 from ..models import UploadSession
 from ..sessions.values import NewUpload
-from .metadata import parse_metadata
+from .metadata import parse_metadata, write_metadata
 from .problems import problem, status_of, title_of
 from .requests import (
     Append,
@@ -50,7 +49,6 @@ from .requests import (
     Create,
     Look,
     Offset,
-    Options,
     Question,
     Request,
     upload_of,
@@ -79,7 +77,6 @@ MAX_RESPONSE: Final = 4096
 NAME_KEYS: Final = ("filename", "name")
 TYPE_KEYS: Final = ("filetype", "type")
 """Keys of the metadata by which clients name the file and its type; the first that is there counts."""
-_KEY: Final = re.compile(r"[!-+\--~]+")
 
 STATUS: Final[dict[type[UploadError], int]] = {
     TakenOver: 400,
@@ -114,12 +111,10 @@ class Tus:
         self._max_size = max_size
 
     def speaks(self, request: Request) -> bool:
-        return "tus-resumable" in request.headers or _media_type(request) == MEDIA_TYPE
+        return "tus-resumable" in request.headers or request.media_type == MEDIA_TYPE
 
     def read(self, request: Request) -> Question:
         upload = request.upload
-        if request.method == "OPTIONS":
-            return Options()
         if (version := request.headers.get("tus-resumable", "")) != VERSION:
             raise VersionUnsupported(version=version)
         match request.method:
@@ -143,8 +138,6 @@ class Tus:
         return response
 
     def _answer(self, request: Request, question: Question, standing: Standing | None) -> Response:
-        if isinstance(question, Options):
-            return Response(204, self._abilities())
         if standing is None:
             return Response(204)
         session = standing.session
@@ -163,8 +156,10 @@ class Tus:
                 return _problem(SizeExceeded(end=end, size=offset))
         return Response(204, _progress(standing))
 
-    def _abilities(self) -> dict[str, str]:
+    @property
+    def abilities(self) -> dict[str, str]:
         headers = {
+            "Tus-Resumable": VERSION,
             "Tus-Version": VERSION,
             "Tus-Extension": ",".join(EXTENSIONS),
             "Tus-Checksum-Algorithm": ",".join(CHECKSUMS),
@@ -211,10 +206,6 @@ class Tus:
 # Requests -----------------------------------------------------------------------------------------
 
 
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 def _create(request: Request) -> Create:
     length = request.length
     kind, _, urls = request.headers.get("upload-concat", "").partition(";")
@@ -226,7 +217,7 @@ def _create(request: Request) -> Create:
         return Create(new, completes=None, parts=tuple(map(_part, urls.split())))
     if kind not in ("", "partial") or urls:
         raise MalformedRequest(reason="Upload-Concat is partial, or final with uploads")
-    if _media_type(request) != MEDIA_TYPE and (length or "transfer-encoding" in request.headers):
+    if request.media_type != MEDIA_TYPE and (length or "transfer-encoding" in request.headers):
         raise MediaTypeRefused(expected=MEDIA_TYPE)
     size = request.number("upload-length")
     if "upload-defer-length" in request.headers:
@@ -256,7 +247,7 @@ def _new(metadata: Mapping[str, str], size: int | None, *, is_partial: bool = Fa
 
 
 def _append(request: Request, upload: uuid.UUID) -> Append:
-    if _media_type(request) != MEDIA_TYPE:
+    if request.media_type != MEDIA_TYPE:
         raise MediaTypeRefused(expected=MEDIA_TYPE)
     offset = request.number("upload-offset")
     if offset is None:
@@ -319,7 +310,7 @@ def _progress(standing: Standing) -> dict[str, str]:
 
 def _facts(request: Request, session: UploadSession) -> dict[str, str]:
     """What HEAD tells of an upload, beside its progress."""
-    headers = {"Cache-Control": "no-store", "Upload-Metadata": _write_metadata(session)}
+    headers = {"Cache-Control": "no-store", "Upload-Metadata": _metadata_of(session)}
     if session.size is None:
         headers["Upload-Defer-Length"] = "1"
     else:
@@ -332,17 +323,13 @@ def _facts(request: Request, session: UploadSession) -> dict[str, str]:
     return headers
 
 
-def _write_metadata(session: UploadSession) -> str:
+def _metadata_of(session: UploadSession) -> str:
     """The metadata that the client gave, less its field token, which is as good as a password for that field."""
     texts: dict[str, Any] = dict(session.metadata)
     for keys, text in ((NAME_KEYS, session.name), (TYPE_KEYS, session.content_type)):
         if text and not any(key in texts for key in keys):  # an upload of another door
             texts[keys[0]] = text
-    return ",".join(
-        f"{key} {b64encode(text.encode()).decode()}".strip()
-        for key, text in texts.items()
-        if isinstance(text, str) and _KEY.fullmatch(key)
-    )
+    return write_metadata({key: text for key, text in texts.items() if isinstance(text, str)})
 
 
 def _problem(error: UploadError, tusd: str = "") -> Response:

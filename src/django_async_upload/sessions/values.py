@@ -63,7 +63,7 @@ class Proof:
     """The client's proof that it resumes the same file: CRC-32C of its prefixes, eight hexadecimal digits each."""
 
     durable_crc32c: str | None
-    """CRC of the bytes below ``durable``; None where its door knows no proof: it continues where it is told."""
+    """CRC of the bytes below ``durable``; None over HTTP, where clients prove nothing."""
     received_crc32c: str | None = None
     """CRC of the bytes below ``received``; None where the client has fewer bytes."""
 
